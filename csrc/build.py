@@ -1,0 +1,160 @@
+"""How the C++ sources are compiled: one list of files and flags, one ninja file, no framework headers.
+
+``setup.py`` builds the extension modules with it; the tests build the sanitizer programs with it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CSRC = Path(__file__).resolve().parent
+
+# The semantics come last on the command line: CXXFLAGS may add to them, not undo them. No contraction and no
+# fast-math: every instruction set must give the same bits, and NaN must stay NaN.
+SPEED = ("-O3",)
+SEMANTICS = ("-std=c++17", "-fPIC", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+WARNINGS = ("-Wall", "-Wextra")
+VISIBILITY = ("-fvisibility=hidden",)
+
+CPU_SOURCES = ("cpu/isa.cpp", "cpu/step.cpp", "cpu/threads.cpp")
+CPU_BINDING = "cpu/bind_cpu.cpp"
+
+# The innermost loops, compiled once per instruction set; cpu/isa.cpp chooses at run time.
+CPU_LOOPS = "cpu/loops.cpp"
+X86_ISAS = {
+    "avx2": ("-mavx2",),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+}
+
+
+class NoCompiler(Exception):
+    """No C++ compiler can be run; the text says what was looked for."""
+
+
+@dataclass(frozen=True)
+class Object:
+    """One translation unit: a source under csrc/, the object's name, and the flags that only it gets."""
+
+    source: str
+    name: str
+    flags: tuple[str, ...] = ()
+
+
+def find_compiler() -> list[str]:
+    """The command of the C++ compiler: ``$CXX``, else the first of c++, g++, clang++ on PATH.
+
+    Raises:
+        NoCompiler: there is none.
+    """
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    candidates = [wanted] if wanted else [["c++"], ["g++"], ["clang++"]]
+    for command in candidates:
+        if shutil.which(command[0]):
+            return command
+    if wanted:
+        raise NoCompiler(f"CXX is {wanted[0]!r}, which is not a program that can be run")
+    raise NoCompiler("no C++ compiler on PATH (looked for c++, g++, clang++); install one or set CXX, and reinstall")
+
+
+def isa_flags(compiler: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Instruction sets to compile the loops for, with their flags: more than the baseline on x86-64 only."""
+    machine = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True).stdout
+    return {"baseline": (), **(X86_ISAS if machine.startswith("x86_64") else {})}
+
+
+def cpu_objects(compiler: Sequence[str]) -> list[Object]:
+    """Every translation unit of the CPU backend but its Python binding."""
+    objects = [Object(source, Path(source).stem) for source in CPU_SOURCES]
+    for isa, flags in isa_flags(compiler).items():
+        objects.append(Object(CPU_LOOPS, f"loops_{isa}", (f"-DGREEDYLR_ISA={isa}", *flags)))
+    return objects
+
+
+def python_binding() -> Object:
+    """The pybind11 module's translation unit, with the include paths of this interpreter."""
+    import pybind11
+
+    includes = (pybind11.get_include(), sysconfig.get_paths()["include"], sysconfig.get_paths()["platinclude"])
+    return Object(CPU_BINDING, "bind_cpu", tuple(f"-isystem{path}" for path in dict.fromkeys(includes)))
+
+
+def module_link_flags() -> tuple[str, ...]:
+    """How to link a Python extension module on this system."""
+    if sys.platform == "darwin":
+        return ("-bundle", "-undefined", "dynamic_lookup")
+    return ("-shared", "-pthread", "-ldl")
+
+
+def build(
+    compiler: Sequence[str],
+    objects: Sequence[Object],
+    output: Path,
+    build_dir: Path,
+    flags: Sequence[str] = (*SPEED, *WARNINGS),
+    link_flags: Sequence[str] = (),
+) -> None:
+    """Compile `objects` in parallel, those that changed only, and link them into `output`.
+
+    Args:
+        compiler: command of the C++ compiler.
+        objects: translation units; their names are unique.
+        output: file to write.
+        build_dir: where objects and dependency files are kept for the next time.
+        flags: compiler flags for all objects, before CXXFLAGS and the semantic ones.
+        link_flags: flags of the link step, before LDFLAGS.
+
+    Raises:
+        RuntimeError: the compiler reported an error; the text is its output.
+    """
+    build_dir.mkdir(parents=True, exist_ok=True)
+    all_flags = [*flags, *shlex.split(os.environ.get("CXXFLAGS", "")), *SEMANTICS]
+    all_link_flags = [*link_flags, *shlex.split(os.environ.get("LDFLAGS", ""))]
+    text = _ninja_file(compiler, objects, output.resolve(), all_flags, all_link_flags)
+    (build_dir / "build.ninja").write_text(text)
+    done = subprocess.run([_ninja(), "-C", str(build_dir)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise RuntimeError(f"compiling {output.name} failed:\n{done.stdout}")
+
+
+def _ninja() -> str:
+    try:
+        import ninja
+    except ImportError:
+        found = shutil.which("ninja")
+        if found is None:
+            raise RuntimeError("building needs ninja: pip install ninja") from None
+        return found
+    return str(Path(ninja.BIN_DIR) / "ninja")
+
+
+def _ninja_file(
+    compiler: Sequence[str], objects: Sequence[Object], output: Path, flags: Sequence[str], link_flags: Sequence[str]
+) -> str:
+    command = shlex.join(compiler).replace("$", "$$")
+    lines = [
+        f"cxx = {command}",
+        f"flags = {shlex.join(flags)}",
+        "rule compile",
+        "  command = $cxx $flags $own -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = $cxx $flags $in -o $out {shlex.join(link_flags)}",
+    ]
+    for unit in objects:
+        lines.append(f"build {unit.name}.o: compile {_escaped(CSRC / unit.source)}")
+        lines.append(f"  own = {shlex.join(unit.flags)}")
+    lines.append(f"build {_escaped(output)}: link {' '.join(f'{unit.name}.o' for unit in objects)}")
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")

@@ -1,0 +1,80 @@
+// AdamW, Loshchilov and Hutter 2019 (arXiv 1711.05101), Algorithm 2, with the operation order of torch.optim.AdamW:
+// the scalars of one tensor, and the update of one element (A1-A6).
+#pragma once
+
+#include <math.h>
+
+#include "common.h"
+#include "control.h"
+
+namespace greedylr {
+
+// What one tensor's elements share, in double; rounded once to the type of the arithmetic.
+template <typename T>
+struct Coefficients {
+    T mult;          // gradient multiplier, negated to maximize
+    T decay;         // 1 - lr * weight_decay
+    T beta1, w1;     // w1 = 1 - beta1
+    T beta2, w2;     // w2 = 1 - beta2
+    T step_size;     // lr / (1 - beta1^t)
+    T inv_bc2_sqrt;  // 1 / sqrt(1 - beta2^t)
+    T eps;
+    bool from_old;  // w1 < 0.5: torch.lerp starts at the nearer end point
+};
+
+inline namespace GREEDYLR_ISA {
+
+// `hyper` is one row of Table::hyper, `taken` the steps that the tensor has already taken.
+HOST_DEVICE inline Coefficients<double> coefficients(const double* hyper, double lr, double grad_multiplier,
+                                                     float taken) {
+    const double t = double(taken) + 1.0;
+    const double beta1 = hyper[BETA1], beta2 = hyper[BETA2];
+    Coefficients<double> k;
+    k.mult = hyper[MAXIMIZE] != 0.0 ? -grad_multiplier : grad_multiplier;
+    k.decay = 1.0 - mul(lr, hyper[WEIGHT_DECAY]);
+    k.beta1 = beta1;
+    k.w1 = 1.0 - beta1;
+    k.beta2 = beta2;
+    k.w2 = 1.0 - beta2;
+    k.step_size = lr / (1.0 - pow(beta1, t));
+    k.inv_bc2_sqrt = 1.0 / sqrt(1.0 - pow(beta2, t));
+    k.eps = hyper[EPS];
+    k.from_old = k.w1 < 0.5;
+    return k;
+}
+
+template <typename T>
+HOST_DEVICE inline Coefficients<T> rounded(const Coefficients<double>& k) {
+    return {T(k.mult), T(k.decay),     T(k.beta1),        T(k.w1),  T(k.beta2),
+            T(k.w2),   T(k.step_size), T(k.inv_bc2_sqrt), T(k.eps), k.from_old};
+}
+
+// The C functions, not their std:: overloads: an inline library template instantiated for one instruction set
+// could be linked into another.
+HOST_DEVICE inline float square_root(float x) { return sqrtf(x); }
+HOST_DEVICE inline double square_root(double x) { return sqrt(x); }
+
+// `vmax` is read and written only if AMSGRAD.
+template <bool AMSGRAD, typename T>
+HOST_DEVICE inline void adamw_element(T& p, T g, T& m, T& v, T& vmax, const Coefficients<T>& k) {
+    // A1: clip, unscale and maximize are one factor.
+    g = g * k.mult;
+    // A2: decoupled decay, before the update.
+    p = p * k.decay;
+    // A3: torch.lerp(m, g, w1).
+    m = k.from_old ? m + k.w1 * (g - m) : g - (g - m) * k.beta1;
+    // A4: two products, so that v = inf stays inf.
+    v = v * k.beta2 + k.w2 * g * g;
+    // A5: a NaN wins the maximum, as in torch.maximum.
+    T u = v;
+    if (AMSGRAD) {
+        vmax = (v > vmax || v != v) ? v : vmax;
+        u = vmax;
+    }
+    const T denom = square_root(u) * k.inv_bc2_sqrt + k.eps;
+    // A6
+    p = p - k.step_size * (m / denom);
+}
+
+}  // namespace GREEDYLR_ISA
+}  // namespace greedylr

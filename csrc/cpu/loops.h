@@ -1,0 +1,50 @@
+// The innermost loops, compiled once per instruction set from the same source, and the choice among them.
+// Every set gives the same bits: no contraction, no reassociation, sums in a fixed lane structure.
+#pragma once
+
+#include <stdint.h>
+
+#include "../core/adamw.h"
+#include "../core/common.h"
+
+namespace greedylr {
+
+// Elements [0, n) of one tensor's arrays, each aligned to its element size only.
+struct Range {
+    void* param;
+    const void* grad;
+    void *exp_avg, *exp_avg_sq, *max_exp_avg_sq;  // the last is null without amsgrad
+    int64_t n;
+};
+
+struct GradSum {
+    double squares;     // sum of the squares, NaN or inf if an element is
+    int64_t nonfinite;  // elements that are NaN or inf
+};
+
+using UpdateLoop = void (*)(const Range&, const Coefficients<double>&);
+using MeasureLoop = GradSum (*)(const void* grad, int64_t n);
+
+struct Loops {
+    const char* isa;
+    UpdateLoop update[MIX_COUNT][2];  // [index in MIXES][amsgrad]
+    MeasureLoop measure[DTYPE_COUNT];
+};
+
+// Defined by loops.cpp, once per instruction set.
+extern const Loops loops_baseline;
+#ifdef __x86_64__
+extern const Loops loops_avx2;
+extern const Loops loops_avx512;
+#endif
+
+// The sets that this processor can run, best first, null-terminated.
+const Loops* const* available_loops();
+
+// The set in use: the best one, unless force_loops chose another.
+const Loops& loops();
+
+// For tests. False if this processor cannot run a set of that name.
+bool force_loops(const char* isa);
+
+}  // namespace greedylr

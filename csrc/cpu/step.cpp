@@ -1,0 +1,180 @@
+#include "step.h"
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+
+#include "../core/adamw.h"
+#include "../core/control.h"
+#include "threads.h"
+
+namespace greedylr {
+namespace {
+
+// Below this many elements per thread, waking a thread costs more than it saves.
+constexpr int64_t ELEMENTS_PER_THREAD = 32768;
+
+struct Chunk {
+    int64_t tensor, offset, n;  // elements
+};
+
+Chunk locate(const Table& t, int64_t c) {
+    const int64_t tensor = t.chunk_tensor[c];
+    const int64_t offset = t.chunk_index[c] * t.chunk;
+    return {tensor, offset, std::min(t.chunk, t.numel[tensor] - offset)};
+}
+
+template <typename T = char>
+T* address(const Table& t, Row row, int64_t tensor) {
+    return reinterpret_cast<T*>(t.ptrs[row * t.n_tensors + tensor]);
+}
+
+int64_t element_size(DType d) { return d == F64 ? 8 : d == F32 ? 4 : 2; }
+
+// Chunks are handed out one by one, so that a slow core holds nobody up. Each thread sees increasing numbers.
+template <typename Body>
+void for_each_chunk(const std::vector<Launch>& launches, int64_t n_chunks, int threads, const Body& body) {
+    struct Shared {
+        const std::vector<Launch>& launches;
+        const int64_t n_chunks;
+        const Body& body;
+        std::atomic<int64_t> next{0};
+    } shared{launches, n_chunks, body};
+    run_on_threads(
+        threads,
+        [](void* data) {
+            Shared& s = *static_cast<Shared*>(data);
+            auto worker = s.body.worker();
+            auto launch = s.launches.begin();
+            for (int64_t c; (c = s.next.fetch_add(1, std::memory_order_relaxed)) < s.n_chunks;) {
+                while (c >= launch->first + launch->count) ++launch;
+                worker(*launch, c);
+            }
+        },
+        &shared);
+}
+
+// Updates chunks. Neighbouring chunks mostly share group and step count, so the two pow of the bias corrections
+// are paid once per thread, not once per tensor.
+class UpdateWorker {
+  public:
+    UpdateWorker(const Table& table, const Loops& loops) : t_(table), loops_(loops) {}
+
+    void operator()(const Launch& launch, int64_t c) {
+        const Chunk chunk = locate(t_, c);
+        char* grad = address(t_, GRAD, chunk.tensor);
+        if (grad == nullptr) return;
+        const Mix mix = MIXES[launch.mix];
+        const int64_t param_at = chunk.offset * element_size(mix.param);
+        const int64_t state_at = chunk.offset * element_size(mix.state);
+        char* vmax = address(t_, MAX_EXP_AVG_SQ, chunk.tensor);
+        const bool amsgrad = vmax != nullptr;
+        const Range range = {address(t_, PARAM, chunk.tensor) + param_at,
+                             grad + chunk.offset * element_size(mix.grad),
+                             address(t_, EXP_AVG, chunk.tensor) + state_at,
+                             address(t_, EXP_AVG_SQ, chunk.tensor) + state_at,
+                             amsgrad ? vmax + state_at : nullptr,
+                             chunk.n};
+        loops_.update[launch.mix][amsgrad](range, coefficients_of(chunk.tensor));
+    }
+
+  private:
+    const Coefficients<double>& coefficients_of(int64_t tensor) {
+        const int32_t group = t_.group[tensor];
+        const float taken = t_.steps[tensor];
+        if (group != group_ || taken != taken_) {
+            const double* c = t_.control;
+            known_ = coefficients(t_.hyper + group * HYPER_COUNT, c[slot::lr + group], c[slot::grad_multiplier],
+                                  taken);
+            group_ = group;
+            taken_ = taken;
+        }
+        return known_;
+    }
+
+    const Table& t_;
+    const Loops& loops_;
+    int32_t group_ = -1;
+    float taken_ = -1.0f;
+    Coefficients<double> known_{};
+};
+
+struct UpdateBody {
+    const Table& table;
+    const Loops& loops;
+    UpdateWorker worker() const { return {table, loops}; }
+};
+
+struct MeasureBody {
+    const Table& table;
+    const Loops& loops;
+    GradSum* partial;
+
+    auto worker() const {
+        return [this](const Launch& launch, int64_t c) {
+            const Chunk chunk = locate(table, c);
+            const char* grad = address(table, GRAD, chunk.tensor);
+            const DType type = MIXES[launch.mix].grad;
+            partial[c] = grad == nullptr ? GradSum{0.0, 0}
+                                         : loops.measure[type](grad + chunk.offset * element_size(type), chunk.n);
+        };
+    }
+};
+
+}  // namespace
+
+int find_mix(int param, int grad, int state) {
+    for (int i = 0; i < MIX_COUNT; ++i) {
+        if (MIXES[i].param == param && MIXES[i].grad == grad && MIXES[i].state == state) return i;
+    }
+    return -1;
+}
+
+Stepper::Stepper(const Table& table, std::vector<Launch> launches)
+    : table_(table), launches_(std::move(launches)), partial_(size_t(table.n_chunks)) {
+    for (int64_t i = 0; i < table_.n_tensors; ++i) elements_ += table_.numel[i];
+}
+
+int Stepper::useful_threads(int wanted) const {
+    const int64_t useful = std::min(table_.n_chunks, elements_ / ELEMENTS_PER_THREAD);
+    return int(std::max<int64_t>(1, std::min<int64_t>(wanted, useful)));
+}
+
+void Stepper::measure(int threads) {
+    const MeasureBody body{table_, loops(), partial_.data()};
+    for_each_chunk(launches_, table_.n_chunks, useful_threads(threads), body);
+    GradSum total = {0.0, 0};
+    for (const GradSum& part : partial_) {
+        total.squares += part.squares;
+        total.nonfinite += part.nonfinite;
+    }
+    table_.control[slot::grad_sq_sum] = total.squares;
+    table_.control[slot::grad_nonfinite] = double(total.nonfinite);
+}
+
+void Stepper::decide() const { greedylr::decide(table_.control); }
+
+void Stepper::update(int threads) const {
+    if (table_.control[slot::skip] != 0.0) return;
+    for_each_chunk(launches_, table_.n_chunks, useful_threads(threads), UpdateBody{table_, loops()});
+}
+
+void Stepper::commit() const {
+    if (table_.control[slot::skip] == 0.0) {
+        const int64_t* grads = table_.ptrs + GRAD * table_.n_tensors;
+        for (int64_t i = 0; i < table_.n_tensors; ++i) table_.steps[i] += grads[i] != 0 ? 1.0f : 0.0f;
+    }
+    greedylr::commit(table_.control);
+}
+
+void run_control(double* control, const double* losses, const double* weights, int64_t n, double* lr_out) {
+    const int groups = int(control[slot::n_groups]);
+    for (int64_t i = 0; i < n; ++i) {
+        control[slot::loss_sum] += weights[i] * losses[i];
+        control[slot::loss_weight] += weights[i];
+        commit(control);
+        std::copy(control + slot::lr, control + slot::lr + groups, lr_out + i * groups);
+    }
+}
+
+}  // namespace greedylr

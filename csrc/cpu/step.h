@@ -1,0 +1,51 @@
+// The four parts of a step over a table: measure, decide, update, commit. Everything between the addresses and
+// the innermost loops: which chunk, which loop, which scalars, how many threads.
+#pragma once
+
+#include <stdint.h>
+
+#include <vector>
+
+#include "../core/common.h"
+#include "loops.h"
+
+namespace greedylr {
+
+// One dtype mix and its consecutive chunks.
+struct Launch {
+    int mix;  // index in MIXES
+    int64_t first, count;
+};
+
+// Index of a mix in MIXES, -1 if it is not supported.
+int find_mix(int param, int grad, int state);
+
+class Stepper {
+  public:
+    // The addresses in the table, which is copied, must stay valid for the life of this object. The launches must
+    // cover the chunks in order.
+    Stepper(const Table& table, std::vector<Launch> launches);
+
+    // grad_sq_sum and grad_nonfinite over all tensors with a gradient. The result does not depend on `threads`.
+    void measure(int threads);
+    // Gradient multiplier and skip flag.
+    void decide() const;
+    // AdamW on every tensor with a gradient, nothing if the step is skipped.
+    void update(int threads) const;
+    // Step counts, then the learning rate.
+    void commit() const;
+
+  private:
+    int useful_threads(int wanted) const;
+
+    const Table table_;
+    const std::vector<Launch> launches_;
+    int64_t elements_ = 0;
+    std::vector<GradSum> partial_;  // [n_chunks], kept: a step allocates nothing
+};
+
+// Feeds n weighted losses to a control vector with no tensors; writes the LR of every group after each one to
+// lr_out [n, G].
+void run_control(double* control, const double* losses, const double* weights, int64_t n, double* lr_out);
+
+}  // namespace greedylr

@@ -1,0 +1,85 @@
+"""The CPU backend: C++ loops over the table's addresses, on the threads that PyTorch itself uses.
+
+The compiled module `greedylr_fused._cpu` includes no framework header, so one build serves every version of PyTorch,
+and holds its loops for several instruction sets, so one build serves every processor of an architecture.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from greedylr_fused.packing import Table
+
+_native: Any = None
+_import_error = ""
+try:
+    from greedylr_fused import _cpu as _native
+except ImportError as error:
+    _import_error = str(error)
+
+_BUILD_REPORT = Path(__file__).parent.parent / "_build.json"
+
+
+class CpuBackend:
+    """Runs the steps of one table of CPU tensors.
+
+    Threads: as many as `torch.get_num_threads()` says at the time of the call, fewer for little work. The result has
+    the same bits for every number of threads and every instruction set.
+    """
+
+    name: ClassVar[str] = "cpu"
+    chunk_size: ClassVar[int] = 16384
+
+    def __init__(self, table: Table) -> None:
+        self._table = table  # keeps the memory behind the addresses
+        self._native = _native.Table(
+            ptrs=table.ptrs.data_ptr(),
+            numel=table.numel.data_ptr(),
+            group=table.group.data_ptr(),
+            hyper=table.hyper.data_ptr(),
+            steps=table.steps.data_ptr(),
+            chunk_tensor=table.chunk_tensor.data_ptr(),
+            chunk_index=table.chunk_index.data_ptr(),
+            n_tensors=table.numel.numel(),
+            n_chunks=table.chunk_tensor.numel(),
+            chunk=table.chunk,
+            control=table.control.data_ptr(),
+            launches=[(run.param, run.grad, run.state, run.first, run.count) for run in table.launches],
+        )
+
+    def measure(self) -> None:
+        """One read of all gradients: `grad_sq_sum` (accumulated in float64, fixed order) and `grad_nonfinite`."""
+        self._native.measure(torch.get_num_threads())
+
+    def decide(self) -> None:
+        """G1..G4: norm, clip coefficient, multiplier, skip flag."""
+        self._native.decide()
+
+    def update(self) -> None:
+        """A1..A6 for every tensor that has a gradient; nothing if `skip` is set."""
+        self._native.update(torch.get_num_threads())
+
+    def commit(self) -> None:
+        """Advance the step counts, then C1..C9: the loss decides the next learning rate."""
+        self._native.commit()
+
+    @staticmethod
+    def unavailable(device: torch.device) -> str | None:
+        """Why it cannot run on that device, or None if it can."""
+        if device.type != "cpu":
+            return f"it updates CPU tensors, and these are on {device.type}"
+        if _native is None:
+            return f"greedylr_fused._cpu is not usable: {_build_failure() or _import_error}"
+        return None
+
+
+def _build_failure() -> str | None:
+    """The reason that the installation recorded for not building the module, None if it did build it."""
+    if not _BUILD_REPORT.exists():
+        return None
+    report = json.loads(_BUILD_REPORT.read_text())["_cpu"]
+    return None if report["built"] else str(report["reason"])
