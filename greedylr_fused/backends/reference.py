@@ -1,0 +1,179 @@
+"""The portable backend: plain torch operations, no host read, one tensor at a time. The oracle and the fallback."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from greedylr_fused.adamw import Scalars, adamw
+from greedylr_fused.control import GROUPS_BEGIN, SLOT
+from greedylr_fused.packing import Row, Table, real
+
+
+class ReferenceBackend:
+    """Runs anywhere torch runs."""
+
+    name: ClassVar[str] = "reference"
+    chunk_size: ClassVar[int] = 1 << 16
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.slots = Slots(table.control, table.n_groups)
+
+    @staticmethod
+    def unavailable(device: torch.device) -> str | None:
+        return None
+
+    def measure(self) -> None:
+        c = self.slots
+        squares, nonfinite = [], []
+        for i in range(len(self.table.entries)):
+            grad = self.table.gradient(i)
+            if grad is not None:
+                squares.append(grad.to(torch.float64).square().sum())
+                nonfinite.append((~torch.isfinite(grad)).any())
+        if not squares:
+            c.set(grad_sq_sum=c.zero, grad_nonfinite=c.zero)
+            return
+        c.set(grad_sq_sum=torch.stack(squares).sum(), grad_nonfinite=torch.stack(nonfinite).sum())
+
+    def decide(self) -> None:
+        c = self.slots
+        inverse = 1.0 / c["grad_scale"]  # G1
+        norm = torch.sqrt(c["grad_sq_sum"]) * inverse
+        limit = c["max_grad_norm"]
+        clip = torch.clamp(limit / (norm + 1e-6), max=1.0)  # G2: keeps NaN
+        clip = torch.where(torch.isinf(limit), 1.0, clip)
+        skip = (c["found_inf"] != 0) | ((c["skip_nonfinite"] != 0) & (c["grad_nonfinite"] > 0))  # G4
+        c.set(grad_norm=norm, grad_multiplier=clip * inverse, skip=skip)  # G3
+
+    def update(self) -> None:
+        c = self.slots
+        keep = c["skip"] != 0
+        for i, entry in enumerate(self.table.entries):
+            grad = self.table.gradient(i)
+            if grad is None:
+                continue
+            stored = [real(t) for t in (entry.target, *(entry.state[name] for name in entry.moments))]
+            opmath = torch.float64 if stored[0].dtype == torch.float64 else torch.float32
+            step = self.table.steps[i].to(torch.float64) + 1.0
+            scalars = Scalars.of(self.table.hyper[entry.group], c.lr[entry.group], c["grad_multiplier"], step, opmath)
+            p, m, v, *largest = (t.to(opmath) for t in stored)
+            new = adamw(p, grad.to(opmath), m, v, largest[0] if largest else None, scalars)
+            for old, value in zip(stored, new, strict=True):
+                old.copy_(torch.where(keep, old, value.to(old.dtype)))
+
+    def commit(self) -> None:
+        c = self.slots
+        keep = c["skip"] != 0
+        self.table.steps += ((self.table.ptrs[Row.GRAD] != 0) & ~keep).to(torch.float32)
+        commit(c)
+
+
+class Slots:
+    """Read and write the control vector by name."""
+
+    def __init__(self, vector: Tensor, n_groups: int) -> None:
+        self.vector, self.n_groups = vector, n_groups
+        self.lr, self.initial_lr, self.min_lr, self.max_lr = (
+            vector[GROUPS_BEGIN + k * n_groups : GROUPS_BEGIN + (k + 1) * n_groups] for k in range(4)
+        )
+        self.window = vector[GROUPS_BEGIN + 4 * n_groups :]
+        self.zero = torch.zeros((), dtype=torch.float64, device=vector.device)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A copy: what was read does not change with later writes."""
+        return self.vector[SLOT[name]].clone()
+
+    def set(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self.vector[SLOT[name]].copy_(value)
+
+
+def commit(c: Slots) -> None:
+    """The control step, every branch a select: both sides are computed and one is kept."""
+    where, zero = torch.where, c.zero
+    skip = c["skip"] != 0
+    seen = ~skip & (c["loss_weight"] != 0)
+    x = c["loss_sum"] / c["loss_weight"]  # C1
+    finite = torch.isfinite(x)
+    c.set(
+        skipped=c["skipped"] + skip,
+        step=c["step"] + ~skip,
+        loss=where(seen, x, c["loss"]),
+        loss_sum=zero,
+        loss_weight=zero,
+    )
+    x = where(seen & finite, _windowed(c, x, seen & finite), x)
+    plain = c["kind"] == 0
+    c.set(smoothed=where(seen & (finite | plain), x, c["smoothed"]))
+    active = seen & ~plain
+    cooling = active & (c["cooldown_left"] > 0)  # C3
+    warming = active & ~cooling & (c["warmup_left"] > 0)
+    live = active & ~cooling & ~warming
+    better = live & finite & _is_better(c, x)  # C4
+    c.set(  # C5
+        cooldown_left=c["cooldown_left"] - cooling.double(),
+        warmup_left=c["warmup_left"] - warming.double(),
+        best=where(better, x, c["best"]),
+        good=where(better, c["good"] + 1, where(active, zero, c["good"])),
+        bad=where(live & ~better, c["bad"] + 1, where(active, zero, c["bad"])),
+    )
+    _move(c, live)
+
+
+def _windowed(c: Slots, x: Tensor, enters: Tensor) -> Tensor:
+    """C2: the mean over the window with x in it. Add first, evict after, divide by what is there."""
+    if c.window.numel() == 0:
+        return x
+    size, head, count = c["window_size"], c["window_head"], c["window_count"]
+    at = head.to(torch.int64).reshape(1)
+    oldest = c.window.gather(0, at).reshape(())
+    total = c["window_sum"] + x
+    total = torch.where(count == size, total - oldest, total)
+    count = torch.minimum(count + 1, size)
+    c.window.scatter_(0, at, torch.where(enters, x, oldest).reshape(1))
+    c.set(
+        window_sum=torch.where(enters, total, c["window_sum"]),
+        window_count=torch.where(enters, count, c["window_count"]),
+        window_head=torch.where(enters, torch.remainder(head + 1, size), head),
+    )
+    return total / count
+
+
+def _is_better(c: Slots, x: Tensor) -> Tensor:
+    best, threshold = c["best"], c["threshold"]
+    relative = c["threshold_rel"] != 0
+    below = x < torch.where(relative, best * (1.0 - threshold), best - threshold)
+    above = x > torch.where(relative, best * (1.0 + threshold), best + threshold)
+    return torch.where(c["mode_max"] != 0, above, below)
+
+
+def _move(c: Slots, live: Tensor) -> None:
+    """C6..C9: raise, cut or start over."""
+    where, zero = torch.where, c.zero
+    factor, eps, patience = c["factor"], c["eps"], c["patience"]
+    raised = live & (c["good"] > patience)  # C6
+    cut = live & ~raised & (c["bad"] > patience)  # C7
+    lr = c.lr.clone()
+    up = torch.minimum(lr / factor, c.max_lr)
+    down = torch.maximum(lr * factor, c.min_lr)
+    lr = where(raised & (up - lr > eps), up, where(cut & (lr - down > eps), down, lr))
+    at_floor = cut & (lr <= c.min_lr).all()
+    left = where(raised, c["reset_start"], c["resets_left"] - at_floor.double())
+    reset = at_floor & (left <= 0)  # C8
+    c.lr.copy_(where(reset, c.initial_lr, lr))
+    worst = where(c["mode_max"] != 0, -torch.inf, torch.inf)
+    c.set(
+        best=where(reset, worst, c["best"]),
+        resets_left=where(reset, c["reset_start"], left),
+        window_sum=where(reset, zero, c["window_sum"]),
+        window_count=where(reset, zero, c["window_count"]),
+        window_head=where(reset, zero, c["window_head"]),
+        good=where(raised | reset, zero, c["good"]),
+        warmup_left=where(raised, c["warmup"], where(reset, zero, c["warmup_left"])),
+        cooldown_left=where(cut, c["cooldown"], c["cooldown_left"]),  # C9
+        bad=where(cut, zero, c["bad"]),
+    )

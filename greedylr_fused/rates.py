@@ -1,0 +1,97 @@
+"""Learning rates on both sides: slots on the device, `param_groups[i]["lr"]` on the host.
+
+Without a schedule the host decides: what stands in a group goes to its slot. With one the device decides: snapshots
+refresh the groups, and a group whose number differs from the last snapshot was written to, so it goes to the slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greedylr_fused.control import Control
+from greedylr_fused.mirror import Metrics, Mirror
+
+
+class Rates:
+    """Keeps groups and slots in step, without waiting.
+
+    Args:
+        control: where the slots are.
+        groups: the optimizer's parameter groups.
+        driven: whether a loss-driven schedule writes the slots.
+    """
+
+    def __init__(self, control: Control, groups: Sequence[dict[str, Any]], *, driven: bool) -> None:
+        self._control = control
+        self._driven = driven
+        self._mirror = Mirror(control)
+        self._known: list[Any] = list(self._mirror.metrics.lr)
+        if driven:
+            self._show(groups)
+
+    @property
+    def metrics(self) -> Metrics:
+        return self._mirror.metrics
+
+    def push(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Pass on what the host wrote to the groups. Tensors are copied on the device at every call."""
+        for index, group in enumerate(groups):
+            lr = group["lr"]
+            if isinstance(lr, Tensor):
+                self._control.lr[index].copy_(lr.reshape(()), non_blocking=True)
+                self._mirror.invalidate()
+                if self._driven:
+                    group["lr"] = self._known[index]
+            elif lr != self._known[index]:
+                self._write(index, lr)
+
+    def pull(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Take over a snapshot that has arrived and ask for the next."""
+        for _ in range(2):  # on a CPU a copy asked for has arrived at once
+            if self._mirror.poll() and self._driven:
+                self._show(groups)
+            self._mirror.request()
+
+    def set(self, groups: Sequence[dict[str, Any]], lrs: Sequence[float]) -> None:
+        """Write slots and groups at once."""
+        for index, (group, lr) in enumerate(zip(groups, lrs, strict=True)):
+            self._write(index, lr)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+    def _show(self, groups: Sequence[dict[str, Any]]) -> None:
+        for index, (group, lr) in enumerate(zip(groups, self._mirror.metrics.lr, strict=True)):
+            if isinstance(group["lr"], Tensor) or group["lr"] == self._known[index]:
+                group["lr"] = lr
+            self._known[index] = lr
+
+    def _write(self, index: int, lr: float) -> None:
+        low, high = self._control.bounds[index]
+        if not low <= lr <= high:
+            raise ValueError(
+                f"learning rate of parameter group {index}: got {lr!r}, allowed is {low} to {high} (the schedule's "
+                "min_lr and max_lr); write one within, or construct the schedule with bounds that enclose it"
+            )
+        self._control.lr[index].fill_(lr)
+        self._known[index] = lr
+        self._mirror.invalidate()
+
+
+def per_group(value: float | Tensor | Sequence[float], n_groups: int) -> list[float]:
+    """One number for all groups, or one each, as a list.
+
+    Raises:
+        ValueError: a sequence of another length.
+    """
+    if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        return [float(value)] * n_groups
+    values = [float(item) for item in value]
+    if len(values) != n_groups:
+        raise ValueError(f"got {len(values)} learning rates, allowed is one, or one per parameter group ({n_groups})")
+    return values
