@@ -53,7 +53,8 @@ def restore_moments(
     state_dtype: torch.dtype | None,
     previous: Mapping[Tensor, dict[str, Any]],
 ) -> None:
-    """Put back the moments that torch's loader rounded to the parameter's dtype, and separate those it aliased.
+    """Put back the moments that torch's loader rounded to the parameter's dtype, and separate from the checkpoint's
+    memory what it aliased: training on must not change the dictionary that was loaded, nor its source.
 
     Args:
         saved: the loaded state_dict.
@@ -66,6 +67,9 @@ def restore_moments(
     params = itertools.chain.from_iterable(group["params"] for group in groups)
     for index, param in zip(ids, params, strict=True):
         values = saved["state"].get(index, {})
+        if "step" in values:
+            count = torch.as_tensor(values["step"], dtype=torch.float32, device=param.device)
+            state[param]["step"] = count.reshape(()).clone()
         for name in MOMENTS:
             value = values.get(name)
             if isinstance(value, Tensor):

@@ -97,8 +97,12 @@ class Control:
         skip_nonfinite: bool,
         device: torch.device,
     ) -> None:
+        if schedule is not None:
+            schedule.check_groups(len(lrs))
         self.schedule = schedule
+        self._options: dict[str, Any] = dict(max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite)
         self.n_groups = len(lrs)
+        self._scaled = False
         values = {name: start for name, start, _ in _TABLE if start is not None}
         values |= (schedule or GreedyLR()).slots() | {
             "kind": 0.0 if schedule is None else 1.0,
@@ -136,8 +140,37 @@ class Control:
         """[2] view: loss_sum, loss_weight."""
         return self.vector[SLOT["loss_sum"] : SLOT["loss_weight"] + 1]
 
+    def observe(self, loss: Any, weight: Any) -> None:
+        """Add `weight * loss` to what is pending; each is a number or a tensor of one element."""
+        total, weights = self.pending.unbind()
+        loss, weight = (_on(total, value) if isinstance(value, Tensor) else value for value in (loss, weight))
+        total.add_(loss * weight)
+        weights.add_(weight)
+
+    def set_amp(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
+        """Take over what GradScaler says of this step. True if `decide` is due for it."""
+        before, self._scaled = self._scaled, grad_scale is not None or found_inf is not None
+        if before or self._scaled:
+            for name, value, none in (("grad_scale", grad_scale, 1.0), ("found_inf", found_inf, 0.0)):
+                slot = self.slot(name)
+                slot.fill_(none) if value is None else slot.copy_(value.reshape(()), non_blocking=True)
+        return before or self._scaled
+
     def to(self, device: torch.device) -> None:
         self.vector = self.vector.to(device)
+
+    def anew(self, lrs: Sequence[float]) -> Control:
+        """One with the same options for these starting LRs, on the same device."""
+        return Control(self.schedule, lrs, **self._options, device=self.device)
+
+    def grown(self, lr: float) -> Control:
+        """One with another group starting at `lr`, otherwise in the state of this one. Waits for the device."""
+        numbers = self.numbers()
+        numbers.append(numbers[0] | {"lr": lr, "initial_lr": lr})
+        control = self.anew([own["initial_lr"] for own in numbers])
+        control.load(numbers)
+        control.pending.copy_(self.pending)
+        return control
 
     def numbers(self) -> list[dict[str, Any]]:
         """Plain numbers of every group, for a checkpoint (waits for the device).
@@ -187,3 +220,10 @@ class Control:
         ring = GROUPS_BEGIN + 4 * self.n_groups
         values[ring : ring + len(window)] = window
         self.vector.copy_(torch.tensor(values, dtype=torch.float64))
+
+
+def _on(target: Tensor, value: Tensor) -> Tensor:
+    """A one-element tensor as 0-d float64 on the target's device. Only a copy from a device to the host is waited for:
+    the host would read it before it arrives.
+    """
+    return value.detach().reshape(()).to(target.device, torch.float64, non_blocking=target.device.type != "cpu")

@@ -69,6 +69,11 @@ class Engine:
         return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
 
     def _build(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], control: Control) -> None:
+        if len(groups) != control.n_groups:
+            raise RuntimeError(
+                f"FusedAdamW: param_groups has {len(groups)} entries, allowed are the {control.n_groups} that came "
+                "through the constructor and add_param_group(); use add_param_group()"
+            )
         owner: dict[Tensor, int] = {}  # a parameter listed twice is stepped once
         for index, group in enumerate(groups):
             for param in group["params"]:

@@ -63,32 +63,25 @@ class Mirror:
         on_cuda = self._source.is_cuda
         self._host = torch.full(self._source.shape, math.nan, dtype=torch.float64, pin_memory=on_cuda)
         self._arrived = torch.cuda.Event() if on_cuda else None
-        self._under_way = False
-        self._stale = False
+        self.under_way = False
         self.metrics = Metrics.of(self._source.tolist())
 
     def request(self) -> None:
         """Enqueue a copy, unless one is under way or a graph is being captured."""
-        if self._under_way or (self._arrived is not None and torch.cuda.is_current_stream_capturing()):
+        if self.under_way or (self._arrived is not None and torch.cuda.is_current_stream_capturing()):
             return
         self._host.copy_(self._source, non_blocking=True)
         if self._arrived is not None:
             self._arrived.record()
-        self._under_way = True
+        self.under_way = True
 
     def poll(self) -> bool:
-        """Take over a copy that has arrived. True if there was one and it is newer than the last host write."""
-        if not self._under_way:
+        """Take over a copy that has arrived; False if there was none."""
+        if not self.under_way:
             return False
         if self._arrived is not None:
             if torch.cuda.is_current_stream_capturing() or not self._arrived.query():
                 return False
-        self._under_way = False
-        stale, self._stale = self._stale, False
-        if not stale:
-            self.metrics = Metrics.of(self._host.tolist())
-        return not stale
-
-    def invalidate(self) -> None:
-        """The host wrote an LR: a copy already under way is older than that."""
-        self._stale = self._under_way
+        self.under_way = False
+        self.metrics = Metrics.of(self._host.tolist())
+        return True

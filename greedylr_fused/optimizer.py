@@ -78,17 +78,21 @@ class FusedAdamW(Optimizer):
         self.schedule = schedule
         self.max_grad_norm = max_grad_norm
         self.skip_nonfinite = max_grad_norm is not None if skip_nonfinite is None else skip_nonfinite
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize)
+        defaults: dict[str, Any] = dict(
+            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize
+        )
         # For torch's AdamW, should it load our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(foreach=None, capturable=False, differentiable=differentiable, fused=True)
         super().__init__(params, defaults | dict(decoupled_weight_decay=True))
-        self._observed = self._scaled = False
+        self._observed = False
+        for index, group in enumerate(self.param_groups):
+            options.check_group(group, index)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
         self._engine = Engine(backend, self._control.device, state_dtype)
         self._rates = Rates(self._control, self.param_groups, driven=schedule is not None)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Update with the current LR; then the loss decides the next one.
 
         Args:
@@ -109,13 +113,16 @@ class FusedAdamW(Optimizer):
         given = options.one_loss(loss, result, observed=self._observed, driven=self.schedule is not None)
         if given is None and not self._observed and self._materialise():
             return result
+        if self._device() != self._control.device:
+            self._control.to(self._device())
+            self._restart()
         self._rates.push(self.param_groups)
-        backend = self._engine.ready(self.param_groups, self.state, self._place_control())
+        backend = self._engine.ready(self.param_groups, self.state, self._control)
         if given is not None:
             self.observe(given)
         if self.schedule is not None:
             sum_over_ranks(self._control.pending)
-        scaled = self._take_amp()
+        scaled = self._control.set_amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         if reads := self.max_grad_norm is not None or self.skip_nonfinite:
             backend.measure()
         if reads or scaled:
@@ -140,10 +147,7 @@ class FusedAdamW(Optimizer):
         options.check_loss(loss)
         options.check_weight(weight)
         with torch.no_grad():
-            total, weights = self._control.pending.unbind()
-            loss, weight = (_on(total, value) if isinstance(value, Tensor) else value for value in (loss, weight))
-            total.add_(loss * weight)
-            weights.add_(weight)
+            self._control.observe(loss, weight)
         self._observed = True
 
     def metrics(self) -> Metrics:
@@ -174,14 +178,15 @@ class FusedAdamW(Optimizer):
         try:
             options.check_group(self.param_groups[-1], len(self.param_groups) - 1)
             if "_control" in self.__dict__:
-                self._grow(float(self.param_groups[-1]["lr"]))
+                self._control = self._control.grown(float(self.param_groups[-1]["lr"]))
+                self._restart()
         except Exception:
             self.param_groups.pop()
             raise
         self.param_groups[-1].setdefault(checkpoint.KEY, {})
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch; each group also carries the exact LR and, under "control", the schedule's state as plain numbers.
+        """As in torch; each group also carries the exact LR and, under "control", the schedule's state as numbers.
         Waits for the device.
         """
         numbers = self._numbers()
@@ -224,8 +229,8 @@ class FusedAdamW(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: self.__dict__[name] for name in ("schedule", "max_grad_norm", "skip_nonfinite")}
-        own |= {"_observed": False, "_scaled": False, "_numbers_": self._numbers()}
-        own["_engine"] = (self._engine.name, self._control.device, self._engine.state_dtype)
+        own |= {"_observed": False, "_numbers_": self._numbers()}
+        own["_engine"] = (self._engine.name, self._engine.state_dtype)
         return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -236,42 +241,19 @@ class FusedAdamW(Optimizer):
                 group.setdefault(name, value)
             group["decoupled_weight_decay"] = True
         if numbers is not None:
-            self._engine = Engine(*state["_engine"])
+            name, state_dtype = state["_engine"]
+            self._engine = Engine(name, self._device(), state_dtype)
             self._control = self._new_control([own["initial_lr"] for own in numbers])
             self._control.load(numbers)
             self._rates = Rates(self._control, self.param_groups, driven=self.schedule is not None)
 
     def _new_control(self, lrs: Sequence[float]) -> Control:
-        if self.schedule is not None:
-            self.schedule.check_groups(len(lrs))
-        for index, group in enumerate(self.param_groups):
-            options.check_group(group, index)
-        return Control(
-            self.schedule,
-            lrs,
-            max_grad_norm=self.max_grad_norm,
-            skip_nonfinite=self.skip_nonfinite,
-            device=next(
-                (param.device for group in self.param_groups for param in group["params"]), torch.device("cpu")
-            ),
-        )
+        norm, skip = self.max_grad_norm, self.skip_nonfinite
+        return Control(self.schedule, lrs, max_grad_norm=norm, skip_nonfinite=skip, device=self._device())
 
-    def _place_control(self) -> Control:
-        """The control on the parameters' device, to which the model may have been moved since construction."""
-        device = next((param.device for group in self.param_groups for param in group["params"]), self._control.device)
-        if device != self._control.device:
-            self._control.to(device)
-            self._restart()
-        return self._control
-
-    def _grow(self, lr: float) -> None:
-        """A control with one group more, in the state of the present one."""
-        numbers = self._control.numbers()
-        control = self._new_control([*(own["initial_lr"] for own in numbers), lr])
-        control.load([*numbers, numbers[0] | {"lr": lr, "initial_lr": lr}])
-        control.pending.copy_(self._control.pending)
-        self._control = control
-        self._restart()
+    def _device(self) -> torch.device:
+        """Where the parameters are; torch allows to move a model after the optimizer was constructed."""
+        return next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
 
     def _restart(self) -> None:
         """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
@@ -293,8 +275,8 @@ class FusedAdamW(Optimizer):
             )
         numbers = checkpoint.read_control(groups)
         if numbers is None:
-            return self._new_control([float(group["lr"]) for group in groups])
-        control = self._new_control([own["initial_lr"] for own in numbers])
+            return self._control.anew([float(group["lr"]) for group in groups])
+        control = self._control.anew([own["initial_lr"] for own in numbers])
         control.load(numbers)
         return control
 
@@ -308,20 +290,3 @@ class FusedAdamW(Optimizer):
             raise RuntimeError(options.NO_LOSS)
         self._engine.init_states(self.param_groups, self.state)
         return True
-
-    def _take_amp(self) -> bool:
-        """Hand GradScaler's scale and flag to the device. True if `decide` is due for them."""
-        before, values = self._scaled, [getattr(self, name, None) for name in ("grad_scale", "found_inf")]
-        self._scaled = any(value is not None for value in values)
-        if self._scaled or before:
-            for name, value, none in zip(("grad_scale", "found_inf"), values, (1.0, 0.0), strict=True):
-                slot = self._control.slot(name)
-                slot.fill_(none) if value is None else slot.copy_(value.reshape(()), non_blocking=True)
-        return self._scaled or before
-
-
-def _on(target: Tensor, value: Tensor) -> Tensor:
-    """A one-element tensor as 0-d float64 on the target's device. Only a copy from a device to the host is waited for:
-    the host would read it before it arrives.
-    """
-    return value.detach().reshape(()).to(target.device, torch.float64, non_blocking=target.device.type != "cpu")

@@ -1,7 +1,7 @@
 """Learning rates on both sides: slots on the device, `param_groups[i]["lr"]` on the host.
 
 Without a schedule the host decides: what stands in a group goes to its slot. With one the device decides: snapshots
-refresh the groups, and a group whose number differs from the last snapshot was written to, so it goes to the slot.
+refresh the groups, and a number that did not come from a snapshot was written by the host, so it goes to the slot.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ class Rates:
         self._driven = driven
         self._mirror = Mirror(control)
         self._known: list[Any] = list(self._mirror.metrics.lr)
+        self._stale = False  # the snapshot under way is older than what the host wrote
         if driven:
-            self._show(groups)
+            for group, lr in zip(groups, self._known, strict=True):
+                group["lr"] = lr
 
     @property
     def metrics(self) -> Metrics:
@@ -43,17 +45,19 @@ class Rates:
             lr = group["lr"]
             if isinstance(lr, Tensor):
                 self._control.lr[index].copy_(lr.reshape(()), non_blocking=True)
-                self._mirror.invalidate()
                 if self._driven:
                     group["lr"] = self._known[index]
-            elif lr != self._known[index]:
+                    self._stale = self._mirror.under_way
+            elif self._written(index, lr):
                 self._write(index, lr)
 
     def pull(self, groups: Sequence[dict[str, Any]]) -> None:
         """Take over a snapshot that has arrived and ask for the next."""
         for _ in range(2):  # on a CPU a copy asked for has arrived at once
-            if self._mirror.poll() and self._driven:
-                self._show(groups)
+            if self._mirror.poll():
+                if self._driven and not self._stale:
+                    self._show(groups)
+                self._stale = False
             self._mirror.request()
 
     def set(self, groups: Sequence[dict[str, Any]], lrs: Sequence[float]) -> None:
@@ -65,9 +69,15 @@ class Rates:
             else:
                 group["lr"] = lr
 
+    def _written(self, index: int, lr: float) -> bool:
+        """Whether the host wrote this. With a schedule the object tells, not the value: writing the number that the
+        last snapshot showed means to go back to it.
+        """
+        return lr is not self._known[index] if self._driven else lr != self._known[index]
+
     def _show(self, groups: Sequence[dict[str, Any]]) -> None:
         for index, (group, lr) in enumerate(zip(groups, self._mirror.metrics.lr, strict=True)):
-            if isinstance(group["lr"], Tensor) or group["lr"] == self._known[index]:
+            if not self._written(index, group["lr"]):
                 group["lr"] = lr
             self._known[index] = lr
 
@@ -80,7 +90,7 @@ class Rates:
             )
         self._control.lr[index].fill_(lr)
         self._known[index] = lr
-        self._mirror.invalidate()
+        self._stale = self._mirror.under_way
 
 
 def per_group(value: float | Tensor | Sequence[float], n_groups: int) -> list[float]:

@@ -58,7 +58,7 @@ class GreedyLR:
     max_lr: float | Sequence[float] | None = None
     """Upper bound, one number or one per group. Default: 10 times the group's starting LR."""
     eps: float = 1e-8
-    """A change of the LR no larger than this is not made: with `factor` 0.95 an LR below 1.9e-7 stays as it is. >= 0."""
+    """A change of the LR no larger than this is not made: with `factor` 0.95 an LR below 1.9e-7 stays. >= 0."""
     smooth: bool = False
     """Compare the mean of the last `window_size` losses instead of the last loss."""
     window_size: int = 50
