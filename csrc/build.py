@@ -30,8 +30,8 @@ CPU_BINDING = "cpu/bind_cpu.cpp"
 # The innermost loops, compiled once per instruction set; cpu/isa.cpp chooses at run time.
 CPU_LOOPS = "cpu/loops.cpp"
 X86_ISAS = {
-    "avx2": ("-mavx2",),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+    "avx2": ("-mavx2", "-mf16c"),
+    "avx512": ("-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
 }
 
 

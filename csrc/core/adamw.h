@@ -19,7 +19,6 @@ struct Coefficients {
     T step_size;     // lr / (1 - beta1^t)
     T inv_bc2_sqrt;  // 1 / sqrt(1 - beta2^t)
     T eps;
-    bool from_old;  // w1 < 0.5: torch.lerp starts at the nearer end point
 };
 
 inline namespace GREEDYLR_ISA {
@@ -39,14 +38,19 @@ HOST_DEVICE inline Coefficients<double> coefficients(const double* hyper, double
     k.step_size = lr / (1.0 - pow(beta1, t));
     k.inv_bc2_sqrt = 1.0 / sqrt(1.0 - pow(beta2, t));
     k.eps = hyper[EPS];
-    k.from_old = k.w1 < 0.5;
     return k;
 }
 
 template <typename T>
 HOST_DEVICE inline Coefficients<T> rounded(const Coefficients<double>& k) {
-    return {T(k.mult), T(k.decay),     T(k.beta1),        T(k.w1),  T(k.beta2),
-            T(k.w2),   T(k.step_size), T(k.inv_bc2_sqrt), T(k.eps), k.from_old};
+    return {T(k.mult), T(k.decay),     T(k.beta1),        T(k.w1), T(k.beta2),
+            T(k.w2),   T(k.step_size), T(k.inv_bc2_sqrt), T(k.eps)};
+}
+
+// torch.lerp starts at the nearer end point. Asked once per tensor: a branch inside the loop defeats the vectoriser.
+template <typename T>
+HOST_DEVICE inline bool starts_at_old(const Coefficients<T>& k) {
+    return k.w1 < T(0.5);
 }
 
 // The C functions, not their std:: overloads: an inline library template instantiated for one instruction set
@@ -54,15 +58,15 @@ HOST_DEVICE inline Coefficients<T> rounded(const Coefficients<double>& k) {
 HOST_DEVICE inline float square_root(float x) { return sqrtf(x); }
 HOST_DEVICE inline double square_root(double x) { return sqrt(x); }
 
-// `vmax` is read and written only if AMSGRAD.
-template <bool AMSGRAD, typename T>
+// FROM_OLD is starts_at_old(k). `vmax` is read and written only if AMSGRAD.
+template <bool AMSGRAD, bool FROM_OLD, typename T>
 HOST_DEVICE inline void adamw_element(T& p, T g, T& m, T& v, T& vmax, const Coefficients<T>& k) {
     // A1: clip, unscale and maximize are one factor.
     g = g * k.mult;
     // A2: decoupled decay, before the update.
     p = p * k.decay;
     // A3: torch.lerp(m, g, w1).
-    m = k.from_old ? m + k.w1 * (g - m) : g - (g - m) * k.beta1;
+    m = FROM_OLD ? m + k.w1 * (g - m) : g - (g - m) * k.beta1;
     // A4: two products, so that v = inf stays inf.
     v = v * k.beta2 + k.w2 * g * g;
     // A5: a NaN wins the maximum, as in torch.maximum.

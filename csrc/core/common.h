@@ -100,9 +100,8 @@ HOST_DEVICE inline float bf16_to_float(uint16_t h) { return float_of(uint32_t(h)
 
 HOST_DEVICE inline uint16_t float_to_bf16(float x) {
     const uint32_t u = bits_of(x);
-    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // to nearest, ties to even
-    const uint32_t quiet_nan = (u >> 16) | 0x40u;                     // the carry could turn a NaN into inf
-    return uint16_t((u & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
+    const uint32_t rounded = u + 0x7fffu + ((u >> 16) & 1u);  // to nearest, ties to even
+    return uint16_t((x != x ? 0x7fc00000u : rounded) >> 16);  // rounding could carry a NaN into inf
 }
 
 HOST_DEVICE inline float f16_to_float(uint16_t h) {
@@ -110,7 +109,8 @@ HOST_DEVICE inline float f16_to_float(uint16_t h) {
     const uint32_t magnitude = uint32_t(h & 0x7fffu) << 13;
     const uint32_t exponent = magnitude & 0x0f800000u;
     const uint32_t normal = magnitude + (112u << 23);    // exponent bias 15 -> 127
-    const uint32_t infinite = magnitude + (224u << 23);  // exponent 31 -> 255
+    const uint32_t quiet = (magnitude & 0x007fffffu) != 0 ? 0x00400000u : 0u;
+    const uint32_t infinite = (magnitude + (224u << 23)) | quiet;  // exponent 31 -> 255
     const uint32_t one = 113u << 23;                     // 2^-14; a denormal is a fraction of it without the one
     const uint32_t denormal = bits_of(float_of(one + magnitude) - float_of(one));
     const uint32_t finite = exponent == 0 ? denormal : normal;
@@ -125,7 +125,8 @@ HOST_DEVICE inline uint16_t float_to_f16(float x) {
     // Adding 0.5 aligns the last bit kept with the float's last bit: the addition itself rounds to nearest even.
     const uint32_t half = 126u << 23;
     const uint32_t denormal = bits_of(float_of(magnitude) + float_of(half)) - half;
-    const uint32_t infinite = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const uint32_t quiet_nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);  // what vcvtps2ph gives
+    const uint32_t infinite = magnitude > 0x7f800000u ? quiet_nan : 0x7c00u;
     const uint32_t finite = magnitude < (113u << 23) ? denormal : normal;
     return uint16_t((sign >> 16) | (magnitude >= (143u << 23) ? infinite : finite));
 }

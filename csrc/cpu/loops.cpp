@@ -1,6 +1,8 @@
 // Compiled once per instruction set; the build defines GREEDYLR_ISA and the compiler flags of that set.
 #include "loops.h"
 
+#include "staging.h"
+
 #define GREEDYLR_PASTE(a, b) a##b
 #define GREEDYLR_CONCAT(a, b) GREEDYLR_PASTE(a, b)
 #define GREEDYLR_STRINGIFY(a) #a
@@ -10,55 +12,103 @@ namespace greedylr {
 inline namespace GREEDYLR_ISA {
 namespace {
 
+template <bool AMSGRAD, bool FROM_OLD, typename T>
+void update_arrays(T* __restrict param, const T* __restrict grad, T* __restrict exp_avg, T* __restrict exp_avg_sq,
+                   T* __restrict max_exp_avg_sq, int64_t n, const Coefficients<T>& scalars) {
+    const Coefficients<T> k = scalars;
+    T unused = T(0);
+    for (int64_t i = 0; i < n; ++i) {
+        T& vmax = AMSGRAD ? max_exp_avg_sq[i] : unused;
+        adamw_element<AMSGRAD, FROM_OLD>(param[i], grad[i], exp_avg[i], exp_avg_sq[i], vmax, k);
+    }
+}
+
+// The general loop: any mix, through blocks in the type of the arithmetic.
+template <DType P, DType G, DType S, bool AMSGRAD, bool FROM_OLD>
+void update_blocks(const Range& range, int64_t begin, const Coefficients<typename Format<P>::Math>& k) {
+    using T = typename Format<P>::Math;
+    Staged<P, T> param(range.param);
+    Staged<G, T> grad(const_cast<void*>(range.grad));  // opened only
+    Staged<S, T> exp_avg(range.exp_avg), exp_avg_sq(range.exp_avg_sq), max_exp_avg_sq(range.max_exp_avg_sq);
+    for (; begin < range.n; begin += BLOCK) {
+        const int64_t n = range.n - begin < BLOCK ? range.n - begin : BLOCK;
+        update_arrays<AMSGRAD, FROM_OLD>(param.open(begin, n), grad.open(begin, n), exp_avg.open(begin, n),
+                                         exp_avg_sq.open(begin, n),
+                                         AMSGRAD ? max_exp_avg_sq.open(begin, n) : nullptr, n, k);
+        param.store(begin, n);
+        exp_avg.store(begin, n);
+        exp_avg_sq.store(begin, n);
+        if (AMSGRAD) max_exp_avg_sq.store(begin, n);
+    }
+}
+
+// bf16 everywhere, two neighbours as one 32-bit word: halves become floats by a shift or a mask, so that the
+// whole loop has elements of one width and needs neither buffers nor shuffles.
+template <bool AMSGRAD, bool FROM_OLD>
+void update_bf16_pairs(Pair* __restrict param, const Pair* __restrict grad, Pair* __restrict exp_avg,
+                       Pair* __restrict exp_avg_sq, Pair* __restrict max_exp_avg_sq, int64_t n,
+                       const Coefficients<float>& scalars) {
+    const Coefficients<float> k = scalars;
+    for (int64_t i = 0; i < n; ++i) {
+        float p0 = first_of(param[i]), p1 = second_of(param[i]);
+        float m0 = first_of(exp_avg[i]), m1 = second_of(exp_avg[i]);
+        float v0 = first_of(exp_avg_sq[i]), v1 = second_of(exp_avg_sq[i]);
+        float vmax0 = AMSGRAD ? first_of(max_exp_avg_sq[i]) : 0.0f;
+        float vmax1 = AMSGRAD ? second_of(max_exp_avg_sq[i]) : 0.0f;
+        adamw_element<AMSGRAD, FROM_OLD>(p0, first_of(grad[i]), m0, v0, vmax0, k);
+        adamw_element<AMSGRAD, FROM_OLD>(p1, second_of(grad[i]), m1, v1, vmax1, k);
+        param[i] = joined(p0, p1);
+        exp_avg[i] = joined(m0, m1);
+        exp_avg_sq[i] = joined(v0, v1);
+        if (AMSGRAD) max_exp_avg_sq[i] = joined(vmax0, vmax1);
+    }
+}
+
+template <DType P, DType G, DType S, bool AMSGRAD, bool FROM_OLD>
+void update_range(const Range& range, const Coefficients<typename Format<P>::Math>& k) {
+    int64_t begin = 0;
+    if constexpr (P == BF16 && G == BF16 && S == BF16) {
+        begin = range.n / 2 * 2;
+        const auto pairs = [](auto* array) { return static_cast<Pair*>(const_cast<void*>(array)); };
+        update_bf16_pairs<AMSGRAD, FROM_OLD>(pairs(range.param), pairs(range.grad), pairs(range.exp_avg),
+                                             pairs(range.exp_avg_sq), pairs(range.max_exp_avg_sq), begin / 2, k);
+    }
+    update_blocks<P, G, S, AMSGRAD, FROM_OLD>(range, begin, k);
+}
+
 template <DType P, DType G, DType S, bool AMSGRAD>
 void update_loop(const Range& range, const Coefficients<double>& scalars) {
-    using T = typename Format<P>::Math;
-    using State = typename Format<S>::Stored;
-    auto* __restrict param = static_cast<typename Format<P>::Stored*>(range.param);
-    const auto* __restrict grad = static_cast<const typename Format<G>::Stored*>(range.grad);
-    auto* __restrict exp_avg = static_cast<State*>(range.exp_avg);
-    auto* __restrict exp_avg_sq = static_cast<State*>(range.exp_avg_sq);
-    auto* __restrict max_exp_avg_sq = static_cast<State*>(range.max_exp_avg_sq);
-    const Coefficients<T> k = rounded<T>(scalars);
-    for (int64_t i = 0; i < range.n; ++i) {
-        T p = Format<P>::load(param[i]);
-        T m = Format<S>::load(exp_avg[i]);
-        T v = Format<S>::load(exp_avg_sq[i]);
-        T vmax = AMSGRAD ? Format<S>::load(max_exp_avg_sq[i]) : T(0);
-        adamw_element<AMSGRAD>(p, T(Format<G>::load(grad[i])), m, v, vmax, k);
-        param[i] = Format<P>::store(p);
-        exp_avg[i] = Format<S>::store(m);
-        exp_avg_sq[i] = Format<S>::store(v);
-        if (AMSGRAD) max_exp_avg_sq[i] = Format<S>::store(vmax);
+    const auto k = rounded<typename Format<P>::Math>(scalars);
+    if (starts_at_old(k)) {
+        update_range<P, G, S, AMSGRAD, true>(range, k);
+    } else {
+        update_range<P, G, S, AMSGRAD, false>(range, k);
     }
 }
 
 // Lanes are part of the result, not of the machine: element i is always added to lane i % LANES.
-constexpr int LANES = 16;
+constexpr int LANES = 64;
 
 template <DType G>
 GradSum measure_loop(const void* address, int64_t n) {
-    const auto* grad = static_cast<const typename Format<G>::Stored*>(address);
+    using T = typename Format<G>::Math;
     double lanes[LANES] = {};
-    int32_t nonfinite[LANES] = {};
-    const int64_t whole = n / LANES * LANES;
-    for (int64_t i = 0; i < whole; i += LANES) {
-        for (int j = 0; j < LANES; ++j) {
-            const auto g = Format<G>::load(grad[i + j]);
-            lanes[j] += double(g) * double(g);
-            nonfinite[j] += !is_finite(g);
+    int64_t overflowing[LANES] = {};  // the square of a finite double can overflow, that of a float cannot
+    Staged<G, T> array(const_cast<void*>(address));  // opened only
+    for (int64_t begin = 0; begin < n; begin += LANES) {
+        const int64_t count = n - begin < LANES ? n - begin : LANES;
+        const T* grad = array.open(begin, count);
+        for (int64_t j = 0; j < count; ++j) {
+            lanes[j] += double(grad[j]) * double(grad[j]);
+            if (G == F64) overflowing[j] += !is_finite(grad[j]);
         }
-    }
-    for (int j = 0; j < n - whole; ++j) {
-        const auto g = Format<G>::load(grad[whole + j]);
-        lanes[j] += double(g) * double(g);
-        nonfinite[j] += !is_finite(g);
     }
     GradSum sum = {0.0, 0};
     for (int j = 0; j < LANES; ++j) {
         sum.squares += lanes[j];
-        sum.nonfinite += nonfinite[j];
+        sum.nonfinite += overflowing[j];
     }
+    if (G != F64) sum.nonfinite = !is_finite(sum.squares);
     return sum;
 }
 

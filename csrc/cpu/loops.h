@@ -19,7 +19,7 @@ struct Range {
 
 struct GradSum {
     double squares;     // sum of the squares, NaN or inf if an element is
-    int64_t nonfinite;  // elements that are NaN or inf
+    int64_t nonfinite;  // 0 if and only if no element is NaN or inf
 };
 
 using UpdateLoop = void (*)(const Range&, const Coefficients<double>&);
