@@ -1,5 +1,5 @@
-// AdamW, Loshchilov and Hutter 2019 (arXiv 1711.05101), Algorithm 2, with the operation order of torch.optim.AdamW:
-// the scalars of one tensor, and the update of one element (A1-A6).
+// AdamW, Loshchilov and Hutter 2019 (arXiv 1711.05101), Algorithm 2, with the operation order of
+// torch.optim.AdamW: the scalars of one tensor, and the update of one element (A1-A6).
 #pragma once
 
 #include <math.h>
@@ -47,7 +47,8 @@ HOST_DEVICE inline Coefficients<T> rounded(const Coefficients<double>& k) {
             T(k.w2),   T(k.step_size), T(k.inv_bc2_sqrt), T(k.eps)};
 }
 
-// torch.lerp starts at the nearer end point. Asked once per tensor: a branch inside the loop defeats the vectoriser.
+// torch.lerp starts at the nearer end point. Asked once per tensor: a branch inside the loop defeats the
+// vectoriser.
 template <typename T>
 HOST_DEVICE inline bool starts_at_old(const Coefficients<T>& k) {
     return k.w1 < T(0.5);

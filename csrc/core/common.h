@@ -11,8 +11,9 @@
 #define HOST_DEVICE
 #endif
 
-// Functions live in an inline namespace named after the instruction set that their translation unit is compiled
-// for. Without it the linker would keep one copy of each inline function, perhaps the AVX-512 one, for all.
+// Functions live in an inline namespace named after the instruction set that their translation unit is
+// compiled for. Without it the linker would keep one copy of each inline function, perhaps the AVX-512 one,
+// for all.
 #ifndef GREEDYLR_ISA
 #define GREEDYLR_ISA baseline
 #endif
@@ -23,17 +24,17 @@ enum DType : int { F32 = 0, F64 = 1, BF16 = 2, F16 = 3 };
 constexpr int DTYPE_COUNT = 4;
 
 // The supported (parameter, gradient, moments) mixes. One list: loops are instantiated and checked from it.
-#define GREEDYLR_MIXES(X)  \
-    X(F32, F32, F32)       \
-    X(F32, F32, BF16)      \
-    X(F64, F64, F64)       \
-    X(BF16, BF16, BF16)    \
-    X(BF16, BF16, F32)     \
-    X(BF16, F32, BF16)     \
-    X(BF16, F32, F32)      \
-    X(F16, F16, F16)       \
-    X(F16, F16, F32)       \
-    X(F16, F32, F16)       \
+#define GREEDYLR_MIXES(X) \
+    X(F32, F32, F32)      \
+    X(F32, F32, BF16)     \
+    X(F64, F64, F64)      \
+    X(BF16, BF16, BF16)   \
+    X(BF16, BF16, F32)    \
+    X(BF16, F32, BF16)    \
+    X(BF16, F32, F32)     \
+    X(F16, F16, F16)      \
+    X(F16, F16, F32)      \
+    X(F16, F32, F16)      \
     X(F16, F32, F32)
 
 struct Mix {
@@ -44,7 +45,8 @@ struct Mix {
 constexpr Mix MIXES[] = {GREEDYLR_MIXES(GREEDYLR_MIX)};
 #undef GREEDYLR_MIX
 constexpr int MIX_COUNT = sizeof(MIXES) / sizeof(MIXES[0]);
-static_assert(MIX_COUNT == 11, "three formats with themselves, 2 x 4 half mixes less those, and F32 with BF16 moments");
+static_assert(MIX_COUNT == 11,
+              "three formats with themselves, 2 x 4 half mixes less those, and F32 with BF16 moments");
 
 // Rows of Table::ptrs.
 enum Row : int { PARAM = 0, GRAD = 1, EXP_AVG = 2, EXP_AVG_SQ = 3, MAX_EXP_AVG_SQ = 4, ROW_COUNT = 5 };
@@ -93,9 +95,9 @@ HOST_DEVICE inline bool is_finite(double x) {
     return (bits_of(x) & 0x7ff0000000000000ull) != 0x7ff0000000000000ull;
 }
 
-// The four conversions are selects over integer arithmetic, without branches, so that loops over them vectorise
-// on any instruction set. They do not depend on the processor's denormal mode: torch.set_flush_denormal(True)
-// changes no stored bit.
+// The four conversions are selects over integer arithmetic, without branches, so that loops over them
+// vectorise on any instruction set. They do not depend on the processor's denormal mode:
+// torch.set_flush_denormal(True) changes no stored bit.
 HOST_DEVICE inline float bf16_to_float(uint16_t h) { return float_of(uint32_t(h) << 16); }
 
 HOST_DEVICE inline uint16_t float_to_bf16(float x) {
@@ -108,10 +110,10 @@ HOST_DEVICE inline float f16_to_float(uint16_t h) {
     const uint32_t sign = uint32_t(h & 0x8000u) << 16;
     const uint32_t magnitude = uint32_t(h & 0x7fffu) << 13;
     const uint32_t exponent = magnitude & 0x0f800000u;
-    const uint32_t normal = magnitude + (112u << 23);    // exponent bias 15 -> 127
+    const uint32_t normal = magnitude + (112u << 23);  // exponent bias 15 -> 127
     const uint32_t quiet = (magnitude & 0x007fffffu) != 0 ? 0x00400000u : 0u;
     const uint32_t infinite = (magnitude + (224u << 23)) | quiet;  // exponent 31 -> 255
-    const uint32_t one = 113u << 23;                     // 2^-14; a denormal is a fraction of it without the one
+    const uint32_t one = 113u << 23;  // 2^-14; a denormal is a fraction of it without the one
     const uint32_t denormal = bits_of(float_of(one + magnitude) - float_of(one));
     const uint32_t finite = exponent == 0 ? denormal : normal;
     return float_of(sign | (exponent == 0x0f800000u ? infinite : finite));
@@ -122,7 +124,8 @@ HOST_DEVICE inline uint16_t float_to_f16(float x) {
     const uint32_t sign = u & 0x80000000u;
     const uint32_t magnitude = u ^ sign;
     const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    // Adding 0.5 aligns the last bit kept with the float's last bit: the addition itself rounds to nearest even.
+    // Adding 0.5 aligns the last bit kept with the float's last bit: the addition itself rounds to nearest
+    // even.
     const uint32_t half = 126u << 23;
     const uint32_t denormal = bits_of(float_of(magnitude) + float_of(half)) - half;
     const uint32_t quiet_nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);  // what vcvtps2ph gives

@@ -1,8 +1,8 @@
-// The scalar side of a step: the control vector, what happens to the gradients (decide, G1-G4) and what the loss
-// does to the learning rate (commit, C1-C9).
+// The scalar side of a step: the control vector, what happens to the gradients (decide, G1-G4) and what the
+// loss does to the learning rate (commit, C1-C9).
 //
-// GreedyLR: arXiv 2512.14527, with the exact state machine of transformers.optimization.GreedyLR 5.17, to which
-// the result is bit-equal for finite losses. That needs float64, this order of operations and no fused
+// GreedyLR: arXiv 2512.14527, with the exact state machine of transformers.optimization.GreedyLR 5.17, to
+// which the result is bit-equal for finite losses. That needs float64, this order of operations and no fused
 // multiply-add, hence `mul` below.
 #pragma once
 
@@ -13,43 +13,43 @@
 namespace greedylr {
 
 // Slots of the control vector (float64), in order. Those from kind to n_groups are configuration.
-#define GREEDYLR_SLOTS(X)                                                              \
-    X(kind)            /* 0: no loss-driven schedule, 1: GreedyLR */                    \
-    X(mode_max)        /* 1: the larger loss is the better one */                       \
-    X(factor)          /* cut by it, raise by its inverse */                            \
-    X(patience)        /* observations */                                               \
-    X(threshold)       /* how much better is better */                                  \
-    X(threshold_rel)   /* 1: threshold is relative to best */                           \
-    X(cooldown)        /* observations ignored after a cut */                           \
-    X(warmup)          /* observations ignored after a raise */                         \
-    X(eps)             /* absolute change of LR that is too small to write */           \
-    X(smooth)          /* 1: compare the mean of a window */                            \
-    X(window_size)     /* observations */                                               \
-    X(reset_start)     /* cuts at the floor before a reset */                           \
-    X(max_grad_norm)   /* +inf: no clipping */                                          \
-    X(skip_nonfinite)  /* 1: skip a step whose gradients are not all finite */          \
-    X(n_groups)        /* G */                                                          \
-    X(step)            /* committed optimizer steps */                                  \
-    X(skipped)         /* steps skipped for non-finite gradients */                     \
-    X(loss_sum)        /* pending: sum of weight * loss */                              \
-    X(loss_weight)     /* pending: sum of weights, 0: no loss observed */               \
-    X(loss)            /* last mean loss */                                             \
-    X(smoothed)        /* last value compared with best */                              \
-    X(best)            /* best value so far */                                          \
-    X(good)            /* consecutive better observations */                            \
-    X(bad)             /* consecutive not-better observations */                        \
-    X(cooldown_left)   /* observations */                                               \
-    X(warmup_left)     /* observations */                                               \
-    X(resets_left)     /* cuts at the floor */                                          \
-    X(window_sum)      /* sum of the ring's values */                                   \
-    X(window_count)    /* values in the ring */                                         \
-    X(window_head)     /* next ring position to write */                                \
+#define GREEDYLR_SLOTS(X)                                                                 \
+    X(kind)            /* 0: no loss-driven schedule, 1: GreedyLR */                      \
+    X(mode_max)        /* 1: the larger loss is the better one */                         \
+    X(factor)          /* cut by it, raise by its inverse */                              \
+    X(patience)        /* observations */                                                 \
+    X(threshold)       /* how much better is better */                                    \
+    X(threshold_rel)   /* 1: threshold is relative to best */                             \
+    X(cooldown)        /* observations ignored after a cut */                             \
+    X(warmup)          /* observations ignored after a raise */                           \
+    X(eps)             /* absolute change of LR that is too small to write */             \
+    X(smooth)          /* 1: compare the mean of a window */                              \
+    X(window_size)     /* observations */                                                 \
+    X(reset_start)     /* cuts at the floor before a reset */                             \
+    X(max_grad_norm)   /* +inf: no clipping */                                            \
+    X(skip_nonfinite)  /* 1: skip a step whose gradients are not all finite */            \
+    X(n_groups)        /* G */                                                            \
+    X(step)            /* committed optimizer steps */                                    \
+    X(skipped)         /* steps skipped for non-finite gradients */                       \
+    X(loss_sum)        /* pending: sum of weight * loss */                                \
+    X(loss_weight)     /* pending: sum of weights, 0: no loss observed */                 \
+    X(loss)            /* last mean loss */                                               \
+    X(smoothed)        /* last value compared with best */                                \
+    X(best)            /* best value so far */                                            \
+    X(good)            /* consecutive better observations */                              \
+    X(bad)             /* consecutive not-better observations */                          \
+    X(cooldown_left)   /* observations */                                                 \
+    X(warmup_left)     /* observations */                                                 \
+    X(resets_left)     /* cuts at the floor */                                            \
+    X(window_sum)      /* sum of the ring's values */                                     \
+    X(window_count)    /* values in the ring */                                           \
+    X(window_head)     /* next ring position to write */                                  \
     X(grad_sq_sum)     /* sum of squares of this step's raw gradients, NaN: unmeasured */ \
-    X(grad_nonfinite)  /* non-finite gradient elements of this step */                  \
-    X(grad_scale)      /* AMP loss scale */                                             \
-    X(found_inf)       /* AMP flag, any non-zero counts */                              \
-    X(grad_norm)       /* unscaled 2-norm of all gradients, NaN: unmeasured */          \
-    X(grad_multiplier) /* factor of every gradient element */                           \
+    X(grad_nonfinite)  /* 0: every gradient element of it is finite */                      \
+    X(grad_scale)      /* AMP loss scale */                                               \
+    X(found_inf)       /* AMP flag, any non-zero counts */                                \
+    X(grad_norm)       /* unscaled 2-norm of all gradients, NaN: unmeasured */            \
+    X(grad_multiplier) /* factor of every gradient element */                             \
     X(skip)            /* 1: this step is skipped */
 
 namespace slot {
@@ -58,7 +58,8 @@ namespace slot {
 enum Slot : int { GREEDYLR_SLOTS(GREEDYLR_SLOT) lr };
 #undef GREEDYLR_SLOT
 }  // namespace slot
-static_assert(slot::n_groups == 14 && slot::skip == 36 && slot::lr == 37, "the layout that every backend reads");
+static_assert(slot::n_groups == 14 && slot::skip == 36 && slot::lr == 37,
+              "the layout that every backend reads");
 
 inline namespace GREEDYLR_ISA {
 
@@ -123,9 +124,7 @@ HOST_DEVICE inline bool is_better(const double* c, double x) {
     return x < (relative ? mul(best, 1.0 - threshold) : best - threshold);
 }
 
-HOST_DEVICE inline double worst(const double* c) {
-    return c[slot::mode_max] != 0.0 ? -HUGE_VAL : HUGE_VAL;
-}
+HOST_DEVICE inline double worst(const double* c) { return c[slot::mode_max] != 0.0 ? -HUGE_VAL : HUGE_VAL; }
 
 HOST_DEVICE inline void raise_lr(double* c) {
     const LrBlocks b = lr_blocks(c);

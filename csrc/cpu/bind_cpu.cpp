@@ -47,8 +47,8 @@ std::vector<Launch> checked_launches(const std::vector<LaunchTuple>& tuples, int
     for (const auto& [param, grad, state, first, count] : tuples) {
         const int mix = find_mix(param, grad, state);
         if (mix < 0) {
-            throw py::value_error("no CPU loop for (parameter, gradient, moments) = " + name_of(param, grad, state) +
-                                  "; there are loops for " + supported_mixes());
+            throw py::value_error("no CPU loop for (parameter, gradient, moments) = " +
+                                  name_of(param, grad, state) + "; there are loops for " + supported_mixes());
         }
         if (first != covered || count < 0) break;
         covered += count;
@@ -79,7 +79,8 @@ Stepper make_stepper(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t
     return Stepper(table, checked_launches(launches, n_chunks));
 }
 
-py::bytes control_trace(uintptr_t control, const std::vector<double>& losses, const std::vector<double>& weights) {
+py::bytes control_trace(uintptr_t control, const std::vector<double>& losses,
+                        const std::vector<double>& weights) {
     if (weights.size() != losses.size()) {
         throw py::value_error("got " + std::to_string(losses.size()) + " losses and " +
                               std::to_string(weights.size()) + " weights; there must be one weight per loss");
@@ -100,7 +101,8 @@ void set_isa(const std::string& name) {
     if (force_loops(name.c_str())) return;
     std::string names;
     for (const std::string& isa : isa_names()) names += (names.empty() ? "" : ", ") + isa;
-    throw py::value_error("this processor cannot run the instruction set '" + name + "'; it can run " + names);
+    throw py::value_error("this processor cannot run the instruction set '" + name + "'; it can run " +
+                          names);
 }
 
 template <typename From, typename To, To (*convert)(From)>
@@ -130,7 +132,8 @@ PYBIND11_MODULE(_cpu, m) {
     py::class_<Stepper>(m, "Table", "One optimizer's tensors, by address; the addresses must outlive it.")
         .def(py::init(&make_stepper), py::kw_only(), py::arg("ptrs"), py::arg("numel"), py::arg("group"),
              py::arg("hyper"), py::arg("steps"), py::arg("chunk_tensor"), py::arg("chunk_index"),
-             py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"), py::arg("control"), py::arg("launches"))
+             py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"), py::arg("control"),
+             py::arg("launches"))
         .def("measure", &Stepper::measure, py::arg("threads"), NoGil())
         .def("decide", &Stepper::decide)
         .def("update", &Stepper::update, py::arg("threads"), NoGil())
@@ -142,7 +145,8 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("run_control", &control_trace, py::arg("control"), py::arg("losses"), py::arg("weights"),
           "Feed losses to a control vector; float64 bytes [n, G]: the LR of every group after each.");
     const auto arrays = [&m](const char* name, auto convert) {
-        m.def(name, convert, py::arg("source"), py::arg("target"), py::arg("n"), "Convert n elements, by address.");
+        m.def(name, convert, py::arg("source"), py::arg("target"), py::arg("n"),
+              "Convert n elements, by address.");
     };
     arrays("to_bf16", &convert_array<float, uint16_t, float_to_bf16>);
     arrays("from_bf16", &convert_array<uint16_t, float, bf16_to_float>);

@@ -12,8 +12,8 @@ namespace greedylr {
 namespace {
 
 #ifdef __x86_64__
-// Older compilers do not know "f16c" in __builtin_cpu_supports: leaf 1, bit 29 of ecx. Its registers are those of
-// AVX2, so the operating system's part is checked with that.
+// Older compilers do not know "f16c" in __builtin_cpu_supports: leaf 1, bit 29 of ecx. Its registers are
+// those of AVX2, so the operating system's part is checked with that.
 bool has_f16c() {
     unsigned eax, ebx, ecx, edx;
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx >> 29 & 1) != 0;

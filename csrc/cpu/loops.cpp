@@ -13,8 +13,9 @@ inline namespace GREEDYLR_ISA {
 namespace {
 
 template <bool AMSGRAD, bool FROM_OLD, typename T>
-void update_arrays(T* __restrict param, const T* __restrict grad, T* __restrict exp_avg, T* __restrict exp_avg_sq,
-                   T* __restrict max_exp_avg_sq, int64_t n, const Coefficients<T>& scalars) {
+void update_arrays(T* __restrict param, const T* __restrict grad, T* __restrict exp_avg,
+                   T* __restrict exp_avg_sq, T* __restrict max_exp_avg_sq, int64_t n,
+                   const Coefficients<T>& scalars) {
     const Coefficients<T> k = scalars;
     T unused = T(0);
     for (int64_t i = 0; i < n; ++i) {
@@ -71,7 +72,8 @@ void update_range(const Range& range, const Coefficients<typename Format<P>::Mat
         begin = range.n / 2 * 2;
         const auto pairs = [](auto* array) { return static_cast<Pair*>(const_cast<void*>(array)); };
         update_bf16_pairs<AMSGRAD, FROM_OLD>(pairs(range.param), pairs(range.grad), pairs(range.exp_avg),
-                                             pairs(range.exp_avg_sq), pairs(range.max_exp_avg_sq), begin / 2, k);
+                                             pairs(range.exp_avg_sq), pairs(range.max_exp_avg_sq), begin / 2,
+                                             k);
     }
     update_blocks<P, G, S, AMSGRAD, FROM_OLD>(range, begin, k);
 }

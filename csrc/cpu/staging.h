@@ -11,22 +11,25 @@ namespace greedylr {
 inline namespace GREEDYLR_ISA {
 namespace {
 
-// Narrow formats pass through buffers of this many elements, which stay in the first-level cache. One loop that
-// mixes 16-bit and 32-bit elements defeats the vectoriser; three uniform ones do not.
+// Narrow formats pass through buffers of this many elements, which stay in the first-level cache. One loop
+// that mixes 16-bit and 32-bit elements defeats the vectoriser; three uniform ones do not.
 constexpr int64_t BLOCK = 128;
 
 template <DType D>
-void widen(const typename Format<D>::Stored* __restrict from, typename Format<D>::Math* __restrict to, int64_t n) {
+void widen(const typename Format<D>::Stored* __restrict from, typename Format<D>::Math* __restrict to,
+           int64_t n) {
     for (int64_t i = 0; i < n; ++i) to[i] = Format<D>::load(from[i]);
 }
 
 template <DType D>
-void narrow(const typename Format<D>::Math* __restrict from, typename Format<D>::Stored* __restrict to, int64_t n) {
+void narrow(const typename Format<D>::Math* __restrict from, typename Format<D>::Stored* __restrict to,
+            int64_t n) {
     for (int64_t i = 0; i < n; ++i) to[i] = Format<D>::store(from[i]);
 }
 
 #ifdef __F16C__
-// The processor's own conversions give the same bits as those of common.h, NaN included, in a tenth of the time.
+// The processor's own conversions give the same bits as those of common.h, NaN included, in a tenth of the
+// time.
 template <>
 inline void widen<F16>(const uint16_t* __restrict from, float* __restrict to, int64_t n) {
     int64_t i = 0;
@@ -48,8 +51,8 @@ inline void narrow<F16>(const float* __restrict from, uint16_t* __restrict to, i
 }
 #endif
 
-// A view of one array, block by block, in the type of the arithmetic: the array itself where that is how it is
-// stored, a converted copy otherwise.
+// A view of one array, block by block, in the type of the arithmetic: the array itself where that is how it
+// is stored, a converted copy otherwise.
 template <DType D, typename T, bool DIRECT = sizeof(typename Format<D>::Stored) == sizeof(T)>
 class Staged {
   public:

@@ -31,31 +31,32 @@ T* address(const Table& t, Row row, int64_t tensor) {
 
 int64_t element_size(DType d) { return d == F64 ? 8 : d == F32 ? 4 : 2; }
 
-// Chunks are handed out one by one, so that a slow core holds nobody up. Each thread sees increasing numbers.
+// One pass over all chunks. They are handed out one by one, so that a slow core holds nobody up.
 template <typename Body>
-void for_each_chunk(const std::vector<Launch>& launches, int64_t n_chunks, int threads, const Body& body) {
-    struct Shared {
-        const std::vector<Launch>& launches;
-        const int64_t n_chunks;
-        const Body& body;
-        std::atomic<int64_t> next{0};
-    } shared{launches, n_chunks, body};
-    run_on_threads(
-        threads,
-        [](void* data) {
-            Shared& s = *static_cast<Shared*>(data);
-            auto worker = s.body.worker();
-            auto launch = s.launches.begin();
-            for (int64_t c; (c = s.next.fetch_add(1, std::memory_order_relaxed)) < s.n_chunks;) {
-                while (c >= launch->first + launch->count) ++launch;
-                worker(*launch, c);
-            }
-        },
-        &shared);
-}
+struct Pass {
+    const std::vector<Launch>& launches;
+    const int64_t n_chunks;
+    const bool backwards;
+    const Body& body;
+    std::atomic<int64_t> next{0};
 
-// Updates chunks. Neighbouring chunks mostly share group and step count, so the two pow of the bias corrections
-// are paid once per thread, not once per tensor.
+    void run(int threads) {
+        run_on_threads(threads, [](void* pass) { static_cast<Pass*>(pass)->work(); }, this);
+    }
+
+    void work() {
+        auto worker = body.worker();
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n_chunks;) {
+            const int64_t c = backwards ? n_chunks - 1 - i : i;
+            worker(*std::find_if(launches.begin(), launches.end(),
+                                 [c](const Launch& l) { return c < l.first + l.count; }),
+                   c);
+        }
+    }
+};
+
+// Updates chunks. Neighbouring chunks mostly share group and step count, so the two pow of the bias
+// corrections are paid once per thread, not once per tensor.
 class UpdateWorker {
   public:
     UpdateWorker(const Table& table, const Loops& loops) : t_(table), loops_(loops) {}
@@ -69,12 +70,10 @@ class UpdateWorker {
         const int64_t state_at = chunk.offset * element_size(mix.state);
         char* vmax = address(t_, MAX_EXP_AVG_SQ, chunk.tensor);
         const bool amsgrad = vmax != nullptr;
-        const Range range = {address(t_, PARAM, chunk.tensor) + param_at,
-                             grad + chunk.offset * element_size(mix.grad),
-                             address(t_, EXP_AVG, chunk.tensor) + state_at,
-                             address(t_, EXP_AVG_SQ, chunk.tensor) + state_at,
-                             amsgrad ? vmax + state_at : nullptr,
-                             chunk.n};
+        const Range range = {
+            address(t_, PARAM, chunk.tensor) + param_at,   grad + chunk.offset * element_size(mix.grad),
+            address(t_, EXP_AVG, chunk.tensor) + state_at, address(t_, EXP_AVG_SQ, chunk.tensor) + state_at,
+            amsgrad ? vmax + state_at : nullptr,           chunk.n};
         loops_.update[launch.mix][amsgrad](range, coefficients_of(chunk.tensor));
     }
 
@@ -84,8 +83,8 @@ class UpdateWorker {
         const float taken = t_.steps[tensor];
         if (group != group_ || taken != taken_) {
             const double* c = t_.control;
-            known_ = coefficients(t_.hyper + group * HYPER_COUNT, c[slot::lr + group], c[slot::grad_multiplier],
-                                  taken);
+            known_ = coefficients(t_.hyper + group * HYPER_COUNT, c[slot::lr + group],
+                                  c[slot::grad_multiplier], taken);
             group_ = group;
             taken_ = taken;
         }
@@ -115,8 +114,9 @@ struct MeasureBody {
             const Chunk chunk = locate(table, c);
             const char* grad = address(table, GRAD, chunk.tensor);
             const DType type = MIXES[launch.mix].grad;
-            partial[c] = grad == nullptr ? GradSum{0.0, 0}
-                                         : loops.measure[type](grad + chunk.offset * element_size(type), chunk.n);
+            partial[c] = grad == nullptr
+                             ? GradSum{0.0, 0}
+                             : loops.measure[type](grad + chunk.offset * element_size(type), chunk.n);
         };
     }
 };
@@ -140,9 +140,15 @@ int Stepper::useful_threads(int wanted) const {
     return int(std::max<int64_t>(1, std::min<int64_t>(wanted, useful)));
 }
 
+template <typename Body>
+void Stepper::run(const Body& body, int threads) {
+    Pass<Body>{launches_, table_.n_chunks, backwards_, body}.run(useful_threads(threads));
+    backwards_ = !backwards_;
+}
+
 void Stepper::measure(int threads) {
     const MeasureBody body{table_, loops(), partial_.data()};
-    for_each_chunk(launches_, table_.n_chunks, useful_threads(threads), body);
+    run(body, threads);
     GradSum total = {0.0, 0};
     for (const GradSum& part : partial_) {
         total.squares += part.squares;
@@ -154,9 +160,9 @@ void Stepper::measure(int threads) {
 
 void Stepper::decide() const { greedylr::decide(table_.control); }
 
-void Stepper::update(int threads) const {
+void Stepper::update(int threads) {
     if (table_.control[slot::skip] != 0.0) return;
-    for_each_chunk(launches_, table_.n_chunks, useful_threads(threads), UpdateBody{table_, loops()});
+    run(UpdateBody{table_, loops()}, threads);
 }
 
 void Stepper::commit() const {

@@ -1,5 +1,5 @@
-// The four parts of a step over a table: measure, decide, update, commit. Everything between the addresses and
-// the innermost loops: which chunk, which loop, which scalars, how many threads.
+// The four parts of a step over a table: measure, decide, update, commit. Everything between the addresses
+// and the innermost loops: which chunk, which loop, which scalars, how many threads.
 #pragma once
 
 #include <stdint.h>
@@ -22,26 +22,32 @@ int find_mix(int param, int grad, int state);
 
 class Stepper {
   public:
-    // The addresses in the table, which is copied, must stay valid for the life of this object. The launches must
-    // cover the chunks in order.
+    // The addresses in the table, which is copied, must stay valid for the life of this object. The launches
+    // must cover the chunks in order.
     Stepper(const Table& table, std::vector<Launch> launches);
 
-    // grad_sq_sum and grad_nonfinite over all tensors with a gradient. The result does not depend on `threads`.
+    // grad_sq_sum and grad_nonfinite over all tensors with a gradient. The result does not depend on
+    // `threads`.
     void measure(int threads);
     // Gradient multiplier and skip flag.
     void decide() const;
     // AdamW on every tensor with a gradient, nothing if the step is skipped.
-    void update(int threads) const;
+    void update(int threads);
     // Step counts, then the learning rate.
     void commit() const;
 
   private:
     int useful_threads(int wanted) const;
+    template <typename Body>
+    void run(const Body& body, int threads);
 
     const Table table_;
     const std::vector<Launch> launches_;
     int64_t elements_ = 0;
     std::vector<GradSum> partial_;  // [n_chunks], kept: a step allocates nothing
+    // Each pass starts where the last one ended, whose data is still in the cache: the update finds gradients
+    // that were just measured. No result depends on the order.
+    bool backwards_ = false;
 };
 
 // Feeds n weighted losses to a control vector with no tensors; writes the LR of every group after each one to

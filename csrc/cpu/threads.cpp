@@ -12,16 +12,16 @@ namespace {
 // The entry point that GCC emits for `#pragma omp parallel`; libgomp, libomp and libiomp5 all have it.
 using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 
-// A second pool beside the one of PyTorch would fight it for the cores: its idle workers spin. `import torch` puts
-// its OpenMP runtime in the global symbol scope, so looking the symbol up at run time, instead of linking a
-// runtime, finds the pool whose workers have just run the backward pass.
+// A second pool beside the one of PyTorch would fight it for the cores: its idle workers spin. `import torch`
+// puts its OpenMP runtime in the global symbol scope, so looking the symbol up at run time, instead of
+// linking a runtime, finds the pool whose workers have just run the backward pass.
 Parallel process_openmp() {
     static const Parallel found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
     return found;
 }
 
-// Without OpenMP, threads live for one call. Starting one costs some 20 us, which the caller weighs by asking for
-// several only where the work is worth it; in return nothing is left to keep alive over a fork.
+// Without OpenMP, threads live for one call. Starting one costs some 20 us, which the caller weighs by asking
+// for several only where the work is worth it; in return nothing is left to keep alive over a fork.
 void spawn_and_join(int threads, void (*work)(void*), void* data) {
     std::vector<std::thread> helpers;
     helpers.reserve(threads - 1);
