@@ -1,0 +1,197 @@
+"""What a step may do to the machine: read nothing back, write nowhere else, and give the same bits each time."""
+
+import contextlib
+import math
+
+import pytest
+import torch
+from support import assert_same, assert_same_bits, generator, parameter, snapshot, spread
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from greedylr_fused import FusedAdamW, GreedyLR
+
+SCHEDULE = GreedyLR(patience=0, smooth=True, window_size=3, warmup=1, cooldown=1, reset_start=1)
+READS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::allclose", "aten::nonzero"}
+
+
+class NoHostRead(TorchDispatchMode):
+    """Refuses every operation by which the host waits for a number."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name in READS:
+            raise AssertionError(f"host read: {function}")
+        return function(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def no_host_read(monkeypatch, tensors):
+    """On a CPU, also no `tolist`, `numpy` or `float` of memory that would be the device's."""
+    device_memory = {t.untyped_storage().data_ptr() for t in tensors}
+
+    def guarded(name):
+        real = getattr(torch.Tensor, name)
+
+        def method(self, *args, **kwargs):
+            if self.untyped_storage().data_ptr() in device_memory:
+                raise AssertionError(f"host read: Tensor.{name}")
+            return real(self, *args, **kwargs)
+
+        return method
+
+    with monkeypatch.context() as patch, NoHostRead():
+        for name in ("tolist", "numpy", "item", "__float__", "__int__", "__bool__", "__index__"):
+            patch.setattr(torch.Tensor, name, guarded(name))
+        on_gpu = any(t.is_cuda for t in tensors)
+        if on_gpu:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            if on_gpu:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def problem(device, seed=3, sizes=(1500, 129, 40000, 1)):
+    g = generator(seed)
+    return [parameter(*(spread(g, n, -2, 0).to(device, torch.float32) for _ in range(2))) for n in sizes]
+
+
+def build(params, backend, **options):
+    return FusedAdamW(params, lr=0.01, amsgrad=True, schedule=SCHEDULE, max_grad_norm=0.5, backend=backend, **options)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_nothing_is_read_back(backend, device, monkeypatch, amp):
+    params = problem(device, sizes=(300, 129, 1))
+    opt = build(params, backend, skip_nonfinite=True)
+    losses = [torch.tensor(x, device=device) for x in (3.0, 2.0, 1.0, 5.0, math.nan)]
+    opt.step(loss=losses[0])  # builds tables and compiles
+    state = [value for values in opt.state.values() for value in values.values()]
+    device_side = [*params, *(p.grad for p in params), *state, *losses, opt._control.vector]
+    scale, found = torch.full((1,), 2.0, device=device), torch.zeros(1, device=device)
+    with no_host_read(monkeypatch, [*device_side, scale, found]):
+        for loss in losses:
+            if amp:
+                opt.grad_scale, opt.found_inf = scale, found
+            opt.step(loss=loss)
+        opt.observe(losses[0], weight=losses[1])
+        opt.observe(losses[1])
+        opt.step()
+        opt.metrics()
+        for param in params:
+            param.grad = param.grad.clone()
+        opt.step(loss=losses[2])
+        opt.zero_grad()
+    assert opt.metrics().step == 8
+
+
+def test_the_guard_itself_refuses(device, monkeypatch):
+    value = torch.tensor([1.0], device=device)
+    for read in (float, bool, torch.Tensor.item, torch.Tensor.tolist):
+        with no_host_read(monkeypatch, [value]), pytest.raises((AssertionError, RuntimeError)):
+            read(value)
+
+
+def run(backend, device, threads=1):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        opt = build(problem(device), backend)
+        for step, loss in enumerate((3.0, 2.0, 2.5)):
+            for i, param in enumerate(opt.param_groups[0]["params"]):
+                param.grad = spread(generator(10 * step + i), param.numel(), -2, 0).to(device, torch.float32)
+            opt.step(loss=loss)
+        return snapshot(opt)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_same_inputs_same_bits(backend, device):
+    """The norm included: `grad_sq_sum` and `grad_norm` are slots of the control vector."""
+    assert_same(run(backend, device), run(backend, device))
+
+
+def test_same_bits_for_every_number_of_threads(backend, device):
+    alone = run(backend, device)
+    for threads in (2, 3, 8):
+        assert_same(run(backend, device, threads), alone)
+
+
+@pytest.fixture
+def poisoned():
+    """Memory from torch.empty and its kin holds NaN, or the largest integer."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_scratch_is_written_before_it_is_read(backend, device, poisoned):
+    got = run(backend, device)
+    torch.use_deterministic_algorithms(False)
+    assert_same(got, run(backend, device))
+    assert all(value.isfinite().all() for name, value in got.items() if name != "control")
+
+
+def test_poisoned_copies_of_views_with_gaps(backend, device, poisoned):
+    param = parameter(torch.randn(80, device=device)[::2])
+    param.grad = torch.randn(80, device=device)[::2]
+    opt = FusedAdamW([param], max_grad_norm=1.0, backend=backend)
+    for _ in range(2):
+        opt.step()
+    assert param.isfinite().all()
+
+
+BAND = 64  # elements on each side
+SENTINEL = -12345.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_guard_bands(backend, device, dtype, shift):
+    """Parameters, gradients and moments lie in one allocation, between bands that must stay as they are."""
+    sizes = (1, 7, 128, 129, 1021)
+    memory = torch.full((5 * (sum(sizes) + (BAND + 16) * len(sizes)) + BAND,), SENTINEL, dtype=dtype, device=device)
+    inside = torch.zeros(memory.shape, dtype=torch.bool)
+    position = BAND + shift
+
+    def carve(n, values):
+        nonlocal position
+        view = memory[position : position + n]
+        inside[position : position + n] = True
+        position += n + BAND
+        view.copy_(values)
+        return view
+
+    g = generator(1)
+    params, states = [], []
+    for n in sizes:
+        params.append(parameter(carve(n, spread(g, n, -1, 0)), carve(n, spread(g, n, -1, 0))))
+        moments = {name: carve(n, torch.ones(n)) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")}
+        states.append({"step": torch.tensor(4.0, device=device)} | moments)
+    opt = build(params, backend)
+    for param, state in zip(params, states, strict=True):
+        opt.state[param] = dict(state)
+    before, grads = memory.clone(), [p.grad.clone() for p in params]
+    for loss in (3.0, 2.0):
+        opt.step(loss=loss)
+    assert_same_bits(memory[~inside], before[~inside], "bands")
+    for param, grad, state in zip(params, grads, states, strict=True):
+        assert_same_bits(param.grad, grad, "gradient")
+        assert opt.state[param]["exp_avg"].data_ptr() == state["exp_avg"].data_ptr()
+        assert not torch.equal(opt.state[param]["exp_avg"], torch.ones_like(param))
+
+
+def test_guard_bands_of_the_control_vector(backend, device):
+    """The ring and the groups' slots fill the vector to its last element, and no further."""
+    opt = build([parameter(torch.randn(5, device=device), torch.randn(5, device=device))], backend)
+    opt.step(loss=1.0)
+    n = opt._control.vector.numel()
+    memory = torch.full((n + 2 * BAND,), SENTINEL, dtype=torch.float64, device=device)
+    memory[BAND : BAND + n] = opt._control.vector
+    opt._control.vector = memory[BAND : BAND + n]
+    opt._restart()
+    for loss in (1.0, 2.0, 0.5, 3.0, 3.0, 3.0, 3.0, 3.0):
+        opt.step(loss=loss)
+    assert (memory[:BAND] == SENTINEL).all() and (memory[BAND + n :] == SENTINEL).all()
+    assert opt.metrics().step == 9

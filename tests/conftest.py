@@ -1,0 +1,66 @@
+"""Which backends the conformance suite runs, where, and how many random steps it may take.
+
+    pytest tests                                          reference and cpu; triton's interpreter in its own process
+    pytest tests/conformance --backend triton             triton, interpreted (with TRITON_INTERPRET=1) on CPU tensors
+    pytest tests/conformance --backend triton --device cuda    triton, compiled
+"""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+from support import Budget
+
+NATIVE = Budget(control_steps={"cpu": 100_000, "reference": 6_000, "triton": 20_000}, trajectory=60, rounds=3)
+# The interpreter takes milliseconds per kernel where a GPU takes microseconds. Only counts of random repetitions shrink.
+INTERPRETED = Budget(control_steps={"triton": 400}, trajectory=8, rounds=1)
+
+
+def interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--backend", action="append", help="backend under conformance test (default: reference, cpu)")
+    parser.addoption("--device", default="cpu", help="device of the parameters in the conformance suite (default: cpu)")
+
+
+def pytest_configure(config):
+    settings.register_profile("native", max_examples=60, derandomize=True, deadline=None, database=None)
+    settings.register_profile("interpreted", max_examples=3, derandomize=True, deadline=None, database=None)
+    settings.load_profile("interpreted" if interpreted() else "native")
+    torch.set_num_threads(1)  # small tensors; tests of threading ask for more
+
+
+def backends(config) -> list[str]:
+    if chosen := config.getoption("--backend"):
+        return chosen
+    return ["reference", "cpu"] if config.getoption("--device") == "cpu" else ["reference", "triton"]
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", backends(metafunc.config))
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+
+
+@pytest.fixture
+def device(request) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def budget() -> Budget:
+    return INTERPRETED if interpreted() else NATIVE
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(20250711)
