@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,17 +32,24 @@ class Engine:
         self.table: Table | None = None
         self.backend: Backend | None = None
         self._stateless: list[Tensor] = []
-        self._shape: list[tuple[int, bool]] = []
+        self._shape: list[tuple[Any, ...]] = []
+        self._states: list[dict[str, Any]] = []
 
     def ready(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], control: Control) -> Backend:
         """The backend over an up-to-date table."""
-        shape = [(len(group["params"]), group["amsgrad"]) for group in groups]
+        shape = [(group["amsgrad"], *map(id, group["params"])) for group in groups]
         newcomers = any(param.grad is not None for param in self._stateless)
-        if self.table is None or newcomers or shape != self._shape or not self.table.refresh(groups):
+        replaced = shape != self._shape or not self._holds(state)
+        if self.table is None or newcomers or replaced or not self.table.refresh(groups):
             self._shape = shape
             self._build(groups, state, control)
+            self._states = list(state.values())
         assert self.backend is not None
         return self.backend
+
+    def _holds(self, state: dict[Tensor, Any]) -> bool:
+        """Whether the states are the dictionaries that the table was built from. They can be replaced by hand."""
+        return len(state) == len(self._states) and all(map(operator.is_, state.values(), self._states))
 
     def release(self) -> None:
         """After the step: see `Table.release`."""
