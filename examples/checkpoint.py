@@ -1,0 +1,102 @@
+"""Checkpoints that are whole or not there: written beside, flushed to the disk, renamed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from config import Config
+from errors import UsageError
+from trainer import Trainer
+
+NAME = "checkpoint.pt"
+FORMAT = 1
+KEYS = {"format", "config", "corpus", "random", "trainers"}
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Replace a file in one go: whoever reads it, at any time, finds the old or the new one, whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save(folder: Path, config: Config, corpus: str, trainers: Sequence[Trainer]) -> None:
+    """Write the checkpoint of a run. Waits for the device.
+
+    Args:
+        folder: the run's folder.
+        config: the run's options.
+        corpus: fingerprint of the text.
+        trainers: one, or both of a comparison.
+    """
+    content = {
+        "format": FORMAT,
+        "config": asdict(config),
+        "corpus": corpus,
+        "random": _random_state(),
+        "trainers": {trainer.name: trainer.state_dict() for trainer in trainers},
+    }
+    write_atomically(folder / NAME, lambda file: torch.save(content, file))
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Read the checkpoint of a run, and only data from it: no code in the file is run.
+
+    Raises:
+        UsageError: none there, or not one that can be used.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        what = "no such folder" if not folder.is_dir() else f"no {NAME} in it (stopped before the first one was saved?)"
+        raise UsageError(f"--resume {folder}: {what}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UsageError(f"{path}: damaged or not a checkpoint ({reason})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= content.keys():
+        raise UsageError(f"{path}: not a checkpoint of this program (format {FORMAT})")
+    return content
+
+
+def restore(content: dict[str, Any], path: Path, corpus: str, trainers: Sequence[Trainer]) -> None:
+    """Put trainers and random generators where the checkpoint left them.
+
+    Raises:
+        UsageError: the text or the shape of the model is another.
+    """
+    if content["corpus"] != corpus:
+        raise UsageError(f"{path}: the text has changed since; resume with the same files, or start another run")
+    try:
+        for trainer in trainers:
+            trainer.load_state_dict(content["trainers"][trainer.name])
+        _set_random_state(content["random"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{path}: of another model or optimizer than its options say ({reason})") from None
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

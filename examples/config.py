@@ -1,0 +1,215 @@
+"""The run's options: sizes by name, the dataclass that a checkpoint keeps, the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from greedylr_fused import GreedyLR
+
+from errors import UsageError
+from model import Shape
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's shape, and the options that suit it."""
+
+    shape: Shape
+    batch: int
+    lr: float
+    steps: int
+
+
+# `gpt2` has GPT-2's depth, width and 124M parameters: those of its word embedding, which bytes do without, went to the
+# MLP. `1b` is Llama 3.2 1B without its word embedding.
+SIZES = {
+    "micro": Size(Shape(layers=2, width=32, heads=2, kv_heads=1, hidden=64, context=32), 4, 3e-3, 20),
+    "tiny": Size(Shape(layers=4, width=192, heads=6, kv_heads=6, hidden=512, context=128), 8, 1e-3, 500),
+    "small": Size(Shape(layers=6, width=384, heads=6, kv_heads=6, hidden=1024, context=512), 16, 1e-3, 2000),
+    "gpt2": Size(Shape(layers=12, width=768, heads=12, kv_heads=12, hidden=3456, context=1024), 32, 6e-4, 600),
+    "1b": Size(Shape(layers=16, width=2048, heads=32, kv_heads=8, hidden=8192, context=2048), 8, 2e-4, 2000),
+}
+MAY_CHANGE = ("steps", "save_every", "eval_every", "log_every")  # on --resume
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on. Kept in the checkpoint, so that `--resume` needs no other option."""
+
+    size: str
+    steps: int
+    batch: int
+    lr: float
+    optimizer: str = "fused"
+    compare: bool = False
+    data: str | None = None
+    accumulate: int = 1
+    weight_decay: float = 0.1
+    factor: float = 0.9
+    patience: int = 5
+    window: int = 30
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    save_every: int = 100
+    eval_every: int = 100
+    log_every: int = 20
+
+    @property
+    def shape(self) -> Shape:
+        """The model's shape."""
+        return SIZES[self.size].shape
+
+    @property
+    def context(self) -> int:
+        """Bytes per window."""
+        return self.shape.context
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Bytes trained on in one optimizer step."""
+        return self.batch * self.context * self.accumulate
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """What to train with."""
+        return ("fused", "torch") if self.compare else (self.optimizer,)
+
+    @property
+    def schedule(self) -> GreedyLR:
+        """Single losses are noisy, so means over a window are compared; the bounds are 0.1 and 4 times `lr`."""
+        return GreedyLR(
+            factor=self.factor,
+            patience=self.patience,
+            smooth=True,
+            window_size=self.window,
+            min_lr=0.1 * self.lr,
+            max_lr=4 * self.lr,
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed command line: options as given, nothing filled in."""
+
+    given: dict[str, Any]
+    out: Path | None
+    resume: Path | None
+    overwrite: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+
+def parse(arguments: Sequence[str] | None) -> Request:
+    """Read the command line.
+
+    Raises:
+        UsageError: an unknown option or a value that is not allowed.
+    """
+    parser = _Parser(
+        prog="pretrain.py",
+        description="Pretrain a byte-level GPT on real text with FusedAdamW and GreedyLR.",
+        epilog="Ctrl-C (or SIGTERM) finishes the step, saves and exits with 130 (143); --resume goes on as if nothing "
+        "had happened, to the bit. A wrong option, path or checkpoint: one line, exit code 2, nothing written.",
+        argument_default=argparse.SUPPRESS,
+    )
+    sizes = "; ".join(f"{name}: batch {s.batch}, lr {s.lr:g}, steps {s.steps}" for name, s in SIZES.items())
+    add = parser.add_argument
+    add("--size", choices=list(SIZES), help="model size (default: tiny on a CPU, gpt2 on a GPU; micro is for tests)")
+    add("--optimizer", choices=["fused", "torch"], help="fused: FusedAdamW; torch: AdamW, clipping and a host GreedyLR")
+    add("--compare", action="store_true", help="run both optimizers from one seed and show the differences")
+    add("--data", metavar="PATH", help="a text file or a folder (default: the Python standard library's sources)")
+    add("--steps", type=_count, help=f"optimizer steps (defaults: {sizes})")
+    add("--batch", type=_count, help="windows per micro-batch (default: by size)")
+    add("--accumulate", type=_count, help="micro-batches per step (default: 1)")
+    add("--lr", type=_positive, help="starting learning rate; it moves between 0.1 and 4 times that (default: by size)")
+    add("--weight-decay", type=float, help="of matrices (default: 0.1)")
+    add("--factor", type=float, help="GreedyLR: a cut multiplies by it, a raise divides (default: 0.9)")
+    add("--patience", type=int, help="GreedyLR: a change comes after one more observation than that (default: 5)")
+    add("--window", type=_count, help="GreedyLR: losses in the mean that is compared (default: 30)")
+    add("--seed", type=int, help="of weights and batches (default: 0)")
+    add("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+    add("--threads", type=_count, help="CPU threads (default: as many as cores may be used)")
+    add("--save-every", type=_count, help="steps between checkpoints (default: 100)")
+    add("--eval-every", type=_count, help="steps between held-out losses (default: 100)")
+    add("--log-every", type=_count, help="steps between lines where there is no terminal (default: 20)")
+    add("--out", type=Path, help="output folder (default: runs/SIZE-OPTIMIZER or runs/SIZE-compare)")
+    add("--resume", type=Path, metavar="DIR", help="go on with the run in DIR; --steps may be raised")
+    add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
+    given = vars(parser.parse_args(arguments))
+    out, resume = given.pop("out", None), given.pop("resume", None)
+    overwrite = given.pop("overwrite", False)
+    if resume is not None and (out is not None or overwrite):
+        raise UsageError("--resume writes where it reads; leave out --out and --overwrite")
+    return Request(given, out, resume, overwrite)
+
+
+def new_config(given: dict[str, Any]) -> Config:
+    """Fill in what was not given from the machine and the size."""
+    device = given.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch finds no CUDA device here; leave the option out")
+    bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
+    name = given.get("size") or ("gpt2" if device == "cuda" else "tiny")
+    size = SIZES[name]
+    found = dict(size=name, steps=size.steps, batch=size.batch, lr=size.lr, threads=_usable_cores())
+    config = Config(**found | given | dict(device=device, dtype="bfloat16" if bf16 else "float32"))
+    _check_schedule(config)
+    return config
+
+
+def resumed_config(saved: dict[str, Any], given: dict[str, Any]) -> Config:
+    """The options of a checkpoint, some of which may be given anew.
+
+    Raises:
+        UsageError: the checkpoint is of another size, optimizer, ... than given.
+    """
+    try:
+        config = Config(**saved)
+    except TypeError as error:
+        raise UsageError(f"the checkpoint's options do not fit this program: {error}") from None
+    for name, value in given.items():
+        if name not in MAY_CHANGE and getattr(config, name) != value:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value}: the checkpoint is of a run with {getattr(config, name)}; leave "
+                "the option out, or start another run with --out"
+            )
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("the checkpoint is of a run on a GPU, and PyTorch finds none here")
+    return replace(config, **{name: value for name, value in given.items() if name in MAY_CHANGE})
+
+
+def _check_schedule(config: Config) -> None:
+    try:
+        config.schedule.bounds(config.lr, 0)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _usable_cores() -> int:
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(torch.get_num_threads(), allowed)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {value}, allowed is 1 or more")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text}, allowed is a positive number")
+    return value

@@ -1,0 +1,119 @@
+"""Text as bytes: the corpus, its held-out tail, and random windows of it that can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from errors import UsageError
+
+DEFAULT_CAP = 20_000_000  # bytes of the default corpus; one's own data is taken whole
+HELD_OUT = 0.05
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Training and held-out bytes, uint8 (n,), and what identifies them."""
+
+    train: Tensor
+    held_out: Tensor
+    fingerprint: str
+
+
+def load_corpus(source: Path | None, context: int) -> Corpus:
+    """Read every text file in a fixed shuffled order and hold out the last 5% of the bytes.
+
+    Args:
+        source: a file or a folder; None for the Python standard library, without its tests, up to 20 MB.
+        context: bytes per window; each part needs one more than that.
+
+    Raises:
+        UsageError: nothing there, not readable, or too short.
+    """
+    if source is None:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        files = [path for path in sorted(root.rglob("*.py")) if not {"site-packages", "test", "tests"} & {*path.parts}]
+    elif source.is_dir():
+        root = source
+        files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    elif source.is_file():
+        root, files = source, [source]
+    else:
+        raise UsageError(f"--data {source}: no such file or folder")
+    random.Random(0).shuffle(files)  # so that the held-out tail is a sample, not the end of the alphabet
+    text = _read(files, DEFAULT_CAP if source is None else None)
+    tail = round(len(text) * HELD_OUT)
+    if tail < context + 1:
+        needed = round((context + 1) / HELD_OUT)
+        raise UsageError(f"corpus {root}: got {len(text):,} bytes of text, at least {needed:,} are needed")
+    data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return Corpus(data[:-tail], data[-tail:], hashlib.sha256(text).hexdigest())
+
+
+def _read(files: list[Path], cap: int | None) -> bytes:
+    parts = []
+    size = 0
+    for path in files:
+        try:
+            part = path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        if b"\0" not in part:  # a zero byte: not text
+            parts.append(part)
+            size += len(part)
+        if cap is not None and size >= cap:
+            break
+    return b"".join(parts)[:cap]
+
+
+class Batches:
+    """Random windows of the training bytes.
+
+    Args:
+        data: uint8 (n,).
+        batch, context: windows per batch, bytes per window.
+        seed: same seed, same windows.
+        device: where the batches go.
+    """
+
+    def __init__(self, data: Tensor, batch: int, context: int, seed: int, device: torch.device) -> None:
+        self._data, self._batch, self._context, self._device = data, batch, context, device
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Tokens and targets, int64 (batch, context)."""
+        last = self._data.numel() - self._context
+        starts = torch.randint(last, (self._batch,), generator=self._generator)
+        return _windows(self._data, starts, self._context, self._device)
+
+    def position(self) -> Tensor:
+        """Where the sequence of windows stands, for a checkpoint."""
+        return self._generator.get_state()
+
+    def seek(self, position: Tensor) -> None:
+        """Go on from a position."""
+        self._generator.set_state(position)
+
+
+def held_out_batches(
+    data: Tensor, batch: int, context: int, limit: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """At most `limit` windows, evenly spaced over the held-out bytes, always the same."""
+    count = min(limit, (data.numel() - 1) // context)
+    starts = torch.linspace(0, data.numel() - context - 1, count, dtype=torch.float64).long()
+    for part in starts.split(batch):
+        yield _windows(data, part, context, device)
+
+
+def _windows(data: Tensor, starts: Tensor, context: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    window = data[starts[:, None] + torch.arange(context + 1)].long()
+    if device.type == "cuda":
+        window = window.pin_memory().to(device, non_blocking=True)
+    return window[:, :-1], window[:, 1:]

@@ -1,0 +1,171 @@
+"""What a run leaves behind: a picture of loss and LR over steps, and a table of results."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from checkpoint import write_atomically  # noqa: E402
+from config import Config  # noqa: E402
+from record import Record  # noqa: E402
+from trainer import Trainer, host_reads_per_step  # noqa: E402
+
+LABELS = {"fused": "FusedAdamW, GreedyLR on the device", "torch": "torch AdamW + clip, GreedyLR on the host"}
+# The baseline is drawn dashed and thin over the wide line of ours, so that both are seen where they agree.
+STYLES: dict[str, dict[str, Any]] = {
+    "fused": dict(color="#1f77b4", linewidth=3.2, alpha=0.75),
+    "torch": dict(color="#d62728", linewidth=1.2, linestyle=(0, (4, 2))),
+}
+Results = dict[str, dict[str, Any]]
+
+
+def results(config: Config, trainer: Trainer, record: Record) -> dict[str, Any]:
+    """The numbers of one trainer. Trains on to count host reads: call it when everything is saved.
+
+    Times are of this process, so after a resume they are of the steps since.
+    """
+    row: dict[str, Any] = {
+        "parameters": trainer.parameters,
+        "tokens": trainer.steps * config.tokens_per_step,
+        "train_loss": (record.series(trainer.name, "smoothed_loss")[1] or [None])[-1],
+        "held_out_bits_per_byte": trainer.held_out_bits(),
+    }
+    if trainer.timed_steps > 0:
+        row |= {
+            "step_ms": 1e3 * trainer.seconds / trainer.timed_steps,
+            "tokens_per_second": trainer.tokens_per_second,
+        }
+    times = sorted(trainer.clock.milliseconds())
+    if times:
+        median = statistics.median(times)
+        row["optimizer_ms"] = {
+            "median": median,
+            "p20": times[len(times) // 5],
+            "p80": times[len(times) * 4 // 5],
+            "steps": len(times),
+        }
+    row["host_reads_per_step"] = host_reads_per_step(trainer)
+    return row
+
+
+def write_summary(folder: Path, found: Results, record: Record) -> dict[str, Any]:
+    """`summary.json`: the results of each run, and where two runs part."""
+    summary: dict[str, Any] = {"runs": found}
+    if len(found) == 2:
+        summary["first_loss_comparison_that_differs"] = record.first_difference("better")
+        summary["first_lr_that_differs"] = record.first_difference("next_lr")
+    write_atomically(folder / "summary.json", lambda file: file.write((json.dumps(summary, indent=2) + "\n").encode()))
+    return summary
+
+
+def print_summary(console: Console, summary: dict[str, Any], folder: Path) -> None:
+    """The table, one column per run, and one line on where they part."""
+    found: Results = summary["runs"]
+    table = Table(title="result", title_justify="left")
+    table.add_column("")
+    for name in found:
+        table.add_column(name, justify="right")
+    lines = {
+        "parameters": lambda r: f"{r['parameters']:,}",
+        "tokens (bytes)": lambda r: f"{r['tokens']:,}",
+        "training loss, smoothed (bits/byte)": lambda r: _bits(r["train_loss"]),
+        "held-out loss (bits/byte)": lambda r: f"{r['held_out_bits_per_byte']:.4f}",
+        "time per step (ms)": lambda r: f"{r['step_ms']:.1f}",
+        "tokens per second": lambda r: f"{r['tokens_per_second']:,.0f}",
+        "optimizer per step: median (ms)": lambda r: f"{r['optimizer_ms']['median']:.3f}",
+        "  20th to 80th percentile (ms)": lambda r: f"{r['optimizer_ms']['p20']:.3f} - {r['optimizer_ms']['p80']:.3f}",
+        "host reads per step": lambda r: f"{r['host_reads_per_step']:g}",
+    }
+    for label, shown in lines.items():
+        table.add_row(label, *(_or_dash(shown, row) for row in found.values()))
+    console.print(table)
+    if len(found) == 2:
+        console.print(parting(summary), highlight=False, soft_wrap=True)
+    console.print(f"written to {folder}/: run.jsonl, curves.png, summary.json", highlight=False, soft_wrap=True)
+
+
+def parting(summary: dict[str, Any]) -> str:
+    """Where the two runs part, in words."""
+    comparison, lr = summary["first_loss_comparison_that_differs"], summary["first_lr_that_differs"]
+    if comparison is None and lr is None:
+        return "every loss comparison fell the same way in both runs: the LR traces are equal, bit for bit"
+    parts = [f"rounding made the first loss comparison fall the other way at step {comparison}"]
+    parts.append("the LR traces stay equal" if lr is None else f"the LR traces part at step {lr}")
+    return "; ".join(parts)
+
+
+def draw(path: Path, config: Config, record: Record, summary: dict[str, Any]) -> None:
+    """Loss and LR over steps, both runs on each other; for two runs also how far apart their losses are."""
+    runs: Results = summary["runs"]
+    compare = len(runs) == 2
+    heights = [3.0, 1.2, 1.8] if compare else [3.0, 1.8]
+    figure, axes = pyplot.subplots(
+        len(heights), sharex=True, figsize=(9, 2 + 1.2 * sum(heights)), height_ratios=heights, layout="constrained"
+    )
+    first = next(iter(runs.values()))
+    figure.suptitle(
+        f"{config.size} GPT, {first['parameters'] / 1e6:.1f}M parameters, {first['tokens'] / 1e6:.2f}M bytes of text, "
+        f"{config.device.upper()} {config.dtype}"
+    )
+    for name in runs:
+        _draw_run(axes[0], axes[-1], record, name)
+    axes[0].set(ylabel="loss (bits per byte)")
+    axes[-1].set(ylabel="learning rate", xlabel="optimizer step", yscale="log")
+    axes[-1].axhline(config.schedule.min_lr, color="grey", linewidth=0.8, linestyle=":", label="min_lr, max_lr")
+    axes[-1].axhline(config.schedule.max_lr, color="grey", linewidth=0.8, linestyle=":")
+    if compare:
+        _draw_difference(axes[1], record)
+        step = summary["first_lr_that_differs"]
+        if step is not None:
+            axes[-1].axvline(step, color="black", linewidth=0.8, label=f"LR traces part, step {step}")
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8, frameon=False)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+    pyplot.close(figure)
+
+
+def _draw_run(loss_axis: Any, lr_axis: Any, record: Record, name: str) -> None:
+    style = STYLES[name]
+    steps, losses = record.series(name, "loss")
+    if name == "fused" or not record.series("fused", "loss")[0]:
+        loss_axis.plot(
+            steps, [loss / math.log(2) for loss in losses], color="grey", linewidth=0.5, label="single batch"
+        )
+    steps, smoothed = record.series(name, "smoothed_loss")
+    loss_axis.plot(steps, [loss / math.log(2) for loss in smoothed], label=LABELS[name], **style)
+    steps, bits = record.series(name, "held_out_bits_per_byte")
+    marker = "o" if name == "fused" else "x"
+    loss_axis.plot(steps, bits, marker, color=style["color"], markersize=6, label=f"held out ({name})")
+    steps, rates = record.series(name, "next_lr")
+    lr_axis.plot(steps, rates, drawstyle="steps-post", label=LABELS[name], **style)
+
+
+def _draw_difference(axis: Any, record: Record) -> None:
+    ours, theirs = (dict(zip(*record.series(run, "loss"), strict=True)) for run in ("fused", "torch"))
+    steps = [step for step in ours if step in theirs]
+    gaps = [abs(ours[step] - theirs[step]) / math.log(2) or math.nan for step in steps]  # zero has no logarithm
+    axis.plot(steps, gaps, color="black", linewidth=0.7, label="difference of single-batch losses (none: equal bits)")
+    axis.set(ylabel="bits per byte", yscale="log")
+
+
+def _bits(nats: float) -> str:
+    return f"{nats / math.log(2):.4f}"
+
+
+def _or_dash(shown: Any, row: dict[str, Any]) -> str:
+    try:
+        return str(shown(row))
+    except (KeyError, TypeError):  # too few steps for it
+        return "-"
