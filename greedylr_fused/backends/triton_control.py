@@ -59,6 +59,29 @@ def decide_kernel(c):
 
 
 @triton.jit
+def _observe(c, x):
+    """C1-C9 for the mean loss x of this step."""
+    tl.store(c + _LOSS, x)  # C1
+    finite = tl.abs(x) < float("inf")
+    if tl.load(c + _KIND) == 0:
+        tl.store(c + _SMOOTHED, x)
+    else:
+        if finite:  # C2
+            if tl.load(c + _SMOOTH) != 0:
+                x = _window_mean(c, x)
+            tl.store(c + _SMOOTHED, x)
+        cooldown_left, warmup_left = tl.load(c + _COOLDOWN_LEFT), tl.load(c + _WARMUP_LEFT)
+        cooling = cooldown_left > 0
+        if cooling | (warmup_left > 0):  # C3
+            tl.store(c + _COOLDOWN_LEFT, tl.where(cooling, cooldown_left - 1, cooldown_left))
+            tl.store(c + _WARMUP_LEFT, tl.where(cooling, warmup_left, warmup_left - 1))
+            tl.store(c + _GOOD, 0.0)
+            tl.store(c + _BAD, 0.0)
+        else:
+            _judge(c, x, finite)
+
+
+@triton.jit
 def _window_mean(c, x):
     """Put x into the ring; the mean of what the ring then holds."""
     size = tl.load(c + _WINDOW_SIZE)
@@ -75,6 +98,44 @@ def _window_mean(c, x):
     tl.store(c + _WINDOW_COUNT, count)
     tl.store(c + _WINDOW_HEAD, tl.where(head + 1 == size, 0, head + 1))
     return total / count
+
+
+@triton.jit
+def _judge(c, x, finite):
+    """Compare x with the best, count, and move the learning rates."""
+    best, good, bad = tl.load(c + _BEST), tl.load(c + _GOOD), tl.load(c + _BAD)
+    cooldown_left, warmup_left = tl.load(c + _COOLDOWN_LEFT), tl.load(c + _WARMUP_LEFT)
+    resets_left, reset_start = tl.load(c + _RESETS_LEFT), tl.load(c + _RESET_START)
+    patience = tl.load(c + _PATIENCE)
+    better = finite & _is_better(c, x, best)  # C4
+    best = tl.where(better, x, best)  # C5
+    good = tl.where(better, good + 1, 0.0)
+    bad = tl.where(better, 0.0, bad + 1)
+    if good > patience:  # C6
+        _raise_lr(c)
+        resets_left = reset_start
+        warmup_left = tl.load(c + _WARMUP)
+        good = tl.zeros_like(good)
+    elif bad > patience:  # C7
+        at_floor = _cut_lr(c)
+        resets_left = tl.where(at_floor, resets_left - 1, resets_left)
+        if at_floor & (resets_left <= 0):  # C8
+            _restore_lr(c)
+            best = tl.where(tl.load(c + _MODE_MAX) != 0, -float("inf"), float("inf")).to(tl.float64)
+            good = tl.zeros_like(good)
+            warmup_left = tl.zeros_like(warmup_left)
+            resets_left = reset_start
+            tl.store(c + _WINDOW_SUM, 0.0)
+            tl.store(c + _WINDOW_COUNT, 0.0)
+            tl.store(c + _WINDOW_HEAD, 0.0)
+        cooldown_left = tl.load(c + _COOLDOWN)  # C9
+        bad = tl.zeros_like(bad)
+    tl.store(c + _BEST, best)
+    tl.store(c + _GOOD, good)
+    tl.store(c + _BAD, bad)
+    tl.store(c + _COOLDOWN_LEFT, cooldown_left)
+    tl.store(c + _WARMUP_LEFT, warmup_left)
+    tl.store(c + _RESETS_LEFT, resets_left)
 
 
 @triton.jit
@@ -120,67 +181,6 @@ def _restore_lr(c):
     for group in range(loop_bound(n_groups)):
         slot = c + _GROUPS + group
         tl.store(slot, tl.load(slot + n_groups))
-
-
-@triton.jit
-def _judge(c, x, finite):
-    """Compare x with the best, count, and move the learning rates."""
-    best, good, bad = tl.load(c + _BEST), tl.load(c + _GOOD), tl.load(c + _BAD)
-    cooldown_left, warmup_left = tl.load(c + _COOLDOWN_LEFT), tl.load(c + _WARMUP_LEFT)
-    resets_left, reset_start = tl.load(c + _RESETS_LEFT), tl.load(c + _RESET_START)
-    patience = tl.load(c + _PATIENCE)
-    better = finite & _is_better(c, x, best)  # C4
-    best = tl.where(better, x, best)  # C5
-    good = tl.where(better, good + 1, 0.0)
-    bad = tl.where(better, 0.0, bad + 1)
-    if good > patience:  # C6
-        _raise_lr(c)
-        resets_left = reset_start
-        warmup_left = tl.load(c + _WARMUP)
-        good = tl.zeros_like(good)
-    elif bad > patience:  # C7
-        at_floor = _cut_lr(c)
-        resets_left = tl.where(at_floor, resets_left - 1, resets_left)
-        if at_floor & (resets_left <= 0):  # C8
-            _restore_lr(c)
-            best = tl.where(tl.load(c + _MODE_MAX) != 0, -float("inf"), float("inf")).to(tl.float64)
-            good = tl.zeros_like(good)
-            warmup_left = tl.zeros_like(warmup_left)
-            resets_left = reset_start
-            tl.store(c + _WINDOW_SUM, 0.0)
-            tl.store(c + _WINDOW_COUNT, 0.0)
-            tl.store(c + _WINDOW_HEAD, 0.0)
-        cooldown_left = tl.load(c + _COOLDOWN)  # C9
-        bad = tl.zeros_like(bad)
-    tl.store(c + _BEST, best)
-    tl.store(c + _GOOD, good)
-    tl.store(c + _BAD, bad)
-    tl.store(c + _COOLDOWN_LEFT, cooldown_left)
-    tl.store(c + _WARMUP_LEFT, warmup_left)
-    tl.store(c + _RESETS_LEFT, resets_left)
-
-
-@triton.jit
-def _observe(c, x):
-    """C1-C9 for the mean loss x of this step."""
-    tl.store(c + _LOSS, x)  # C1
-    finite = tl.abs(x) < float("inf")
-    if tl.load(c + _KIND) == 0:
-        tl.store(c + _SMOOTHED, x)
-    else:
-        if finite:  # C2
-            if tl.load(c + _SMOOTH) != 0:
-                x = _window_mean(c, x)
-            tl.store(c + _SMOOTHED, x)
-        cooldown_left, warmup_left = tl.load(c + _COOLDOWN_LEFT), tl.load(c + _WARMUP_LEFT)
-        cooling = cooldown_left > 0
-        if cooling | (warmup_left > 0):  # C3
-            tl.store(c + _COOLDOWN_LEFT, tl.where(cooling, cooldown_left - 1, cooldown_left))
-            tl.store(c + _WARMUP_LEFT, tl.where(cooling, warmup_left, warmup_left - 1))
-            tl.store(c + _GOOD, 0.0)
-            tl.store(c + _BAD, 0.0)
-        else:
-            _judge(c, x, finite)
 
 
 @triton.jit
