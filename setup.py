@@ -1,4 +1,4 @@
-"""Builds the compiled backends; everything static is in pyproject.toml, sources and flags in csrc/build.py."""
+"""Builds the compiled backends; everything static is in pyproject.toml, sources and flags in csrc/native_build.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "csrc"))
 
-import build as native  # noqa: E402  (csrc/build.py)
+import native_build as native  # noqa: E402
 
 PACKAGE = "greedylr_fused"
 REPORT = "_build.json"  # read by the backends, to say why one is missing

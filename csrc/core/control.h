@@ -45,7 +45,7 @@ namespace greedylr {
     X(window_count)    /* values in the ring */                                           \
     X(window_head)     /* next ring position to write */                                  \
     X(grad_sq_sum)     /* sum of squares of this step's raw gradients, NaN: unmeasured */ \
-    X(grad_nonfinite)  /* 0: every gradient element of it is finite */                      \
+    X(grad_nonfinite)  /* 0: every gradient element of it is finite */                    \
     X(grad_scale)      /* AMP loss scale */                                               \
     X(found_inf)       /* AMP flag, any non-zero counts */                                \
     X(grad_norm)       /* unscaled 2-norm of all gradients, NaN: unmeasured */            \

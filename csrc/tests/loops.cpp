@@ -1,0 +1,224 @@
+// The CPU loops through the table: every mix, size, instruction set and number of threads gives the bits of
+// the element function called one by one, and touches nothing else. Meant for the address and undefined
+// sanitizers; with the thread sanitizer it checks how chunks are shared out.
+#include "../cpu/loops.h"
+
+#include <math.h>
+#include <string.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "../core/control.h"
+#include "../cpu/step.h"
+#include "check.h"
+
+using namespace greedylr;
+
+namespace {
+
+constexpr unsigned char GUARD = 0xa5;
+constexpr int64_t CHUNKS[] = {48, 640};  // less than a block of staging, and several with a remainder
+constexpr int64_t TENSORS = 132;
+
+// Every size from 0 to 129, and two of several blocks.
+int64_t size_of(int64_t tensor) { return tensor < 130 ? tensor : tensor == 130 ? 257 : 1031; }
+
+int64_t element_size(DType d) { return d == F64 ? 8 : d == F32 ? 4 : 2; }
+
+double load(DType d, const void* at) {
+    uint16_t h;
+    float f;
+    double x;
+    memcpy(&h, at, 2);
+    if (d == BF16) return bf16_to_float(h);
+    if (d == F16) return f16_to_float(h);
+    memcpy(&f, at, 4);
+    if (d == F32) return f;
+    memcpy(&x, at, 8);
+    return x;
+}
+
+void store(DType d, void* at, double x) {
+    const uint16_t h = d == BF16 ? float_to_bf16(float(x)) : float_to_f16(float(x));
+    const float f = float(x);
+    memcpy(at,
+           d == F64   ? static_cast<const void*>(&x)
+           : d == F32 ? static_cast<const void*>(&f)
+                      : &h,
+           size_t(element_size(d)));
+}
+
+// One array in an allocation of its own, with guards on both sides, off any alignment but its element's.
+class Guarded {
+  public:
+    Guarded(DType dtype, int64_t n, unsigned seed, bool positive)
+        : dtype_(dtype), n_(n), memory_(size_t(2 * PAD + (n + 1) * 8), GUARD) {
+        for (int64_t i = 0; i < n; ++i) {
+            seed = seed * 1664525u + 1013904223u;
+            const double x = double(seed >> 8) / (1 << 24);
+            store(dtype, at(i), positive ? x * 0.1 : x - 0.5);
+        }
+    }
+    unsigned char* at(int64_t i) { return memory_.data() + PAD + (1 + i) * element_size(dtype_); }
+    double value(int64_t i) { return load(dtype_, at(i)); }
+    void set(int64_t i, double x) { store(dtype_, at(i), x); }
+    bool operator==(const Guarded& other) const { return memory_ == other.memory_; }
+    bool guards_intact() {
+        const unsigned char *begin = at(0), *end = at(n_), *last = memory_.data() + memory_.size();
+        const auto is_guard = [](unsigned char c) { return c == GUARD; };
+        return std::all_of(static_cast<const unsigned char*>(memory_.data()), begin, is_guard) &&
+               std::all_of(end, last, is_guard);
+    }
+
+  private:
+    static constexpr int64_t PAD = 64;
+    DType dtype_;
+    int64_t n_;
+    std::vector<unsigned char> memory_;
+};
+
+// Tensors of all sizes and one mix; every 7th has no gradient.
+struct Problem {
+    Problem(int mix_index, bool amsgrad, double beta1)
+        : mix(mix_index), hyper{beta1, 0.99, 1e-6, 0.1, 1.0, 0.0} {
+        const Mix m = MIXES[mix_index];
+        const DType types[ROW_COUNT] = {m.param, m.grad, m.state, m.state, m.state};
+        for (int row = 0; row < ROW_COUNT; ++row) {
+            for (int64_t n = 0; n < TENSORS; ++n) {
+                arrays[row].emplace_back(types[row], size_of(n), unsigned(row * 1000 + n), row >= EXP_AVG_SQ);
+                const bool absent = (row == GRAD && n % 7 == 3) || (row == MAX_EXP_AVG_SQ && !amsgrad);
+                ptrs.push_back(absent ? 0 : int64_t(arrays[row].back().at(0)));
+            }
+        }
+        for (int64_t n = 0; n < TENSORS; ++n) {
+            numel.push_back(size_of(n));
+            for (int64_t k = 0; k * chunk < size_of(n); ++k) {
+                chunk_tensor.push_back(int32_t(n));
+                chunk_index.push_back(int32_t(k));
+            }
+            steps.push_back(float(n % 3));
+        }
+        group.assign(size_t(TENSORS), 0);
+        control.assign(size_t(slot::lr + 4), 0.0);
+        control[slot::n_groups] = control[slot::grad_scale] = 1.0;
+        control[slot::grad_multiplier] = 0.75;
+        control[slot::lr] = 0.01;
+    }
+
+    Stepper stepper() {
+        const Table table = {ptrs.data(),
+                             numel.data(),
+                             group.data(),
+                             hyper,
+                             steps.data(),
+                             chunk_tensor.data(),
+                             chunk_index.data(),
+                             TENSORS,
+                             int64_t(chunk_tensor.size()),
+                             chunk,
+                             control.data()};
+        return Stepper(table, {{mix, 0, int64_t(chunk_tensor.size())}});
+    }
+
+    template <typename T, bool AMSGRAD, bool FROM_OLD>
+    void update_one_by_one() {
+        for (int64_t n = 0; n < TENSORS; ++n) {
+            if (ptrs[size_t(GRAD * TENSORS + n)] == 0) continue;
+            const auto k = rounded<T>(coefficients(hyper, 0.01, 0.75, steps[size_t(n)]));
+            CHECK(starts_at_old(k) == FROM_OLD, "beta1 %g", hyper[BETA1]);
+            for (int64_t i = 0; i < size_of(n); ++i) {
+                T x[ROW_COUNT];
+                for (int row = 0; row < ROW_COUNT; ++row) x[row] = T(arrays[row][size_t(n)].value(i));
+                adamw_element<AMSGRAD, FROM_OLD>(x[PARAM], x[GRAD], x[EXP_AVG], x[EXP_AVG_SQ],
+                                                 x[MAX_EXP_AVG_SQ], k);
+                for (int row : {int(PARAM), int(EXP_AVG), int(EXP_AVG_SQ), int(MAX_EXP_AVG_SQ)}) {
+                    if (row != MAX_EXP_AVG_SQ || AMSGRAD) arrays[row][size_t(n)].set(i, double(x[row]));
+                }
+            }
+        }
+    }
+
+    template <typename T>
+    void update_one_by_one(bool amsgrad) {
+        const bool from_old = 1.0 - hyper[BETA1] < 0.5;
+        amsgrad ? (from_old ? update_one_by_one<T, true, true>() : update_one_by_one<T, true, false>())
+                : (from_old ? update_one_by_one<T, false, true>() : update_one_by_one<T, false, false>());
+    }
+
+    int mix;
+    int64_t chunk;
+    double hyper[HYPER_COUNT];
+    std::vector<Guarded> arrays[ROW_COUNT];
+    std::vector<int64_t> ptrs, numel;
+    std::vector<int32_t> group, chunk_tensor, chunk_index;
+    std::vector<float> steps;
+    std::vector<double> control;
+};
+
+void check_update(int mix, bool amsgrad, double beta1, int threads) {
+    Problem expected(mix, amsgrad, beta1), actual(mix, amsgrad, beta1);
+    MIXES[mix].param == F64 ? expected.update_one_by_one<double>(amsgrad)
+                            : expected.update_one_by_one<float>(amsgrad);
+    actual.stepper().update(threads);
+    for (int row = 0; row < ROW_COUNT; ++row) {
+        for (size_t n = 0; n < size_t(TENSORS); ++n) {
+            CHECK(actual.arrays[row][n] == expected.arrays[row][n], "%s mix %d amsgrad %d row %d tensor %zu",
+                  loops().isa, mix, amsgrad, row, n);
+            CHECK(actual.arrays[row][n].guards_intact(), "%s mix %d row %d tensor %zu", loops().isa, mix, row,
+                  n);
+        }
+    }
+}
+
+void check_measure(int mix, double& first_sum, int threads) {
+    Problem p(mix, false, 0.9);
+    long double exact = 0;
+    for (int64_t n = 0; n < TENSORS; ++n) {
+        if (p.ptrs[size_t(GRAD * TENSORS + n)] == 0) continue;
+        for (int64_t i = 0; i < size_of(n); ++i) exact += powl(p.arrays[GRAD][size_t(n)].value(i), 2);
+    }
+    p.stepper().measure(threads);
+    const double sum = p.control[slot::grad_sq_sum];
+    CHECK(fabsl(sum - exact) <= 1e-13L * exact, "%s mix %d: %.17g", loops().isa, mix, sum);
+    CHECK(isnan(first_sum) || sum == first_sum, "%s mix %d: not the bits of another set", loops().isa, mix);
+    CHECK(p.control[slot::grad_nonfinite] == 0, "%s mix %d", loops().isa, mix);
+    first_sum = sum;
+    p.arrays[GRAD][131].set(1030, INFINITY);
+    p.stepper().measure(threads);
+    CHECK(p.control[slot::grad_nonfinite] > 0, "%s mix %d: inf in the last element", loops().isa, mix);
+}
+
+void check_skip_and_commit() {
+    Problem before(0, true, 0.9), p(0, true, 0.9);
+    p.control[slot::skip] = 1.0;
+    Stepper stepper = p.stepper();
+    stepper.update(2);
+    stepper.commit();
+    for (int row = 0; row < ROW_COUNT; ++row)
+        CHECK(p.arrays[row] == before.arrays[row], "skipped, row %d", row);
+    CHECK(p.steps == before.steps && p.control[slot::skipped] == 1, "a skipped step is only counted");
+    p.control[slot::skip] = 0.0;
+    stepper.commit();
+    for (int64_t n = 0; n < TENSORS; ++n) {
+        const float taken = n % 7 == 3 ? 0.0f : 1.0f;
+        CHECK(p.steps[size_t(n)] == before.steps[size_t(n)] + taken, "step count of tensor %d", int(n));
+    }
+}
+
+}  // namespace
+
+int main() {
+    for (int mix = 0; mix < MIX_COUNT; ++mix) {
+        double sum = NAN;
+        for (const Loops* const* set = available_loops(); *set != nullptr; ++set) {
+            CHECK(force_loops((*set)->isa), "%s", (*set)->isa);
+            for (bool amsgrad : {false, true}) {
+                for (double beta1 : {0.9, 0.3}) check_update(mix, amsgrad, beta1, 1 + 3 * amsgrad);
+            }
+            check_measure(mix, sum, 1);
+            check_measure(mix, sum, 4);
+        }
+    }
+    check_skip_and_commit();
+}
