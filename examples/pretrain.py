@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
 from collections.abc import Sequence
@@ -138,6 +139,7 @@ class Interrupt:
 def set_up_torch(config: Config) -> None:
     """Threads, and on a GPU deterministic kernels: a resumed run has the bits of one that never stopped."""
     torch.set_num_threads(config.threads)
+    random.seed(config.seed)  # each trainer seeds torch itself
     if config.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS: deterministic workspaces
         torch.use_deterministic_algorithms(True, warn_only=True)

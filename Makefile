@@ -1,0 +1,67 @@
+# Set-up, tests and the main job. A fresh machine needs Python >= 3.10 with venv, make and a C++ compiler.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+# Stamps: what was done once is done again only if what it depends on is newer.
+TORCH_STAMP := $(VENV)/.$(subst =,-,$(subst >,,$(TORCH)))
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+
+.PHONY: help train test lint format doctor clean
+
+help:
+	@echo "make train    pretrain a small GPT on real text, beside the unfused baseline (about 3 minutes on 2 cores)"
+	@echo "make test     run all tests"
+	@echo "make lint     check style, types and the rules of csrc/"
+	@echo "make format   put Python and C++ in shape"
+	@echo "make doctor   show what was detected, and why each backend is on or off"
+	@echo "make clean    remove what was built and .venv; runs/ stays"
+	@echo "The first of them sets up $(VENV). Variables: PYTHON=$(PYTHON) TORCH='$(TORCH)' VENV=$(VENV) ARGS='...'"
+
+# The first torch that is installed decides its build (CPU, CUDA): alone, before anything that depends on it.
+$(TORCH_STAMP):
+	@echo "setting up $(VENV): $(TORCH) (minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) "$(TORCH)"
+	@touch $@
+
+$(INSTALLED): $(TORCH_STAMP) pyproject.toml requirements-dev.txt
+	@echo "installing greedylr_fused and what its tests, example and checks need"
+	@$(PIP) --editable ".[test,examples,dev]" --requirement requirements-dev.txt
+	@touch $@
+
+$(BUILT): $(INSTALLED) setup.py $(wildcard csrc/*.py) $(CPP)
+	@echo "building csrc/"
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+train: $(BUILT)
+	@$(BIN)/python examples/pretrain.py --compare --out runs/train --overwrite $(ARGS)
+
+test: $(BUILT)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(BUILT)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run -Werror $(CPP)
+	@! grep -nE '#include *[<"](torch|ATen|c10)/' $(CPP) || { echo "csrc/ must not include torch headers"; exit 1; }
+
+format: $(BUILT)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CPP)
+
+doctor: $(BUILT)
+	@$(BIN)/python -m greedylr_fused.doctor
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f greedylr_fused/*.so greedylr_fused/_build.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
