@@ -81,7 +81,7 @@ class Guarded {
 // Tensors of all sizes and one mix; every 7th has no gradient.
 struct Problem {
     Problem(int mix_index, bool amsgrad, double beta1)
-        : mix(mix_index), hyper{beta1, 0.99, 1e-6, 0.1, 1.0, 0.0} {
+        : mix(mix_index), chunk(CHUNKS[amsgrad]), hyper{beta1, 0.99, 1e-6, 0.1, 1.0, 0.0} {
         const Mix m = MIXES[mix_index];
         const DType types[ROW_COUNT] = {m.param, m.grad, m.state, m.state, m.state};
         for (int row = 0; row < ROW_COUNT; ++row) {
