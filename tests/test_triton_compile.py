@@ -7,11 +7,13 @@ rounded to float32, a product contracted into the sum after it. All of these sho
 import re
 import struct
 import subprocess
+import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -127,7 +129,8 @@ def test_update_code(target, mix, tmp_path, record_property):
 
 def test_update_arithmetic():
     ptx = update(90, (F32, F32, F32)).asm["ptx"]
-    assert "sqrt.rn.f32" in ptx and "sqrt.approx" not in ptx
+    roots = {*re.findall(r"sqrt\.\S+f32", ptx)}
+    assert roots and roots <= {"sqrt.rn.f32", "sqrt.rn.ftz.f32"}  # Triton 3.5 flushes subnormals: below 1e-19 of a root
     assert re.search(r"max\.NaN\.f32", ptx), "amsgrad drops NaN"
     assert "cvt.rn.bf16" in update(90, (BF16, BF16, BF16)).asm["ptx"], "bf16 is not rounded to nearest even"
     for root in re.findall(r"(?:sqrt|div)\S*f64", update(90, (F64, F64, F64)).asm["ptx"]):
@@ -192,3 +195,18 @@ def test_control_constants():
 def test_no_argument_value_recompiles(kernel):
     """Triton compiles anew for integers equal to 1 or divisible by 16, and for aligned pointers, unless told not to."""
     assert [p.name for p in kernel.params if not (p.is_constexpr or p.do_not_specialize)] == []
+
+
+def test_says_where_it_runs():
+    assert TritonBackend.unavailable(torch.device("cuda", 1)) is None
+    assert "TRITON_INTERPRET=1" in TritonBackend.unavailable(torch.device("cpu"))
+    assert "'mps'" in TritonBackend.unavailable(torch.device("mps"))
+
+
+def test_package_imports_without_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None; import greedylr_fused as g; print(g.available_backends()['triton'])"
+    )
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "cannot be imported" in run.stdout

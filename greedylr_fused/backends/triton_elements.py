@@ -120,7 +120,7 @@ def _adamw(p, g, m, v, v_max, scalars, AMSGRAD: tl.constexpr):
     if p.dtype == tl.float64:
         root = tl.sqrt(u)
     else:
-        root = tl.sqrt_rn(u)  # tl.sqrt of float32 is an approximation that flushes subnormals
+        root = tl.sqrt_rn(u)  # tl.sqrt of float32 is an approximation on NVIDIA
     # `/` of float32 errs by up to 2 ulp of the update on NVIDIA (div.full), well below what the roundings before it
     # leave; tl.div_rn costs 13 instructions an element and the registers of its slow path.
     p = p - step_size * (m / (root * inv_bc2_sqrt + eps))  # A6
