@@ -27,6 +27,8 @@ class NativeBuild(build_ext):
             compiler = native.find_compiler()
             report["_cpu"] = {"built": True, "reason": f"compiled with {' '.join(compiler)}"}
         except native.NoCompiler as missing:
+            for stale in self.get_outputs():  # of an earlier build in the same tree
+                Path(stale).unlink(missing_ok=True)
             self.extensions = []
             report["_cpu"] = {"built": False, "reason": str(missing)}
             self.warn(f"the CPU backend is not built: {missing}")

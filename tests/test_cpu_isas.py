@@ -1,4 +1,4 @@
-"""The compiled CPU module by itself: one result for every instruction set and thread count, on PyTorch's own threads."""
+"""The compiled CPU module by itself: one result on every instruction set and thread count, on PyTorch's threads."""
 
 import itertools
 import subprocess

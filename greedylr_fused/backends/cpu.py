@@ -6,6 +6,7 @@ and holds its loops for several instruction sets, so one build serves every proc
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from greedylr_fused.packing import Table
 _native: Any = None
 _import_error = ""
 try:
-    from greedylr_fused import _cpu as _native
+    _native = importlib.import_module("greedylr_fused._cpu")
 except ImportError as error:
     _import_error = str(error)
 
