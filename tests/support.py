@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+#: For float64 the oracle is itself rounded. Most with clipping: the coefficient by three half ulp (norm, sum, quotient),
+#: its product with the gradient by one more, all of it doubled in the square, and the formula's own operations.
+ORACLE_ULP = 8
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -120,7 +123,8 @@ class Measured:
     def check(self) -> None:
         """The tolerance of the contract: at most twice torch's error, plus one ulp."""
         for key, error in self.ours.items():
-            assert error <= 2 * self.torchs[key] + 1, f"{key}: {error} ulp, torch {self.torchs[key]} ulp"
+            slack = 1 + ORACLE_ULP * ("float64" in key)
+            assert error <= 2 * self.torchs[key] + slack, f"{key}: {error} ulp, torch {self.torchs[key]} ulp"
 
 
 @dataclass

@@ -87,7 +87,7 @@ def test_nothing_is_read_back(backend, device, monkeypatch, amp):
 
 def test_the_guard_itself_refuses(device, monkeypatch):
     value = torch.tensor([1.0], device=device)
-    for read in (float, bool, torch.Tensor.item, torch.Tensor.tolist):
+    for read in (float, bool, lambda t: t.item(), lambda t: t.tolist(), lambda t: t.cpu().numpy()):
         with no_host_read(monkeypatch, [value]), pytest.raises((AssertionError, RuntimeError)):
             read(value)
 
@@ -97,7 +97,7 @@ def run(backend, device, threads=1):
     torch.set_num_threads(threads)
     try:
         opt = build(problem(device), backend)
-        for step, loss in enumerate((3.0, 2.0, 2.5)):
+        for step, loss in enumerate((3.0, 2.0)):
             for i, param in enumerate(opt.param_groups[0]["params"]):
                 param.grad = spread(generator(10 * step + i), param.numel(), -2, 0).to(device, torch.float32)
             opt.step(loss=loss)
@@ -113,7 +113,7 @@ def test_same_inputs_same_bits(backend, device):
 
 def test_same_bits_for_every_number_of_threads(backend, device):
     alone = run(backend, device)
-    for threads in (2, 3, 8):
+    for threads in (2, 7):
         assert_same(run(backend, device, threads), alone)
 
 

@@ -26,7 +26,7 @@ def ids(mix):
 
 def problem(device, mix=(F32,) * 3, seed=1):
     g = generator(seed)
-    return [parameter(spread(g, n, -1, 0).to(device, mix[0]), spread(g, n, -1, 0).to(device, mix[1])) for n in (1030, 129, 7)]
+    return [parameter(spread(g, n, -1, 0).to(device, mix[0]), spread(g, n, -1, 0).to(device, mix[1])) for n in (1000, 129, 7)]
 
 
 def build(backend, device, mix=(F32,) * 3, **options):
@@ -49,8 +49,7 @@ def lasting(opt):
 SCHEDULE = GreedyLR(patience=0, factor=0.5, smooth=True, window_size=3)
 
 
-@pytest.mark.parametrize("mix", MIXES, ids=ids)
-@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize(("mix", "bad"), [(mix, BAD[i % 3]) for i, mix in enumerate(MIXES)], ids=lambda v: ids(v) if isinstance(v, tuple) else str(v))
 def test_skipped_step_leaves_every_bit(backend, device, mix, bad):
     opt = build(backend, device, mix, skip_nonfinite=True, schedule=SCHEDULE)
     for loss in (3.0, 2.0):
@@ -69,7 +68,7 @@ def test_skipped_step_leaves_every_bit(backend, device, mix, bad):
     assert not torch.equal(lasting(opt)["param 2"], before["param 2"])
 
 
-@pytest.mark.parametrize("at", [(0, 0), (0, 1029), (1, 64), (2, 6)])
+@pytest.mark.parametrize("at", [(0, 0), (0, 999), (1, 64), (2, 6)])
 def test_one_bad_element_anywhere(backend, device, at):
     opt = build(backend, device, skip_nonfinite=True)
     before = None
