@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -62,7 +63,7 @@ class Mirror:
         self._source = control.vector[STATE_BEGIN : GROUPS_BEGIN + control.n_groups]
         on_cuda = self._source.is_cuda
         self._host = torch.full(self._source.shape, math.nan, dtype=torch.float64, pin_memory=on_cuda)
-        self._arrived = torch.cuda.Event() if on_cuda else None
+        self._arrived: Any = torch.cuda.Event() if on_cuda else None  # type: ignore[no-untyped-call]
         self.under_way = False
         self.metrics = Metrics.of(self._source.tolist())
 

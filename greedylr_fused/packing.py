@@ -189,10 +189,10 @@ class Table:
         self.chunk_index = self._upload([c for count in counts for c in range(count)], torch.int32)
         self.launches: list[Launch] = []
         first = 0
-        for mix, members in itertools.groupby(range(len(numel)), key=lambda i: self.entries[i].mix):
+        for (param, grad, state), members in itertools.groupby(range(len(numel)), key=lambda i: self.entries[i].mix):
             count = sum(counts[i] for i in members)
             if count:
-                self.launches.append(Launch(*mix, first, count))
+                self.launches.append(Launch(param, grad, state, first, count))
             first += count
 
     def refresh(self, groups: Sequence[dict[str, Any]]) -> bool:

@@ -14,7 +14,8 @@ from greedylr_fused.backends.triton import TritonBackend
 __all__ = ["BACKENDS", "Backend", "Choice", "available_backends", "resolve"]
 
 #: In order of preference.
-BACKENDS: dict[str, type[Backend]] = {b.name: b for b in (CpuBackend, TritonBackend, ReferenceBackend)}
+_ORDER: tuple[type[Backend], ...] = (CpuBackend, TritonBackend, ReferenceBackend)
+BACKENDS: dict[str, type[Backend]] = {backend.name: backend for backend in _ORDER}
 NAMES = ("auto", *BACKENDS)
 
 

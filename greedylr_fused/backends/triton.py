@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -77,8 +77,8 @@ class TritonBackend:
         chunk_size: elements per program; a multiple of 16.
     """
 
-    name = "triton"
-    chunk_size = 16384
+    name: ClassVar[str] = "triton"
+    chunk_size: ClassVar[int] = 16384
 
     def __init__(self, table: Table) -> None:
         import triton.language as tl
