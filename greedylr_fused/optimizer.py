@@ -222,6 +222,7 @@ class FusedAdamW(Optimizer):
         checkpoint.restore_moments(found["loaded"], self.param_groups, self.state, self._engine.state_dtype, previous)
         self._control.vector.copy_(found["control"].vector)
         self._control.bounds = found["control"].bounds
+        self._observed = False
         self._restart()
 
     def __repr__(self) -> str:
