@@ -10,7 +10,10 @@ import os
 import pytest
 import torch
 from hypothesis import settings
-from support import Budget
+
+pytest.register_assert_rewrite("support", "oracle")
+
+from support import Budget  # noqa: E402
 
 NATIVE = Budget(control_steps={"cpu": 100_000, "reference": 6_000, "triton": 20_000}, trajectory=60, rounds=3)
 # The interpreter takes milliseconds per kernel where a GPU takes microseconds. Only counts of random repetitions shrink.
