@@ -109,9 +109,17 @@ def check_weight(weight: Any) -> None:
     """Check the weight of an observed loss (a tensor is not read).
 
     Raises:
-        ValueError: negative or not finite.
+        TypeError: neither a number nor a tensor.
+        ValueError: negative or not finite, or a tensor of more than one element.
     """
-    if not isinstance(weight, Tensor) and not 0.0 <= weight < math.inf:
+    if isinstance(weight, Tensor):
+        if weight.numel() != 1:
+            raise ValueError(
+                f"weight: got a tensor of shape {tuple(weight.shape)}, allowed is one element; use weight.sum()"
+            )
+    elif isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise TypeError(f"weight: got {type(weight).__name__}, allowed is a number or a tensor of one element")
+    elif not 0.0 <= weight < math.inf:
         raise ValueError(f"weight: got {weight!r}, allowed is a finite number >= 0; pass e.g. the number of tokens")
 
 

@@ -61,7 +61,9 @@ class Rates:
             self._mirror.request()
 
     def set(self, groups: Sequence[dict[str, Any]], lrs: Sequence[float]) -> None:
-        """Write slots and groups at once."""
+        """Write slots and groups at once; all of them, or none if one is out of bounds."""
+        for index, lr in enumerate(lrs):
+            self._check(index, lr)
         for index, (group, lr) in enumerate(zip(groups, lrs, strict=True)):
             self._write(index, lr)
             if isinstance(group["lr"], Tensor):
@@ -81,13 +83,16 @@ class Rates:
                 group["lr"] = lr
             self._known[index] = lr
 
-    def _write(self, index: int, lr: float) -> None:
+    def _check(self, index: int, lr: float) -> None:
         low, high = self._control.bounds[index]
         if not low <= lr <= high:
             raise ValueError(
                 f"learning rate of parameter group {index}: got {lr!r}, allowed is {low} to {high} (the schedule's "
                 "min_lr and max_lr); write one within, or construct the schedule with bounds that enclose it"
             )
+
+    def _write(self, index: int, lr: float) -> None:
+        self._check(index, lr)
         self._control.lr[index].fill_(lr)
         self._known[index] = lr
         self._stale = self._mirror.under_way
