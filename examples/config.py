@@ -30,7 +30,7 @@ class Size:
 # MLP. `1b` is Llama 3.2 1B without its word embedding.
 SIZES = {
     "micro": Size(Shape(layers=2, width=32, heads=2, kv_heads=1, hidden=64, context=32), 4, 3e-3, 20),
-    "tiny": Size(Shape(layers=4, width=192, heads=6, kv_heads=6, hidden=512, context=128), 8, 1e-3, 500),
+    "tiny": Size(Shape(layers=4, width=192, heads=6, kv_heads=6, hidden=512, context=128), 8, 1e-3, 400),
     "small": Size(Shape(layers=6, width=384, heads=6, kv_heads=6, hidden=1024, context=512), 16, 1e-3, 2000),
     "gpt2": Size(Shape(layers=12, width=768, heads=12, kv_heads=12, hidden=3456, context=1024), 32, 6e-4, 600),
     "1b": Size(Shape(layers=16, width=2048, heads=32, kv_heads=8, hidden=8192, context=2048), 8, 2e-4, 2000),
@@ -51,9 +51,9 @@ class Config:
     data: str | None = None
     accumulate: int = 1
     weight_decay: float = 0.1
-    factor: float = 0.9
-    patience: int = 5
-    window: int = 30
+    factor: float = 0.85
+    patience: int = 10
+    window: int = 50
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
@@ -134,9 +134,9 @@ def parse(arguments: Sequence[str] | None) -> Request:
     add("--accumulate", type=_count, help="micro-batches per step (default: 1)")
     add("--lr", type=_positive, help="starting learning rate; it moves between 0.1 and 4 times that (default: by size)")
     add("--weight-decay", type=float, help="of matrices (default: 0.1)")
-    add("--factor", type=float, help="GreedyLR: a cut multiplies by it, a raise divides (default: 0.9)")
-    add("--patience", type=int, help="GreedyLR: a change comes after one more observation than that (default: 5)")
-    add("--window", type=_count, help="GreedyLR: losses in the mean that is compared (default: 30)")
+    add("--factor", type=float, help="GreedyLR: a cut multiplies by it, a raise divides (default: 0.85)")
+    add("--patience", type=int, help="GreedyLR: a change comes after one more observation than that (default: 10)")
+    add("--window", type=_count, help="GreedyLR: losses in the mean that is compared (default: 50)")
     add("--seed", type=int, help="of weights and batches (default: 0)")
     add("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
     add("--threads", type=_count, help="CPU threads (default: as many as cores may be used)")
