@@ -178,6 +178,7 @@ class FusedAdamW(Optimizer):
         try:
             options.check_group(self.param_groups[-1], len(self.param_groups) - 1)
             if "_control" in self.__dict__:
+                self._rates.push(self.param_groups[:-1])  # an LR written before this call counts
                 self._control = self._control.grown(float(self.param_groups[-1]["lr"]))
                 self._restart()
         except Exception:
