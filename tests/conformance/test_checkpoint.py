@@ -21,7 +21,7 @@ def ids(mix):
 
 
 def build(backend, device, mix=(F32, F32), params=None, **options):
-    params = params or [parameter(spread(generator(n), n, -1, 0).to(device, mix[0])) for n in (300, 129, 1)]
+    params = params or [parameter(spread(generator(n), n, -1, 0).to(device, mix[0])) for n in (129, 20, 1)]
     options = {"amsgrad": True, "schedule": SCHEDULE, "max_grad_norm": 1.0, "backend": backend} | options
     groups = [{"params": params[:1], "lr": 0.02}, {"params": params[1:], "lr": 0.01, "weight_decay": 0.1}]
     return FusedAdamW(groups, state_dtype=None if mix[0] == mix[1] else mix[1], **options)
@@ -77,7 +77,7 @@ def test_resume_has_the_bits_of_never_having_stopped(backend, device, mix):
     assert_same(a, b)
 
 
-@pytest.mark.parametrize("stop", range(11))
+@pytest.mark.parametrize("stop", [0, 1, 3, 6, 10])
 def test_resume_at_every_step(backend, device, stop):
     """Before the first loss, while waiting, right after a change, with the window half full."""
     opt = build(backend, device, amsgrad=False, max_grad_norm=None)

@@ -27,7 +27,7 @@ OPTIONS = {
     "maximize": {"maximize": True},
     "all": {"lr": 0.02, "betas": (0.45, 0.97), "eps": 1e-4, "weight_decay": 0.2, "amsgrad": True, "maximize": True},
 }
-SIZES = (1031, 260, 7)
+SIZES = (1031, 7)
 
 
 def name(mix):
