@@ -283,12 +283,15 @@ class FusedAdamW(Optimizer):
         return control
 
     def _materialise(self) -> bool:
-        """Distributed checkpointing creates state by a step with LR 0, zero gradients and no loss. With a schedule, do
-        just that and return True; otherwise it is a step like any other.
+        """Distributed checkpointing creates state by a step with LR 0, zero gradients and no loss: do just that and return
+        True. Without a schedule the first step of a warm-up from LR 0 looks the same but for its gradients; they are
+        read in that one step.
         """
-        if self.schedule is None:
-            return False
-        if self.state or any(float(group["lr"]) != 0.0 for group in self.param_groups):
+        fresh = not self.state and all(float(group["lr"]) == 0.0 for group in self.param_groups)
+        if self.schedule is not None and not fresh:
             raise RuntimeError(options.NO_LOSS)
+        grads = (param.grad for group in self.param_groups for param in group["params"] if param.grad is not None)
+        if self.schedule is None and (not fresh or any(grad.is_sparse or bool(grad.any()) for grad in grads)):
+            return False
         self._engine.init_states(self.param_groups, self.state)
         return True

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from greedylr_fused.control import Control
 
@@ -236,8 +237,11 @@ class Table:
         return True
 
     def release(self) -> None:
-        """After the step: write dense copies back and let go of temporary gradients."""
+        """After the step: write dense copies back, let go of temporary gradients, and tell autograd, which a kernel
+        writes behind the back of, that the parameters have changed.
+        """
         self._staged.clear()
+        increment_version([entry.param for entry, grad in zip(self.entries, self._grads, strict=True) if grad])
         for entry in self.entries:
             if entry.dense_copy is not None:
                 entry.param.copy_(entry.dense_copy)
