@@ -1,0 +1,141 @@
+"""Two gloo processes: every rank must hold the same bits of the learning rate. No test here can hang."""
+
+import contextlib
+import datetime
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from greedylr_fused import FusedAdamW, GreedyLR
+
+WORLD = 2
+LIMIT = datetime.timedelta(seconds=30)
+SCHEDULE = GreedyLR(patience=0, factor=0.7, smooth=True, window_size=3)
+
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo"),
+    pytest.mark.timeout(110),
+]
+
+
+def worker(rank, store, results):
+    torch.set_num_threads(1)
+    found = {}
+    try:
+        dist.init_process_group("gloo", store=dist.FileStore(store, WORLD), rank=rank, world_size=WORLD, timeout=LIMIT)
+        for name, case in CASES.items():
+            found[name] = case(rank)
+        results.put((rank, found, ""))
+    except BaseException:
+        results.put((rank, found, traceback.format_exc()))
+    finally:
+        with contextlib.suppress(Exception):
+            dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each case returned, by name, rank after rank. One start of the processes serves all cases."""
+    context = mp.get_context("spawn")
+    answers = context.SimpleQueue()
+    store = str(tmp_path_factory.mktemp("gloo") / "store")
+    processes = [context.Process(target=worker, args=(rank, store, answers)) for rank in range(WORLD)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(80)
+    stuck = [process for process in processes if process.is_alive()]
+    for process in stuck:
+        process.kill()
+        process.join()
+    found = []
+    while not answers.empty():
+        found.append(answers.get())
+    errors = [f"rank {rank}:\n{error}" for rank, _, error in sorted(found, key=lambda item: item[0]) if error]
+    assert not errors and not stuck and len(found) == WORLD, "\n".join(errors) or "a rank did not answer"
+    ranks = [value for _, value, _ in sorted(found, key=lambda item: item[0])]
+    return {name: [rank[name] for rank in ranks] for name in CASES}
+
+
+def params(n=20):
+    return [torch.nn.Parameter(torch.linspace(-1, 1, n))]
+
+
+def losses_differ(rank):
+    """Each rank sees other losses, with other weights."""
+    opt = FusedAdamW(params(), lr=0.1, schedule=SCHEDULE)
+    trace = []
+    for step in range(8):
+        opt.param_groups[0]["params"][0].grad = torch.ones(20)
+        opt.observe(3.1 - 0.3 * step + 0.77 * rank * (-1) ** step, weight=1 + 3 * rank)
+        opt.step()
+        trace.append((opt.last_lr()[0].hex(), opt.metrics().loss.hex(), opt.metrics().best.hex()))
+    return trace
+
+
+def a_loss_is_not_finite_on_one_rank(rank):
+    opt = FusedAdamW(params(), lr=0.1, schedule=SCHEDULE)
+    trace = []
+    for loss in (3.0, float("nan") if rank else 2.5, 2.0, float("inf") if not rank else 1.0, 0.5):
+        opt.param_groups[0]["params"][0].grad = torch.ones(20)
+        opt.step(loss=loss)
+        trace.append(opt.last_lr()[0].hex())
+    return trace
+
+
+def batch():
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(6, 8, 4, generator=generator, dtype=torch.float64)
+
+
+def model():
+    torch.manual_seed(3)
+    return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4)).double()
+
+
+def train(net, batches):
+    opt = FusedAdamW(net.parameters(), lr=0.01, schedule=SCHEDULE, max_grad_norm=0.5)
+    lrs = []
+    for x in batches:
+        opt.zero_grad()
+        loss = (net(x) - x).square().mean()
+        loss.backward()
+        opt.step(loss=loss)
+        lrs.append(opt.last_lr()[0])
+    return lrs, [p.detach().flatten().tolist() for p in net.parameters()]
+
+
+def data_parallel(rank):
+    net = torch.nn.parallel.DistributedDataParallel(model())
+    return train(net, [x[rank::WORLD] for x in batch()])
+
+
+CASES = {f.__name__: f for f in (losses_differ, a_loss_is_not_finite_on_one_rank, data_parallel)}
+
+
+def test_every_rank_decides_from_the_weighted_mean(results):
+    first, second = results["losses_differ"]
+    assert first == second
+    step = 3
+    want = ((3.1 - 0.9) + 4 * (3.1 - 0.9 - 0.77)) / 5
+    assert float.fromhex(first[step][1]) == pytest.approx(want, rel=1e-14)
+    assert len({lr for lr, *_ in first}) > 1
+
+
+def test_a_nonfinite_loss_on_one_rank_is_bad_on_all(results):
+    first, second = results["a_loss_is_not_finite_on_one_rank"]
+    assert first == second
+    lrs = list(map(float.fromhex, first))
+    assert lrs[1] < lrs[0] and lrs[3] < lrs[2] and lrs[4] > lrs[3]
+
+
+def test_data_parallel_equals_one_process(results):
+    (lrs, values), (other_lrs, other_values) = results["data_parallel"]
+    assert lrs == other_lrs and values == other_values, "ranks hold the same bits"
+    alone_lrs, alone = train(model(), batch())
+    assert lrs == alone_lrs
+    for a, b in zip(values, alone, strict=True):
+        assert a == pytest.approx(b, rel=1e-9, abs=1e-12)

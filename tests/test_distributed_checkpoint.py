@@ -1,0 +1,119 @@
+"""torch.distributed.checkpoint.state_dict, which creates state by a step with LR 0, zero gradients and no loss."""
+
+import pytest
+import torch
+from support import assert_same, snapshot
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
+
+from greedylr_fused import FusedAdamW, GreedyLR
+
+SCHEDULE = GreedyLR(patience=0, factor=0.5, smooth=True, window_size=3)
+
+
+def build(schedule=SCHEDULE, seed=0, **options):
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    groups = [{"params": list(model[0].parameters())}, {"params": list(model[1].parameters()), "weight_decay": 0.3}]
+    return model, FusedAdamW(groups, lr=0.01, schedule=schedule, max_grad_norm=1.0, **options)
+
+
+def train(model, opt, steps, driven=True):
+    for i in range(steps):
+        opt.zero_grad()
+        loss = model(torch.full((3, 4), 1.0 + i)).square().mean()
+        loss.backward()
+        opt.step(loss=loss) if driven else opt.step()
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_materialisation_leaves_everything_untouched(amsgrad):
+    model, opt = build(amsgrad=amsgrad)
+    before = snapshot(opt)
+    found = get_optimizer_state_dict(model, opt)
+    after = snapshot(opt)
+    assert_same({name: after[name] for name in before}, before)
+    for state in opt.state.values():
+        assert all((value == 0).all() for value in state.values())
+    assert len(found["state"]) == 4 and len(next(iter(found["state"].values()))) == 3 + amsgrad
+    assert opt.metrics().step == 0 and opt.last_lr() == [0.01, 0.01]
+    assert [group["lr"] for group in opt.param_groups] == [0.01, 0.01]
+    train(model, opt, 2)
+    fresh_model, fresh = build(amsgrad=amsgrad)
+    train(fresh_model, fresh, 2)
+    assert_same(snapshot(opt), snapshot(fresh))
+
+
+def test_materialisation_without_a_schedule():
+    model, opt = build(None)
+    before = snapshot(opt)
+    get_optimizer_state_dict(model, opt)
+    after = snapshot(opt)
+    assert_same({name: after[name] for name in before}, before)
+    assert all((value == 0).all() for state in opt.state.values() for value in state.values())
+    assert len(opt.state) == 4 and opt.last_lr() == [0.01, 0.01]
+
+
+def test_a_warmup_from_lr_0_is_a_step():
+    """It looks like materialisation, but for its gradients."""
+    model, opt = build(None)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: step / 10)
+    train(model, opt, 1, driven=False)
+    scheduler.step()
+    assert all(state["step"] == 1 for state in opt.state.values()) and opt.metrics().step == 1
+    assert any((state["exp_avg"] != 0).any() for state in opt.state.values())
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("schedule", [SCHEDULE, None], ids=["greedy", "plain"])
+def test_round_trip(flatten, schedule):
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    model, opt = build(schedule)
+    train(model, opt, 5)
+    saved = get_optimizer_state_dict(model, opt, options=options)
+    twin_model, twin = build(schedule, seed=1)
+    twin_model.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(twin_model, twin, saved, options=options)
+    assert twin.last_lr() == opt.last_lr()
+    for mine, theirs in zip(opt._control.numbers(), twin._control.numbers(), strict=True):
+        assert {k: v for k, v in mine.items() if v == v} == {k: v for k, v in theirs.items() if v == v}
+    train(model, opt, 3)
+    train(twin_model, twin, 3)
+    assert_same(snapshot(opt, control=False), snapshot(twin, control=False))
+    assert twin.last_lr() == opt.last_lr()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")  # a single process
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # inside torch.distributed.checkpoint
+def test_model_and_optimizer_together_through_a_file(tmp_path):
+    import torch.distributed.checkpoint as dcp
+
+    model, opt = build()
+    train(model, opt, 4)
+    model_state, opt_state = get_state_dict(model, opt)
+    dcp.save({"model": model_state, "opt": opt_state}, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
+    twin_model, twin = build(seed=1)
+    model_state, opt_state = get_state_dict(twin_model, twin)
+    state = {"model": model_state, "opt": opt_state}
+    dcp.load(state, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
+    set_state_dict(twin_model, twin, model_state_dict=state["model"], optim_state_dict=state["opt"])
+    assert twin.last_lr() == opt.last_lr() and twin.metrics().step == 4
+    assert_same(snapshot(opt, control=False), snapshot(twin, control=False))
+    train(model, opt, 3)
+    train(twin_model, twin, 3)
+    assert_same(snapshot(opt, control=False), snapshot(twin, control=False))
+    assert twin.last_lr() == opt.last_lr()
+
+
+def test_a_step_without_loss_at_lr_0_is_an_error_once_there_is_state():
+    model, opt = build()
+    train(model, opt, 1)
+    for group in opt.param_groups:
+        group["lr"] = 0.0
+    with pytest.raises((RuntimeError, ValueError)):
+        opt.step()
