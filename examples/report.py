@@ -81,7 +81,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: Path) -> No
         "tokens (bytes)": lambda r: f"{r['tokens']:,}",
         "training loss, smoothed (bits/byte)": lambda r: _bits(r["train_loss"]),
         "held-out loss (bits/byte)": lambda r: f"{r['held_out_bits_per_byte']:.4f}",
-        "time per step (ms)": lambda r: f"{r['step_ms']:.1f}",
+        "time per step: mean (ms)": lambda r: f"{r['step_ms']:.1f}",
         "tokens per second": lambda r: f"{r['tokens_per_second']:,.0f}",
         "optimizer per step: median (ms)": lambda r: f"{r['optimizer_ms']['median']:.3f}",
         "  20th to 80th percentile (ms)": lambda r: f"{r['optimizer_ms']['p20']:.3f} - {r['optimizer_ms']['p80']:.3f}",
