@@ -46,8 +46,9 @@ class ReferenceBackend:
         limit = c["max_grad_norm"]
         clip = torch.clamp(limit / (norm + 1e-6), max=1.0)  # G2: keeps NaN
         clip = torch.where(torch.isinf(limit), 1.0, clip)
+        multiplier = clip * inverse  # G3
         skip = (c["found_inf"] != 0) | ((c["skip_nonfinite"] != 0) & (c["grad_nonfinite"] > 0))  # G4
-        c.set(grad_norm=norm, grad_multiplier=clip * inverse, skip=skip)  # G3
+        c.set(grad_norm=norm, grad_multiplier=multiplier, skip=skip)
 
     def update(self) -> None:
         c = self.slots
@@ -106,7 +107,7 @@ def commit(c: Slots) -> None:
         loss_sum=zero,
         loss_weight=zero,
     )
-    x = where(seen & finite, _windowed(c, x, seen & finite), x)
+    x = where(seen & finite, _windowed(c, x, seen & finite), x)  # C2
     plain = c["kind"] == 0
     c.set(smoothed=where(seen & (finite | plain), x, c["smoothed"]))
     active = seen & ~plain
@@ -125,7 +126,7 @@ def commit(c: Slots) -> None:
 
 
 def _windowed(c: Slots, x: Tensor, enters: Tensor) -> Tensor:
-    """C2: the mean over the window with x in it. Add first, evict after, divide by what is there."""
+    """The mean over the window with x in it. Add first, evict after, divide by what is there."""
     if c.window.numel() == 0:
         return x
     size, head, count = c["window_size"], c["window_head"], c["window_count"]
