@@ -1,8 +1,8 @@
 """Which backends the conformance suite runs, where, and how many random steps it may take.
 
-    pytest tests                                          reference and cpu; triton's interpreter in its own process
-    pytest tests/conformance --backend triton             triton, interpreted (with TRITON_INTERPRET=1) on CPU tensors
-    pytest tests/conformance --backend triton --device cuda    triton, compiled
+pytest tests                                          reference and cpu; triton's interpreter in its own process
+pytest tests/conformance --backend triton             triton, interpreted (with TRITON_INTERPRET=1) on CPU tensors
+pytest tests/conformance --backend triton --device cuda    triton, compiled
 """
 
 import os

@@ -34,7 +34,9 @@ def upstream_trace(case: Case) -> list[list[float]]:
     names = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "warmup", "eps")
     options = {name: getattr(config, name) for name in (*names, "smooth", "window_size", "reset_start")}
     bounds = [config.bounds(lr, g) for g, lr in enumerate(case.lrs)]
-    scheduler = Upstream(torch.optim.SGD(groups), min_lr=[b[0] for b in bounds], max_lr=[b[1] for b in bounds], **options)
+    scheduler = Upstream(
+        torch.optim.SGD(groups), min_lr=[b[0] for b in bounds], max_lr=[b[1] for b in bounds], **options
+    )
     trace = []
     for loss in case.losses:
         scheduler.step(loss)

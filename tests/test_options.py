@@ -71,7 +71,9 @@ def test_every_option_of_torchs_adamw_with_its_default():
     assert list(ours)[:6] == list(theirs)[:6], "positional arguments"
 
 
-@pytest.mark.parametrize("options", [{"foreach": True}, {"fused": True}, {"fused": False}, {"capturable": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"foreach": True}, {"fused": True}, {"fused": False}, {"capturable": True}], ids=str
+)
 def test_torchs_choices_of_implementation_are_accepted(options):
     opt = FusedAdamW(one(), **options)
     opt.step()
@@ -85,7 +87,10 @@ def test_an_unsupported_dtype_names_the_supported_ones():
 
 
 def test_parameters_on_several_devices():
-    params = [parameter(torch.zeros(3), torch.ones(3)), parameter(torch.zeros(3, device="meta"), torch.ones(3, device="meta"))]
+    params = [
+        parameter(torch.zeros(3), torch.ones(3)),
+        parameter(torch.zeros(3, device="meta"), torch.ones(3, device="meta")),
+    ]
     opt = FusedAdamW(params)
     with pytest.raises(RuntimeError, match="cpu, meta.*one FusedAdamW for the parameters of each device"):
         opt.step()

@@ -17,8 +17,21 @@ LIMIT = 600  # seconds; a hang, not a measure of speed
 
 
 def conformance(*options: str, **environment: str) -> str:
-    command = [sys.executable, "-m", "pytest", "tests/conformance", "-q", "-p", "no:cacheprovider", "--backend", "triton", *options]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=LIMIT)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/conformance",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--backend",
+        "triton",
+        *options,
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=LIMIT
+    )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     return done.stdout
 

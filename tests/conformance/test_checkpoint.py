@@ -39,7 +39,11 @@ def numbers(opt):
 def train(opt, steps, schedule=True):
     for step in steps:
         for i, param in enumerate(params_of(opt)):
-            grad = spread(generator(100 * step + i), param.numel(), -2, 0).reshape(param.shape).to(param.device, param.dtype)
+            grad = (
+                spread(generator(100 * step + i), param.numel(), -2, 0)
+                .reshape(param.shape)
+                .to(param.device, param.dtype)
+            )
             set_grad(param, None if (step + i) % 5 == 0 else grad)
         opt.step(loss=LOSSES[step]) if schedule else opt.step()
 
@@ -119,7 +123,9 @@ def test_float32_moments_survive_unrounded(backend, device, dtype, asked):
         for name, moment in opt.state[a].items():
             assert moment.dtype == F32
             assert_same_bits(other.state[b][name], moment)
-    assert not torch.equal(opt.state[params_of(opt)[0]]["exp_avg"], opt.state[params_of(opt)[0]]["exp_avg"].to(dtype).float())
+    assert not torch.equal(
+        opt.state[params_of(opt)[0]]["exp_avg"], opt.state[params_of(opt)[0]]["exp_avg"].to(dtype).float()
+    )
     train(opt, [3])
     train(other, [3])
     assert_same(snapshot(opt, control=False), snapshot(other, control=False))
@@ -134,7 +140,11 @@ def test_from_torch_and_on(backend, device, options):
         options = {}
     ours = build(backend, device, **PLAIN)
     twins = [parameter(p.detach().clone()) for p in params_of(ours)]
-    torchs = torch.optim.AdamW([{"params": twins[:1], "lr": 0.02}, {"params": twins[1:], "lr": 0.01, "weight_decay": 0.1}], amsgrad=True, **options)
+    torchs = torch.optim.AdamW(
+        [{"params": twins[:1], "lr": 0.02}, {"params": twins[1:], "lr": 0.01, "weight_decay": 0.1}],
+        amsgrad=True,
+        **options,
+    )
     train(torchs, range(3), schedule=False)
     for p, twin in zip(params_of(ours), twins, strict=True):
         p.data.copy_(twin.data)
@@ -154,7 +164,9 @@ def test_to_torch_and_back(backend, device, schedule):
     torchs = torch.optim.AdamW([{"params": twins[:1]}, {"params": twins[1:]}], lr=0.5)
     torchs.load_state_dict(through_file(ours.state_dict()))
     assert [g["lr"] for g in torchs.param_groups] == ours.last_lr()
-    back = build(backend, device, params=[parameter(t.detach().clone()) for t in twins], schedule=schedule, max_grad_norm=None)
+    back = build(
+        backend, device, params=[parameter(t.detach().clone()) for t in twins], schedule=schedule, max_grad_norm=None
+    )
     back.load_state_dict(through_file(torchs.state_dict()))
     for p, b in zip(params_of(ours), params_of(back), strict=True):
         for name, value in ours.state[p].items():

@@ -4,7 +4,18 @@ import math
 
 import pytest
 import torch
-from support import FLOATS, Measured, assert_same, assert_same_bits, generator, parameter, short, snapshot, spread, stepped
+from support import (
+    FLOATS,
+    Measured,
+    assert_same,
+    assert_same_bits,
+    generator,
+    parameter,
+    short,
+    snapshot,
+    spread,
+    stepped,
+)
 
 from greedylr_fused import FusedAdamW
 from greedylr_fused.backends import BACKENDS
@@ -14,7 +25,10 @@ SIZES = (1500, 129, 64, 1)
 
 def problem(device, dtypes=(torch.float32,) * 4, seed=1, low=-2, high=0):
     g = generator(seed)
-    return [parameter(*(spread(g, n, low, high).to(device, dtype) for _ in range(2))) for n, dtype in zip(SIZES, dtypes, strict=True)]
+    return [
+        parameter(*(spread(g, n, low, high).to(device, dtype) for _ in range(2)))
+        for n, dtype in zip(SIZES, dtypes, strict=True)
+    ]
 
 
 def true_norm(params):
@@ -22,7 +36,9 @@ def true_norm(params):
 
 
 def test_limit_not_reached_gives_the_bits_of_no_clipping(backend, device):
-    plain, clipped = (FusedAdamW(problem(device), lr=0.01, max_grad_norm=limit, backend=backend) for limit in (None, 1e6))
+    plain, clipped = (
+        FusedAdamW(problem(device), lr=0.01, max_grad_norm=limit, backend=backend) for limit in (None, 1e6)
+    )
     for _ in range(3):
         plain.step()
         clipped.step()
@@ -33,7 +49,9 @@ def test_coefficient_one_gives_the_bits_of_clip_then_step(backend, device):
     params = problem(device)
     twins = problem(device)
     limit = true_norm(params) * 1.5
-    folded, plain = (FusedAdamW(ps, lr=0.01, max_grad_norm=m, backend=backend) for ps, m in ((params, limit), (twins, None)))
+    folded, plain = (
+        FusedAdamW(ps, lr=0.01, max_grad_norm=m, backend=backend) for ps, m in ((params, limit), (twins, None))
+    )
     for _ in range(3):
         folded.step()
         torch.nn.utils.clip_grad_norm_(twins, limit)
@@ -80,13 +98,27 @@ def test_one_norm_over_all_dtypes(backend, device):
     assert opt.metrics().grad_norm == pytest.approx(norm, rel=1e-13)
 
 
-@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e25), (torch.float32, 1e-30), (torch.bfloat16, 1e30), (torch.float16, 6e4), (torch.float16, 1e-7)])
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        (torch.float32, 1e25),
+        (torch.float32, 1e-30),
+        (torch.bfloat16, 1e30),
+        (torch.float16, 6e4),
+        (torch.float16, 1e-7),
+    ],
+)
 def test_norm_of_numbers_whose_squares_leave_float32(backend, device, dtype, size):
     param = parameter(torch.zeros(1000, dtype=dtype, device=device))
     param.grad = torch.full_like(param, size)
     opt = FusedAdamW([param], max_grad_norm=1.0, backend=backend)
     norm = true_norm([param])
-    stepped(opt, multiplier=min(1.0, 1.0 / (norm + 1e-6)), prepare=lambda g: g * min(1.0, 1.0 / (norm + 1e-6)), measured=Measured())
+    stepped(
+        opt,
+        multiplier=min(1.0, 1.0 / (norm + 1e-6)),
+        prepare=lambda g: g * min(1.0, 1.0 / (norm + 1e-6)),
+        measured=Measured(),
+    )
     assert opt.metrics().grad_norm == pytest.approx(norm, rel=1e-13)
     assert param.isfinite().all() and opt.metrics().skipped == 0
 

@@ -6,7 +6,16 @@ import random
 import pytest
 import torch
 from golden import TRACES
-from oracle import Case, assert_same_trace, backend_trace, random_case, random_cases, spec_trace, upstream_trace, with_nonfinite
+from oracle import (
+    Case,
+    assert_same_trace,
+    backend_trace,
+    random_case,
+    random_cases,
+    spec_trace,
+    upstream_trace,
+    with_nonfinite,
+)
 from support import assert_same, parameter, snapshot
 from transformers.optimization import GreedyLR as Upstream
 
@@ -58,7 +67,10 @@ def test_step_equals_bare_control(backend, device, budget):
     rng = random.Random(14)
     for _ in range(budget.rounds):
         case = random_case(rng, 30)
-        groups = [{"params": [parameter(torch.zeros(3, device=device), torch.zeros(3, device=device))], "lr": lr} for lr in case.lrs]
+        groups = [
+            {"params": [parameter(torch.zeros(3, device=device), torch.zeros(3, device=device))], "lr": lr}
+            for lr in case.lrs
+        ]
         opt = FusedAdamW(groups, schedule=case.config, backend=backend)
         for loss, want in zip(case.losses, upstream_trace(case), strict=True):
             opt.step(loss=torch.tensor(loss, dtype=torch.float64, device=device))
@@ -137,7 +149,13 @@ def test_difference_3_bounds_are_ratios_of_the_starting_lr(backend, device):
 
 def test_difference_4_bad_configurations_are_refused(backend, device):
     """Upstream takes a factor of 0 and a floor above the ceiling, and fails, or does nothing, later."""
-    for options in ({"factor": 0.0}, {"factor": -1.0}, {"min_lr": 2.0, "max_lr": 1.0}, {"min_lr": 1.5}, {"window_size": 0}):
+    for options in (
+        {"factor": 0.0},
+        {"factor": -1.0},
+        {"min_lr": 2.0, "max_lr": 1.0},
+        {"min_lr": 1.5},
+        {"window_size": 0},
+    ):
         with pytest.raises(ValueError, match="GreedyLR"):
             build(backend, device, GreedyLR(**options), 1.0)
         Upstream(torch.optim.SGD([parameter(torch.zeros(1))], lr=1.0), **options)

@@ -11,7 +11,9 @@ from oracle import COMPARED, Case, Driven, backend_trace, upstream_trace
 from greedylr_fused import GreedyLR
 
 losses = st.one_of(
-    st.floats(-1e6, 1e6), st.integers(-3, 3).map(float), st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e300, 5e-324])
+    st.floats(-1e6, 1e6),
+    st.integers(-3, 3).map(float),
+    st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e300, 5e-324]),
 )
 
 
@@ -64,7 +66,10 @@ def test_every_change_is_a_raise_a_cut_or_a_reset(backend, device, case):
     for before, after in lr_rows(case, backend_trace(backend, device, case)):
         raised = [min(lr / case.config.factor, high) for lr, (_, high) in zip(before, bounds, strict=True)]
         cut = [max(lr * case.config.factor, low) for lr, (low, _) in zip(before, bounds, strict=True)]
-        moves = [all(new in (old, to) for old, new, to in zip(before, after, target, strict=True)) for target in (raised, cut)]
+        moves = [
+            all(new in (old, to) for old, new, to in zip(before, after, target, strict=True))
+            for target in (raised, cut)
+        ]
         assert any(moves) or after == case.lrs
 
 

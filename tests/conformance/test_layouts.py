@@ -51,7 +51,9 @@ def test_tail_errors_equal_interior_errors(backend, device):
 
 
 def test_scalar_and_empty_parameters(backend, device):
-    params = [parameter(values(i, *shape, device=device)) for i, shape in enumerate(((), (0,), (3, 0, 5), (1,), (1, 1)))]
+    params = [
+        parameter(values(i, *shape, device=device)) for i, shape in enumerate(((), (0,), (3, 0, 5), (1,), (1, 1)))
+    ]
     opt = FusedAdamW(params, lr=0.01, backend=backend)
     check(opt, steps=3)
     assert [float(opt.state[p]["step"]) for p in params] == [3.0] * 5  # a group of nothing advances too
@@ -139,8 +141,10 @@ def test_gradients_in_other_strides(backend, device, param_layout, grad_layout):
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True, "maximize": True}, {"max_grad_norm": 1e9}], ids=str)
 def test_complex_parameters(backend, device, dtype, options):
     part = dtype.to_real()
-    params = [parameter(torch.complex(values(i, *s, dtype=part, device=device), values(9 + i, *s, dtype=part, device=device)))
-              for i, s in enumerate(((33, 20), (129,), ()))]
+    params = [
+        parameter(torch.complex(values(i, *s, dtype=part, device=device), values(9 + i, *s, dtype=part, device=device)))
+        for i, s in enumerate(((33, 20), (129,), ()))
+    ]
     opt = FusedAdamW(params, lr=0.01, backend=backend, **options)
     check(opt)
     assert opt.state[params[0]]["exp_avg"].dtype == dtype
@@ -207,7 +211,9 @@ def test_views_into_flat_buffers_at_every_offset(backend, device, dtype):
 @pytest.mark.gpu
 def test_more_than_2_to_the_31_elements(backend, device):
     if backend == "reference":
-        pytest.skip("the reference keeps several float32 copies: 2^31 elements need more memory than the other backends")
+        pytest.skip(
+            "the reference keeps several float32 copies: 2^31 elements need more memory than the other backends"
+        )
     n = 2**31 + 4099
     param = parameter(torch.zeros(n, dtype=torch.bfloat16, device=device))
     param.grad = torch.ones_like(param)

@@ -17,7 +17,16 @@ MIXES = [
 ]
 BAD = [math.nan, math.inf, -math.inf]
 #: Slots of the control vector that live within one step or count skipped ones.
-PASSING = ("skipped", "grad_sq_sum", "grad_nonfinite", "grad_scale", "found_inf", "grad_norm", "grad_multiplier", "skip")
+PASSING = (
+    "skipped",
+    "grad_sq_sum",
+    "grad_nonfinite",
+    "grad_scale",
+    "found_inf",
+    "grad_norm",
+    "grad_multiplier",
+    "skip",
+)
 
 
 def ids(mix):
@@ -26,7 +35,10 @@ def ids(mix):
 
 def problem(device, mix=(F32,) * 3, seed=1):
     g = generator(seed)
-    return [parameter(spread(g, n, -1, 0).to(device, mix[0]), spread(g, n, -1, 0).to(device, mix[1])) for n in (1000, 129, 7)]
+    return [
+        parameter(spread(g, n, -1, 0).to(device, mix[0]), spread(g, n, -1, 0).to(device, mix[1]))
+        for n in (1000, 129, 7)
+    ]
 
 
 def build(backend, device, mix=(F32,) * 3, **options):
@@ -49,7 +61,11 @@ def lasting(opt):
 SCHEDULE = GreedyLR(patience=0, factor=0.5, smooth=True, window_size=3)
 
 
-@pytest.mark.parametrize(("mix", "bad"), [(mix, BAD[i % 3]) for i, mix in enumerate(MIXES)], ids=lambda v: ids(v) if isinstance(v, tuple) else str(v))
+@pytest.mark.parametrize(
+    ("mix", "bad"),
+    [(mix, BAD[i % 3]) for i, mix in enumerate(MIXES)],
+    ids=lambda v: ids(v) if isinstance(v, tuple) else str(v),
+)
 def test_skipped_step_leaves_every_bit(backend, device, mix, bad):
     opt = build(backend, device, mix, skip_nonfinite=True, schedule=SCHEDULE)
     for loss in (3.0, 2.0):
@@ -79,7 +95,11 @@ def test_one_bad_element_anywhere(backend, device, at):
     assert_same(lasting(opt), before)
 
 
-@pytest.mark.parametrize("options", [{"skip_nonfinite": True}, {"max_grad_norm": 1.0}, {"max_grad_norm": 1.0, "skip_nonfinite": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"skip_nonfinite": True}, {"max_grad_norm": 1.0}, {"max_grad_norm": 1.0, "skip_nonfinite": True}],
+    ids=str,
+)
 def test_skips(backend, device, options):
     opt = build(backend, device, **options)
     before = [p.detach().clone() for p in params_of(opt)]

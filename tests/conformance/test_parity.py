@@ -79,7 +79,9 @@ def test_free_running_trajectory(backend, device, budget, mix):
     opt = FusedAdamW([param], backend=backend, state_dtype=None if mix[2] == mix[0] else mix[2], **options)
     theirs = parameter(start.clone() if mix[0] == mix[1] == mix[2] else start.float())
     torchs = torch.optim.AdamW([theirs], fused=True, **options)
-    truth = dict.fromkeys(("param", "exp_avg", "exp_avg_sq"), torch.zeros_like(start.double())) | {"param": start.double()}
+    truth = dict.fromkeys(("param", "exp_avg", "exp_avg_sq"), torch.zeros_like(start.double())) | {
+        "param": start.double()
+    }
     visited = {key: value.abs() for key, value in truth.items()}  # the largest magnitude sets the size of roundings
     for step, grad in enumerate(grads, 1):
         set_grad(param, grad.clone())
@@ -121,16 +123,22 @@ def test_every_hyper_parameter_is_alive(backend, device, change):
         for ps, opt in zip(params, opts, strict=True):
             resync(opt, ps, (F32,) * 3, 3, step)
             stepped(opt)
-            results.append([torch.cat([t.detach().reshape(-1) for t in ts]) for ts in
-                            (ps, *([opt.state[p][key] for p in ps] for key in ("exp_avg", "exp_avg_sq")))])
+            results.append(
+                [
+                    torch.cat([t.detach().reshape(-1) for t in ts])
+                    for ts in (ps, *([opt.state[p][key] for p in ps] for key in ("exp_avg", "exp_avg_sq")))
+                ]
+            )
         different = [bool((a != b).any()) for a, b in zip(*results, strict=True)]
         # The first step's bias correction cancels beta only where the moments start at zero; here they do not.
         assert different == [True, change == "betas[0]", change == "betas[1]"]
 
 
 def test_groups_have_their_own_options(backend, device):
-    groups = [{"params": [parameter(torch.randn(n, device=device))], **OPTIONS[key]}
-              for n, key in zip((130, 65, 200, 33), ("defaults", "lerp_from_the_gradient", "amsgrad", "all"), strict=True)]
+    groups = [
+        {"params": [parameter(torch.randn(n, device=device))], **OPTIONS[key]}
+        for n, key in zip((130, 65, 200, 33), ("defaults", "lerp_from_the_gradient", "amsgrad", "all"), strict=True)
+    ]
     opt = FusedAdamW(groups, backend=backend)
     for _ in range(3):
         for group in opt.param_groups:
@@ -141,7 +149,15 @@ def test_groups_have_their_own_options(backend, device):
 def test_options_written_to_a_group_take_effect(backend, device):
     param = parameter(torch.randn(513, device=device))
     opt = FusedAdamW([param], backend=backend)
-    for change in ({}, {"lr": 0.1}, {"betas": (0.5, 0.6)}, {"eps": 0.5}, {"weight_decay": 0.9}, {"maximize": True}, {"amsgrad": True}):
+    for change in (
+        {},
+        {"lr": 0.1},
+        {"betas": (0.5, 0.6)},
+        {"eps": 0.5},
+        {"weight_decay": 0.9},
+        {"maximize": True},
+        {"amsgrad": True},
+    ):
         opt.param_groups[0].update(change)
         param.grad = torch.randn_like(param)
         stepped(opt)

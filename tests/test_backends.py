@@ -1,0 +1,144 @@
+"""Backends: which runs where and why, and that all forms of the same formulas stay pinned to each other."""
+
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+import torch
+from support import parameter
+
+from greedylr_fused import FusedAdamW, GreedyLR, available_backends, backends
+from greedylr_fused.backends import BACKENDS, Choice, resolve
+from greedylr_fused.backends.base import Backend
+from greedylr_fused.control import GROUPS_BEGIN, SLOTS, Control
+from greedylr_fused.packing import MIXES, DType, Hyper, Row
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+def native():
+    return pytest.importorskip("greedylr_fused._cpu")
+
+
+def test_available_backends_in_order_of_preference():
+    found = available_backends()
+    assert list(found) == ["cpu", "triton", "reference"] == list(BACKENDS)
+    assert found["reference"] is None
+    assert all(reason is None or (isinstance(reason, str) and len(reason) > 20) for reason in found.values())
+    assert available_backends("meta")["cpu"] == "it updates CPU tensors, and these are on meta"
+
+
+def test_auto_takes_the_first_that_runs():
+    choice = resolve("auto", CPU)
+    assert choice.backend.name == next(name for name, reason in available_backends().items() if reason is None)
+
+
+def test_auto_remembers_why_others_were_passed_over(monkeypatch):
+    monkeypatch.setattr(BACKENDS["cpu"], "unavailable", staticmethod(lambda device: "of a test"))
+    choice = resolve("auto", CPU)
+    assert choice.passed_over["cpu"] == "of a test" and "not cpu: of a test" in str(choice)
+    opt = FusedAdamW([parameter(torch.zeros(2))])
+    assert "not cpu: of a test" in repr(opt)
+    assert str(Choice(BACKENDS["cpu"], {})) == "cpu"
+
+
+def test_an_explicit_request_runs_or_says_why(monkeypatch):
+    monkeypatch.setattr(BACKENDS["cpu"], "unavailable", staticmethod(lambda device: "no compiler was found"))
+    with pytest.raises(RuntimeError) as caught:
+        FusedAdamW([parameter(torch.zeros(2))], backend="cpu")
+    for part in ('backend="cpu" cannot run on cpu', "no compiler was found", "reference", 'backend="auto"'):
+        assert part in str(caught.value)
+    assert repr(FusedAdamW([parameter(torch.zeros(2))], backend="reference")).count("backend: reference") == 1
+
+
+def test_triton_on_a_cpu_names_the_remedy():
+    reason = available_backends()["triton"]
+    if reason is None:
+        pytest.skip("the interpreter is on in this process")
+    assert "TRITON_INTERPRET=1" in reason or "cannot be imported" in reason
+
+
+def test_a_backend_that_was_not_built_says_so(monkeypatch, tmp_path):
+    from greedylr_fused.backends import cpu
+
+    monkeypatch.setattr(cpu, "_native", None)
+    report = tmp_path / "_build.json"
+    monkeypatch.setattr(cpu, "_BUILD_REPORT", report)
+    monkeypatch.setattr(cpu, "_import_error", "No module named 'greedylr_fused._cpu'")
+    assert "No module named" in cpu.CpuBackend.unavailable(CPU)
+    report.write_text('{"_cpu": {"built": false, "reason": "no C++17 compiler"}}')
+    assert "no C++17 compiler" in cpu.CpuBackend.unavailable(CPU)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_protocol(name):
+    backend = BACKENDS[name]
+    assert backend.name == name and backend.chunk_size >= 1024
+    for method in ("measure", "decide", "update", "commit", "unavailable"):
+        assert callable(getattr(backend, method)) and hasattr(Backend, method)
+
+
+def test_exports():
+    assert set(backends.__all__) <= set(dir(backends))
+
+
+def test_slots_are_the_same_in_every_language():
+    assert native().SLOTS == SLOTS
+    header = (ROOT / "csrc/core/control.h").read_text()
+    assert (
+        tuple(re.findall(r"^\s*X\((\w+)\)", header.split("GREEDYLR_SLOTS(X)")[1].split("namespace slot")[0], re.M))
+        == SLOTS
+    )
+
+
+def test_dtypes_and_mixes_are_the_same_in_every_language():
+    assert native().DTYPES == {d.name: d.value for d in DType}
+    assert set(native().MIXES) == {tuple(map(int, mix)) for mix in MIXES} and len(MIXES) == len(native().MIXES) == 11
+
+
+def test_rows_and_columns_are_the_same_in_every_language():
+    header = (ROOT / "csrc/core/common.h").read_text()
+    for enum in (Row, Hyper):
+        listed = dict(
+            re.findall(r"(\w+) = (\d+)", re.search(rf"enum {enum.__name__} : int {{(.*?)}};", header, re.S)[1])
+        )
+        for name, value in listed.items():
+            assert name.endswith("_COUNT") or enum[name] == int(value)
+    assert f"ROW_COUNT = {len(Row)}" in header and f"HYPER_COUNT = {len(Hyper)}" in header
+
+
+def test_the_control_vector_has_the_documented_size():
+    control = Control(
+        GreedyLR(smooth=True, window_size=7), [0.1, 0.2], max_grad_norm=1.0, skip_nonfinite=True, device=CPU
+    )
+    assert control.vector.shape == (37 + 4 * 2 + 7,) and control.vector.dtype == torch.float64 and GROUPS_BEGIN == 37
+
+
+TAG = re.compile(r"(?://|#)\s*([ACG]\d)\b(?!\s*(?:-|\.\.|to))")
+FORMS = {
+    "csrc/core/adamw.h": "A",
+    "csrc/core/control.h": "GC",
+    "greedylr_fused/adamw.py": "A",
+    "greedylr_fused/schedules/greedy_spec.py": "C",
+    "greedylr_fused/backends/reference.py": "GC",
+    "greedylr_fused/backends/triton_control.py": "GC",
+    "greedylr_fused/backends/triton_elements.py": "A",
+}
+COUNT = {"A": 6, "G": 4, "C": 9}
+
+
+def comments(path):
+    text = path.read_text()
+    if path.suffix == ".py":
+        return [t.string for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT]
+    return re.findall(r"//.*", text)
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_every_form_has_the_same_steps_in_the_same_order(path):
+    found = [tag[1] for comment in comments(ROOT / path) if (tag := TAG.match(comment))]
+    want = [f"{letter}{i}" for letter in FORMS[path] for i in range(1, COUNT[letter] + 1)]
+    assert list(dict.fromkeys(found)) == want

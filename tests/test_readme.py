@@ -1,0 +1,25 @@
+"""Every python block of the README runs, in order, in one namespace per document."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def test_python_blocks_run(tmp_path, monkeypatch, capsys):
+    if not README.exists():
+        pytest.skip("no README.md in this checkout")
+    text = README.read_text()
+    blocks = [
+        (text[: m.start()].count("\n") + 2, m[1]) for m in re.finditer(r"^```python\n(.*?)^```", text, re.S | re.M)
+    ]
+    assert blocks, "a README without an example"
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace = {"__name__": "readme"}
+    for line, source in blocks:
+        code = compile("\n" * (line - 1) + source, str(README), "exec")  # errors show the README's line
+        exec(code, namespace)
