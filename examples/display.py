@@ -26,12 +26,8 @@ class Display:
         self._config, self._trainers, self._console = config, trainers, console
         self._begin = time.perf_counter()
         self._done_before = sum(trainer.steps for trainer in trainers)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
+        bar = [BarColumn(16)] if console.width >= 100 else []  # the numbers need some 80 columns
+        columns = (TextColumn("{task.description:5}"), *bar, MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._tasks = {
             trainer.name: self._progress.add_task(trainer.name, total=config.steps, completed=trainer.steps, text="")
@@ -51,8 +47,8 @@ class Display:
         if not live and trainer.steps % self._config.log_every and trainer.steps != self._config.steps:
             return
         text = (
-            f"loss {metrics.loss:.4f}  smoothed {metrics.smoothed_loss:.4f}  lr {metrics.lr[0]:.2e}  "
-            f"{trainer.tokens_per_second:,.0f} tokens/s  {self._time_left()} left"
+            f"loss {metrics.loss:.3f} (smoothed {metrics.smoothed_loss:.3f})  lr {metrics.lr[0]:.2e}  "
+            f"{trainer.tokens_per_second:,.0f} tok/s  {self._time_left()} left"
         )
         if live:
             self._progress.update(self._tasks[trainer.name], completed=trainer.steps, text=text)
