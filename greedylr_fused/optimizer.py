@@ -283,9 +283,9 @@ class FusedAdamW(Optimizer):
         return control
 
     def _materialise(self) -> bool:
-        """Distributed checkpointing creates state by a step with LR 0, zero gradients and no loss: do just that and return
-        True. Without a schedule the first step of a warm-up from LR 0 looks the same but for its gradients; they are
-        read in that one step.
+        """Distributed checkpointing creates state by a step with LR 0, zero gradients and no loss: do just that and
+        return True. Without a schedule the first step of a warm-up from LR 0 looks the same but for its gradients;
+        they are read in that one step.
         """
         fresh = not self.state and all(float(group["lr"]) == 0.0 for group in self.param_groups)
         if self.schedule is not None and not fresh:
