@@ -1,4 +1,4 @@
-"""Golden traces of transformers.optimization.GreedyLR 5.17, as data: every backend and the specification replay them."""
+"""Golden traces of transformers.optimization.GreedyLR 5.17, as data that every backend replays."""
 
 from __future__ import annotations
 

@@ -8,8 +8,10 @@ from support import FLOATS, assert_same, parameter, short, snapshot
 
 from greedylr_fused import FusedAdamW, GreedyLR
 
+GREEDY = GreedyLR(patience=0, factor=0.5)
 
-def build(schedule=GreedyLR(patience=0, factor=0.5), **options):
+
+def build(schedule=GREEDY, **options):
     return FusedAdamW([parameter(torch.zeros(3), torch.ones(3))], lr=1.0, schedule=schedule, **options)
 
 

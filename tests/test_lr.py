@@ -6,12 +6,14 @@ from support import assert_same, parameter, snapshot
 
 from greedylr_fused import FusedAdamW, GreedyLR
 
+GREEDY = GreedyLR(patience=0, factor=0.5)
+
 
 def param():
     return parameter(torch.zeros(3), torch.ones(3))
 
 
-def build(lrs=(1.0,), schedule=GreedyLR(patience=0, factor=0.5), **options):
+def build(lrs=(1.0,), schedule=GREEDY, **options):
     return FusedAdamW([{"params": [param()], "lr": lr} for lr in lrs], schedule=schedule, **options)
 
 

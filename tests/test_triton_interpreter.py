@@ -1,7 +1,7 @@
 """The conformance suite once more, with Triton's interpreter on CPU tensors.
 
-In a process of its own: the interpreter is chosen by an environment variable that must be set before triton is imported,
-and all other tests want the compiler. On a machine with a GPU the same suite runs natively as well.
+In a process of its own: the interpreter is chosen by an environment variable that must be set before triton is
+imported, and all other tests want the compiler. On a machine with a GPU the same suite runs natively as well.
 """
 
 import os

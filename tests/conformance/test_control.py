@@ -133,7 +133,7 @@ def test_difference_2_a_skipped_step_skips_control(backend, device):
 
 
 def test_difference_3_bounds_are_ratios_of_the_starting_lr(backend, device):
-    """Upstream's floor of 1e-3 makes cuts impossible at 3e-4; ours is a tenth of the starting LR, the ceiling ten times."""
+    """Upstream's floor of 1e-3 makes cuts impossible at 3e-4; ours is a tenth of the start, our ceiling tenfold."""
     opt = build(backend, device, GreedyLR(patience=0, factor=0.5), 3e-4)
     for _ in range(6):
         opt.step(loss=1.0)
