@@ -65,7 +65,7 @@ def load(folder: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what reading damaged bytes raises depends on where the damage is
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
         raise UsageError(f"{path}: damaged or not a checkpoint ({reason})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= content.keys():
         raise UsageError(f"{path}: not a checkpoint of this program (format {FORMAT})")
