@@ -39,7 +39,8 @@ def load_corpus(source: Path | None, context: int) -> Corpus:
     """
     if source is None:
         root = Path(sysconfig.get_paths()["stdlib"])
-        files = [path for path in sorted(root.rglob("*.py")) if not {"site-packages", "test", "tests"} & {*path.parts}]
+        without = {"site-packages", "test", "tests"}
+        files = [path for path in sorted(root.rglob("*.py")) if not without & {*path.relative_to(root).parts}]
     elif source.is_dir():
         root = source
         files = [path for path in sorted(root.rglob("*")) if path.is_file()]
@@ -58,8 +59,7 @@ def load_corpus(source: Path | None, context: int) -> Corpus:
 
 
 def _read(files: list[Path], cap: int | None) -> bytes:
-    parts = []
-    size = 0
+    parts, size = [], 0
     for path in files:
         try:
             part = path.read_bytes()

@@ -37,19 +37,16 @@ class Attention(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        kv_width = shape.kv_heads * shape.head_width
         self.query = nn.Linear(shape.width, shape.width, bias=False)
-        self.key = nn.Linear(shape.width, kv_width, bias=False)
-        self.value = nn.Linear(shape.width, kv_width, bias=False)
+        self.key = nn.Linear(shape.width, shape.kv_heads * shape.head_width, bias=False)
+        self.value = nn.Linear(shape.width, shape.kv_heads * shape.head_width, bias=False)
         self.out = nn.Linear(shape.width, shape.width, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         split = (*x.shape[:2], -1, self.shape.head_width)
         query, key, value = (layer(x).view(split).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        grouped = self.shape.kv_heads < self.shape.heads
-        y = F.scaled_dot_product_attention(
-            rotate(query, cos, sin), rotate(key, cos, sin), value, is_causal=True, enable_gqa=grouped
-        )
+        query, key, grouped = rotate(query, cos, sin), rotate(key, cos, sin), self.shape.kv_heads < self.shape.heads
+        y = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -128,6 +125,5 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Matrices decay; gains do not."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    gains = [p for p in model.parameters() if p.dim() < 2]
+    matrices, gains = ([p for p in model.parameters() if (p.dim() >= 2) == wide] for wide in (True, False))
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": gains, "weight_decay": 0.0}]
