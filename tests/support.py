@@ -27,6 +27,8 @@ class Budget:
     """Steps of a free-running trajectory."""
     rounds: int
     """Re-synchronised random steps per configuration."""
+    elements: int
+    """Size of the largest tensor where one is wanted that keeps several threads busy."""
 
 
 def short(dtype: torch.dtype) -> str:

@@ -51,7 +51,7 @@ def no_host_read(monkeypatch, tensors):
                 torch.cuda.set_sync_debug_mode("default")
 
 
-def problem(device, seed=3, sizes=(1500, 129, 40000, 1)):
+def problem(device, seed=3, sizes=(1500, 129, 1)):
     g = generator(seed)
     return [parameter(*(spread(g, n, -2, 0).to(device, torch.float32) for _ in range(2))) for n in sizes]
 
@@ -92,11 +92,11 @@ def test_the_guard_itself_refuses(device, monkeypatch):
             read(value)
 
 
-def run(backend, device, threads=1):
+def run(backend, device, budget, threads=1):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        opt = build(problem(device), backend)
+        opt = build(problem(device, sizes=(1500, 129, budget.elements, 1)), backend)
         for step, loss in enumerate((3.0, 2.0)):
             for i, param in enumerate(opt.param_groups[0]["params"]):
                 param.grad = spread(generator(10 * step + i), param.numel(), -2, 0).to(device, torch.float32)
@@ -106,15 +106,15 @@ def run(backend, device, threads=1):
         torch.set_num_threads(before)
 
 
-def test_same_inputs_same_bits(backend, device):
+def test_same_inputs_same_bits(backend, device, budget):
     """The norm included: `grad_sq_sum` and `grad_norm` are slots of the control vector."""
-    assert_same(run(backend, device), run(backend, device))
+    assert_same(run(backend, device, budget), run(backend, device, budget))
 
 
-def test_same_bits_for_every_number_of_threads(backend, device):
-    alone = run(backend, device)
+def test_same_bits_for_every_number_of_threads(backend, device, budget):
+    alone = run(backend, device, budget)
     for threads in (2, 7):
-        assert_same(run(backend, device, threads), alone)
+        assert_same(run(backend, device, budget, threads), alone)
 
 
 @pytest.fixture
@@ -126,10 +126,10 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
-def test_scratch_is_written_before_it_is_read(backend, device, poisoned):
-    got = run(backend, device)
+def test_scratch_is_written_before_it_is_read(backend, device, budget, poisoned):
+    got = run(backend, device, budget)
     torch.use_deterministic_algorithms(False)
-    assert_same(got, run(backend, device))
+    assert_same(got, run(backend, device, budget))
     assert all(value.isfinite().all() for name, value in got.items() if name != "control")
 
 
