@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import shutil
 import statistics
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+from greedylr_fused import __version__, doctor  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -61,12 +65,29 @@ def results(config: Config, trainer: Trainer, record: Record) -> dict[str, Any]:
 
 def write_summary(folder: Path, found: Results, record: Record) -> dict[str, Any]:
     """`summary.json`: the results of each run, and where two runs part."""
-    summary: dict[str, Any] = {"runs": found}
+    summary: dict[str, Any] = {"runs": found, "environment": environment()}
     if len(found) == 2:
         summary["first_loss_comparison_that_differs"] = record.first_difference("better")
         summary["first_lr_that_differs"] = record.first_difference("next_lr")
     write_atomically(folder / "summary.json", lambda file: file.write((json.dumps(summary, indent=2) + "\n").encode()))
     return summary
+
+
+def environment() -> dict[str, str]:
+    """What the numbers depend on: code, versions, machine."""
+    detected = doctor.findings()
+    kept = ("system", "CPU", "instruction set", "threads", "GPU", "torch", "triton")
+    here = Path(__file__).parent
+    commit = ""
+    if shutil.which("git"):
+        asked = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+        commit = asked.stdout.strip()
+    return {
+        "greedylr_fused": __version__,
+        "commit": commit or "unknown",
+        "python": platform.python_version(),
+        **{name: detected[name] for name in kept},
+    }
 
 
 def print_summary(console: Console, summary: dict[str, Any], folder: Path) -> None:
