@@ -1,6 +1,8 @@
 """Every python block of the README runs, in order, in one namespace per document."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,8 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     for line, source in blocks:
         code = compile("\n" * (line - 1) + source, str(README), "exec")  # errors show the README's line
         exec(code, namespace)
+
+
+def test_the_table_of_results_is_what_the_files_say():
+    script = README.parent / "benchmarks" / "readme_table.py"
+    subprocess.run([sys.executable, str(script), "--check"], check=True, timeout=60)
