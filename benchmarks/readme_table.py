@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ def table(summary: dict[str, Any]) -> str:
             f"{fused['host_reads_per_step']:g}",
             f"{torch['host_reads_per_step']:g}",
         ),
-        ("training loss, smoothed", *(f"{run['train_loss'] / math.log(2):.3f}" for run in (fused, torch))),
+        ("training loss, smoothed", *(f"{run['train_loss_bits_per_byte']:.3f}" for run in (fused, torch))),
         ("held-out loss", *(f"{run['held_out_bits_per_byte']:.3f}" for run in (fused, torch))),
     ]
     lines = [
