@@ -37,40 +37,38 @@ def load_corpus(source: Path | None, context: int) -> Corpus:
     Raises:
         UsageError: nothing there, not readable, or too short.
     """
-    if source is None:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        without = {"site-packages", "test", "tests"}
-        files = [path for path in sorted(root.rglob("*.py")) if not without & {*path.relative_to(root).parts}]
-    elif source.is_dir():
-        root = source
-        files = [path for path in sorted(root.rglob("*")) if path.is_file()]
-    elif source.is_file():
-        root, files = source, [source]
-    else:
+    root = source or Path(sysconfig.get_paths()["stdlib"])
+    if not root.exists():
         raise UsageError(f"--data {source}: no such file or folder")
+    without = {"site-packages", "test", "tests"} if source is None else set()
+    found = [root] if root.is_file() else sorted(root.rglob("*.py" if source is None else "*"))
+    files = [path for path in found if path.is_file() and not without & {*path.relative_to(root).parts}]
     random.Random(0).shuffle(files)  # so that the held-out tail is a sample, not the end of the alphabet
-    text = _read(files, DEFAULT_CAP if source is None else None)
+    text, skipped = _read(files, DEFAULT_CAP if source is None else None)
     tail = round(len(text) * HELD_OUT)
     if tail < context + 1:
         needed = round((context + 1) / HELD_OUT)
-        raise UsageError(f"corpus {root}: got {len(text):,} bytes of text, at least {needed:,} are needed")
+        why = f" ({skipped} files with zero bytes in them were skipped as not text)" if skipped else ""
+        raise UsageError(f"corpus {root}: got {len(text):,} bytes of text{why}, at least {needed:,} are needed")
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return Corpus(data[:-tail], data[-tail:], hashlib.sha256(text).hexdigest())
 
 
-def _read(files: list[Path], cap: int | None) -> bytes:
-    parts, size = [], 0
+def _read(files: list[Path], cap: int | None) -> tuple[bytes, int]:
+    parts, size, skipped = [], 0, 0
     for path in files:
         try:
             part = path.read_bytes()
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from None
-        if b"\0" not in part:  # a zero byte: not text
-            parts.append(part)
-            size += len(part)
+        if b"\0" in part:  # a zero byte: not text
+            skipped += 1
+            continue
+        parts.append(part)
+        size += len(part)
         if cap is not None and size >= cap:
             break
-    return b"".join(parts)[:cap]
+    return b"".join(parts)[:cap], skipped
 
 
 class Batches:
