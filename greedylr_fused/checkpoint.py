@@ -9,16 +9,34 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
-from greedylr_fused.control import SAVED
-from greedylr_fused.packing import DTYPES, MIXES, MOMENTS
+from greedylr_fused.control import SAVED, Control
+from greedylr_fused.formats import DTYPES, MIXES, MOMENTS
 
 KEY = "control"
+
+
+def complete(_: Optimizer, packed: dict[str, Any], *, numbers: Sequence[dict[str, Any]], exact_lr: bool) -> None:
+    """Add to a fresh state_dict what torch does not know: control numbers and, with a schedule, the exact LRs."""
+    for group, own in zip(packed["param_groups"], numbers, strict=True):
+        group[KEY] = own
+        if exact_lr:
+            group["lr"] = own["lr"]
+    packed["state"] = with_own_steps(packed["state"])
+
+
+def with_own_steps(state: Mapping[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """The states with step counts of their own: pickled, each view would carry the counts of all parameters."""
+    return {
+        key: own | {"step": own["step"].clone()} if isinstance(own.get("step"), Tensor) else own
+        for key, own in state.items()
+    }
 
 
 def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
@@ -46,6 +64,67 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
     return found
 
 
+def loaded_control(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]], control: Control) -> Control:
+    """The control that a checkpoint describes, for an optimizer that has these groups and this control.
+
+    Raises:
+        ValueError: not a checkpoint, or one that does not fit; nothing has been changed then.
+    """
+    if not {"state", "param_groups"} <= loaded.keys():
+        raise ValueError(
+            f"checkpoint: got a dictionary with the keys {sorted(map(str, loaded))[:5]}, allowed is what state_dict() "
+            'of an optimizer returns; pass that part of the file, such as checkpoint["optimizer"]'
+        )
+    groups = loaded["param_groups"]
+    if len(groups) != control.n_groups:
+        raise ValueError(
+            f"checkpoint: got {len(groups)} parameter groups, allowed are the {control.n_groups} of this optimizer; "
+            "construct it with the groups of the run that wrote the checkpoint"
+        )
+    check_states(loaded, live)
+    try:
+        return _control_of(groups, control)
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith("checkpoint") else f"checkpoint: {error}") from None
+
+
+def _control_of(groups: Sequence[Mapping[str, Any]], control: Control) -> Control:
+    numbers = read_control(groups)
+    if numbers is None:
+        return control.anew([float(group["lr"]) for group in groups])
+    result = control.anew([own["initial_lr"] for own in numbers])
+    result.load(numbers)
+    return result
+
+
+def check_states(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse states of another optimizer or another model, which torch's loader would let in.
+
+    Raises:
+        ValueError: names the key.
+    """
+    for index, param in _pairs(loaded, groups):
+        own = loaded["state"].get(index) or {}
+        for name in ("step", *MOMENTS[:2]) if own else ():
+            if name not in own:
+                raise ValueError(
+                    f'checkpoint: state[{index!r}] has no "{name}" but {sorted(own)}, allowed are states of AdamW; '
+                    "load one that FusedAdamW or torch.optim.AdamW wrote"
+                )
+        for name in MOMENTS:
+            if name in own and own[name].shape != param.shape:
+                raise ValueError(
+                    f'checkpoint: state[{index!r}]["{name}"] has shape {tuple(own[name].shape)}, allowed is '
+                    f"{tuple(param.shape)} like its parameter; load the checkpoint of the same model"
+                )
+
+
+def _pairs(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, Tensor]]:
+    """What a checkpoint calls each parameter, and the parameter."""
+    ids = itertools.chain.from_iterable(group["params"] for group in loaded["param_groups"])
+    return zip(ids, itertools.chain.from_iterable(group["params"] for group in groups), strict=False)
+
+
 def restore_moments(
     saved: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
@@ -63,9 +142,7 @@ def restore_moments(
         state_dtype: the dtype asked for at construction; None keeps the wider of the checkpoint's and parameter's.
         previous: its state before loading: tensors found there again stay as they are.
     """
-    ids = itertools.chain.from_iterable(group["params"] for group in saved["param_groups"])
-    params = itertools.chain.from_iterable(group["params"] for group in groups)
-    for index, param in zip(ids, params, strict=True):
+    for index, param in _pairs(saved, groups):
         values = saved["state"].get(index, {})
         if "step" in values:
             count = torch.as_tensor(values["step"], dtype=torch.float32, device=param.device)

@@ -68,9 +68,26 @@ GROUPS_BEGIN = len(SLOTS)
 
 #: What a checkpoint keeps of the scalars: decisions and counters, not the values that live within one step.
 SAVED = (
-    *("step", "skipped", "loss", "smoothed", "best", "good", "bad", "cooldown_left", "warmup_left", "resets_left"),
+    *(
+        "kind",
+        "mode_max",
+        "step",
+        "skipped",
+        "loss",
+        "smoothed",
+        "best",
+        "good",
+        "bad",
+        "cooldown_left",
+        "warmup_left",
+        "resets_left",
+    ),
     *("window_sum", "grad_norm"),
 )
+
+
+#: Values for the slots that only a schedule reads.
+_NO_SCHEDULE = GreedyLR()
 
 
 class Control:
@@ -104,7 +121,7 @@ class Control:
         self.n_groups = len(lrs)
         self._scaled = False
         values = {name: start for name, start, _ in _TABLE if start is not None}
-        values |= (schedule or GreedyLR()).slots() | {
+        values |= (schedule or _NO_SCHEDULE).slots() | {
             "kind": 0.0 if schedule is None else 1.0,
             "max_grad_norm": math.inf if max_grad_norm is None else float(max_grad_norm),
             "skip_nonfinite": float(skip_nonfinite),
@@ -115,11 +132,16 @@ class Control:
         numbers = [values[name] for name in SLOTS]
         numbers += [*lrs, *lrs, *(low for low, _ in self.bounds), *(high for _, high in self.bounds)]
         numbers += [0.0] * self.window_size
-        self.vector = torch.tensor(numbers, dtype=torch.float64).to(device)
+        self.vector = torch.tensor(numbers, dtype=torch.float64, device="cpu").to(device)
 
     def _bounds(self, initial_lrs: Sequence[float]) -> list[tuple[float, float]]:
         if self.schedule is None:
             return [(0.0, math.inf)] * len(initial_lrs)
+        if not any(initial_lrs):
+            raise ValueError(
+                "GreedyLR: got a starting lr of 0 in every parameter group, allowed is at least one above 0, since a "
+                "raise divides and a cut multiplies; write lr=3e-4 (into its param_groups, if a checkpoint ended at 0)"
+            )
         return [self.schedule.bounds(lr, group) for group, lr in enumerate(initial_lrs)]
 
     @property
@@ -144,7 +166,10 @@ class Control:
         """Add `weight * loss` to what is pending; each is a number or a tensor of one element."""
         total, weights = self.pending.unbind()
         loss, weight = (_on(total, value) if isinstance(value, Tensor) else value for value in (loss, weight))
-        total.add_(loss * weight)
+        if isinstance(weight, Tensor):  # a mean over no tokens is NaN, and weighs nothing
+            total.add_(torch.where(weight == 0, 0.0, loss * weight))
+        elif weight != 0:
+            total.add_(loss * weight)
         weights.add_(weight)
 
     def set_amp(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
@@ -172,6 +197,11 @@ class Control:
         control.pending.copy_(self.pending)
         return control
 
+    def take(self, other: Control) -> None:
+        """Become what the other is, in the same memory, which captured graphs read."""
+        self.vector.copy_(other.vector)
+        self.bounds = other.bounds
+
     def numbers(self) -> list[dict[str, Any]]:
         """Plain numbers of every group, for a checkpoint (waits for the device).
 
@@ -190,7 +220,24 @@ class Control:
         ]
 
     def load(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Write the numbers of `numbers()` back, into the same memory (a captured graph keeps reading it)."""
+        """Write the numbers of `numbers()` back, into the same memory.
+
+        What another kind of schedule decided says nothing to this one: of its numbers only the LR and the counts of
+        steps are taken, and the schedule starts anew from that LR.
+
+        Raises:
+            ValueError: another mode, a longer window, or an LR outside the bounds.
+        """
+        kind, mode_max = (float(self.slot(name)) for name in ("kind", "mode_max"))
+        if groups[0]["kind"] != kind:
+            kept = {name: groups[0][name] for name in ("step", "skipped", "loss", "grad_norm")}
+            fresh = self.anew([own["lr"] for own in groups]).numbers()
+            return self.load([own | kept for own in fresh])
+        if kind and groups[0]["mode_max"] != mode_max:
+            raise ValueError(
+                f'checkpoint: written with GreedyLR(mode="{"min" if mode_max else "max"}"), this schedule has mode='
+                f'"{"max" if mode_max else "min"}"; construct it with the mode of the run that wrote it'
+            )
         window = groups[0]["window"]
         if len(window) > self.window_size:
             raise ValueError(
@@ -219,7 +266,7 @@ class Control:
             values[begin : begin + self.n_groups] = [bound[k] for bound in self.bounds]
         ring = GROUPS_BEGIN + 4 * self.n_groups
         values[ring : ring + len(window)] = window
-        self.vector.copy_(torch.tensor(values, dtype=torch.float64))
+        self.vector.copy_(torch.tensor(values, dtype=torch.float64, device="cpu"))
 
 
 def _on(target: Tensor, value: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch import Tensor
 from greedylr_fused import options
 from greedylr_fused.backends import Backend, Choice, resolve
 from greedylr_fused.control import Control
-from greedylr_fused.packing import Entry, Table
+from greedylr_fused.entry import Entry
+from greedylr_fused.packing import Table
 
 
 class Engine:
@@ -32,24 +32,19 @@ class Engine:
         self.table: Table | None = None
         self.backend: Backend | None = None
         self._stateless: list[Tensor] = []
-        self._shape: list[tuple[Any, ...]] = []
-        self._states: list[dict[str, Any]] = []
+        self._seen: Any = None
+        self._captured: list[Table] = []
 
     def ready(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], control: Control) -> Backend:
         """The backend over an up-to-date table."""
-        shape = [(group["amsgrad"], *map(id, group["params"])) for group in groups]
         newcomers = any(param.grad is not None for param in self._stateless)
-        replaced = shape != self._shape or not self._holds(state)
-        if self.table is None or newcomers or replaced or not self.table.refresh(groups):
-            self._shape = shape
+        current = self.table is not None and not newcomers and self._seen == _identity(groups, state)
+        if not current or not self.table.refresh(groups):  # type: ignore[union-attr]
+            self.discard()
             self._build(groups, state, control)
-            self._states = list(state.values())
+            self._seen = _identity(groups, state)
         assert self.backend is not None
         return self.backend
-
-    def _holds(self, state: dict[Tensor, Any]) -> bool:
-        """Whether the states are the dictionaries that the table was built from. They can be replaced by hand."""
-        return len(state) == len(self._states) and all(map(operator.is_, state.values(), self._states))
 
     def release(self) -> None:
         """After the step: see `Table.release`."""
@@ -57,8 +52,11 @@ class Engine:
             self.table.release()
 
     def discard(self) -> None:
-        """Forget the table: parameters, groups or states were replaced."""
-        self.table = self.backend = None
+        """Forget the table: parameters, groups or states were replaced. What a captured graph reads is kept."""
+        if self.table is not None and self.table.captured:
+            self._captured.append(self.table)
+        self.table = self.backend = self._seen = None
+        self._stateless = []
 
     def init_states(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> None:
         """Create the state of every parameter that has a gradient, with the names, shapes and strides of torch's."""
@@ -72,16 +70,30 @@ class Engine:
                 if known and group["amsgrad"] and "max_exp_avg_sq" not in known:
                     known["max_exp_avg_sq"] = torch.zeros_like(known["exp_avg_sq"])
 
+    def materialise(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], *, driven: bool) -> bool:
+        """Whether this step, without a loss, is distributed checkpointing's, which makes an optimizer create its state
+        by a step with LR 0 and zero gradients: then create it and do nothing else.
+
+        Without a schedule the first step of a warm-up from LR 0 looks the same but for its gradients; they are read in
+        that one step.
+
+        Raises:
+            RuntimeError: it is another, and the schedule needs a loss.
+        """
+        fresh = not state and all(float(group["lr"]) == 0.0 for group in groups)
+        if driven and not fresh:
+            raise RuntimeError(options.NO_LOSS)
+        grads = (param.grad for group in groups for param in group["params"] if param.grad is not None)
+        if not driven and (not fresh or any(grad.is_sparse or bool(grad.any()) for grad in grads)):
+            return False
+        self.init_states(groups, state)
+        return True
+
     def _zeros(self, param: Tensor) -> Tensor:
         dtype = param.dtype if param.is_complex() else self.state_dtype
         return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
 
     def _build(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], control: Control) -> None:
-        if len(groups) != control.n_groups:
-            raise RuntimeError(
-                f"FusedAdamW: param_groups has {len(groups)} entries, allowed are the {control.n_groups} that came "
-                "through the constructor and add_param_group(); use add_param_group()"
-            )
         owner: dict[Tensor, int] = {}  # a parameter listed twice is stepped once
         for index, group in enumerate(groups):
             for param in group["params"]:
@@ -97,3 +109,18 @@ class Engine:
         self.table = Table(entries, control, self.choice.backend.chunk_size)
         self.backend = self.choice.backend(self.table)
         self.table.refresh(groups)
+
+
+def _identity(groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> Any:
+    """What a table was built for. It changes if parameters, states or step counts are replaced, resized or moved, be it
+    by hand. Numbers only: nothing that was replaced is kept alive for it.
+    """
+    params = [param for group in groups for param in group["params"]]
+    tensors = [tensor for own in state.values() for tensor in own.values() if isinstance(tensor, Tensor)]
+    return (
+        [(group["amsgrad"], len(group["params"])) for group in groups],
+        [(id(p), p.data_ptr(), p.dtype, p.shape, p.stride()) for p in params],
+        list(map(id, state)),
+        list(map(id, tensors)),
+        list(map(Tensor.data_ptr, tensors)),
+    )

@@ -62,27 +62,29 @@ class Mirror:
     def __init__(self, control: Control) -> None:
         self._source = control.vector[STATE_BEGIN : GROUPS_BEGIN + control.n_groups]
         on_cuda = self._source.is_cuda
-        self._host = torch.full(self._source.shape, math.nan, dtype=torch.float64, pin_memory=on_cuda)
+        self._host = torch.full(self._source.shape, math.nan, dtype=torch.float64, device="cpu", pin_memory=on_cuda)
         self._arrived: Any = torch.cuda.Event() if on_cuda else None  # type: ignore[no-untyped-call]
         self.under_way = False
         self.metrics = Metrics.of(self._source.tolist())
 
     def request(self) -> None:
         """Enqueue a copy, unless one is under way or a graph is being captured."""
-        if self.under_way or (self._arrived is not None and torch.cuda.is_current_stream_capturing()):
+        if self.under_way or self._capturing():
             return
-        self._host.copy_(self._source, non_blocking=True)
+        self._host.copy_(self._source, non_blocking=self._arrived is not None)
         if self._arrived is not None:
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(self._source.device))
         self.under_way = True
 
     def poll(self) -> bool:
         """Take over a copy that has arrived; False if there was none."""
-        if not self.under_way:
+        if not self.under_way or self._capturing():
             return False
-        if self._arrived is not None:
-            if torch.cuda.is_current_stream_capturing() or not self._arrived.query():
-                return False
+        if self._arrived is not None and not self._arrived.query():
+            return False
         self.under_way = False
         self.metrics = Metrics.of(self._host.tolist())
         return True
+
+    def _capturing(self) -> bool:
+        return self._arrived is not None and torch.cuda.is_current_stream_capturing()

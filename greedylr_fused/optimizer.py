@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused import checkpoint, options
+from greedylr_fused.backends import Backend
 from greedylr_fused.control import Control
 from greedylr_fused.distributed import sum_over_ranks
 from greedylr_fused.engine import Engine
@@ -75,21 +78,35 @@ class FusedAdamW(Optimizer):
         if schedule is not None and not isinstance(schedule, GreedyLR):
             raise TypeError(f"schedule: got {type(schedule).__name__}, allowed is a GreedyLR or None; write GreedyLR()")
         options.check_extras(max_grad_norm, skip_nonfinite, state_dtype)
-        self.schedule = schedule
-        self.max_grad_norm = max_grad_norm
-        self.skip_nonfinite = max_grad_norm is not None if skip_nonfinite is None else skip_nonfinite
-        defaults: dict[str, Any] = dict(
-            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize
-        )
+        self._schedule, self._max_grad_norm = schedule, max_grad_norm
+        self._skip_nonfinite = max_grad_norm is not None if skip_nonfinite is None else skip_nonfinite
+        defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        defaults |= dict(amsgrad=amsgrad, maximize=maximize)
         # For torch's AdamW, should it load our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(foreach=None, capturable=False, differentiable=differentiable, fused=True)
         super().__init__(params, defaults | dict(decoupled_weight_decay=True))
         self._observed = False
         for index, group in enumerate(self.param_groups):
             options.check_group(group, index)
+            options.check_params(group["params"], state_dtype)
+        self._engine = Engine(backend, self._device(), state_dtype)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
-        self._engine = Engine(backend, self._control.device, state_dtype)
         self._rates = Rates(self._control, self.param_groups, driven=schedule is not None)
+
+    @property
+    def schedule(self) -> GreedyLR | None:
+        """The loss-driven schedule; fixed at construction, as are the next two."""
+        return self._schedule
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The clipping limit."""
+        return self._max_grad_norm
+
+    @property
+    def skip_nonfinite(self) -> bool:
+        """Whether a non-finite gradient skips the step."""
+        return self._skip_nonfinite
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
@@ -106,20 +123,34 @@ class FusedAdamW(Optimizer):
             RuntimeError: a loss-driven schedule and no loss, or a sparse gradient.
             ValueError: the loss was given twice, or an LR written to `param_groups` is out of bounds.
         """
-        result = None
-        if closure is not None:
-            with torch.enable_grad():
-                result = closure()
+        if self.schedule is not None and self._engine.table is None:
+            options.warn_of_scheduler(self)
+        result = None if closure is None else options.call(closure)
         given = options.one_loss(loss, result, observed=self._observed, driven=self.schedule is not None)
-        if given is None and not self._observed and self._materialise():
-            return result
+        if given is None and not self._observed:
+            if self._engine.materialise(self.param_groups, self.state, driven=self.schedule is not None):
+                return result
+        options.check_groups(len(self.param_groups), self._control.n_groups)
         if self._device() != self._control.device:
             self._control.to(self._device())
             self._restart()
         self._rates.push(self.param_groups)
         backend = self._engine.ready(self.param_groups, self.state, self._control)
-        if given is not None:
-            self.observe(given)
+        try:
+            if given is not None:
+                self.observe(given)
+            self._run(backend)
+        except BaseException:
+            self._control.pending.zero_()  # a step that failed has used up its loss, or it would count twice
+            raise
+        finally:
+            self._observed = False
+            self._engine.release()
+        self._rates.pull(self.param_groups)
+        return result
+
+    def _run(self, backend: Backend) -> None:
+        """Loss over ranks, gradient norm, update, control. Nothing is read back."""
         if self.schedule is not None:
             sum_over_ranks(self._control.pending)
         scaled = self._control.set_amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
@@ -129,10 +160,6 @@ class FusedAdamW(Optimizer):
             backend.decide()
         backend.update()
         backend.commit()
-        self._observed = False
-        self._engine.release()
-        self._rates.pull(self.param_groups)
-        return result
 
     def observe(self, loss: Any, weight: Any = 1.0) -> None:
         """Add the loss of one micro-batch, on the device; the next step uses the weighted mean of all.
@@ -177,7 +204,11 @@ class FusedAdamW(Optimizer):
         super().add_param_group(param_group)
         try:
             options.check_group(self.param_groups[-1], len(self.param_groups) - 1)
+            if any(param.is_complex() for param in self.param_groups[-1]["params"]):
+                self.param_groups[-1]["fused"] = False  # torch's own has no complex kernel
             if "_control" in self.__dict__:
+                options.check_groups(len(self.param_groups) - 1, self._control.n_groups)
+                options.check_params(self.param_groups[-1]["params"], self._engine.state_dtype)
                 self._rates.push(self.param_groups[:-1])  # an LR written before this call counts
                 self._control = self._control.grown(float(self.param_groups[-1]["lr"]))
                 self._restart()
@@ -190,13 +221,9 @@ class FusedAdamW(Optimizer):
         """As in torch; each group also carries the exact LR and, under "control", the schedule's state as numbers.
         Waits for the device.
         """
-        numbers = self._numbers()
-        packed = super().state_dict()
-        for group, own in zip(packed["param_groups"], numbers, strict=True):
-            group[checkpoint.KEY] = own
-            if self.schedule is not None:
-                group["lr"] = own["lr"]
-        return packed
+        complete = partial(checkpoint.complete, numbers=self._numbers(), exact_lr=self.schedule is not None)
+        with self.register_state_dict_post_hook(complete, prepend=True):  # other hooks see all of it
+            return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of FusedAdamW or of `torch.optim.AdamW`.
@@ -213,40 +240,42 @@ class FusedAdamW(Optimizer):
         found: dict[str, Any] = {}
 
         def inspect(_: Optimizer, loaded: dict[str, Any]) -> None:
-            found.update(loaded=loaded, control=self._loaded_control(loaded["param_groups"]))
+            found.update(loaded=loaded, control=checkpoint.loaded_control(loaded, self.param_groups, self._control))
 
-        handle = self.register_load_state_dict_pre_hook(inspect)  # runs after all others
-        try:
+        def restore(_: Optimizer) -> None:
+            dtype = self._engine.state_dtype
+            checkpoint.restore_moments(found["loaded"], self.param_groups, self.state, dtype, previous)
+            self._control.take(found["control"])
+            self._observed = False
+            self._restart()
+
+        # Other hooks see the checkpoint before it is read, and the optimizer when all is loaded.
+        before = self.register_load_state_dict_pre_hook(inspect)
+        with before, self.register_load_state_dict_post_hook(restore, prepend=True):
             super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-        checkpoint.restore_moments(found["loaded"], self.param_groups, self.state, self._engine.state_dtype, previous)
-        self._control.vector.copy_(found["control"].vector)
-        self._control.bounds = found["control"].bounds
-        self._observed = False
-        self._restart()
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}\n)"
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("schedule", "max_grad_norm", "skip_nonfinite")}
-        own |= {"_observed": False, "_numbers_": self._numbers()}
-        own["_engine"] = (self._engine.name, self._engine.state_dtype)
-        return super().__getstate__() | own
+        own = {name: self.__dict__[name] for name in ("_schedule", "_max_grad_norm", "_skip_nonfinite", "_observed")}
+        own["_made_of"] = (self._engine.name, self._engine.state_dtype, self._numbers(), self._control.pending.tolist())
+        torchs = super().__getstate__()
+        return torchs | own | {"state": checkpoint.with_own_steps(torchs["state"])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        numbers = state.get("_numbers_")
-        super().__setstate__({key: value for key, value in state.items() if key != "_numbers_"})
+        super().__setstate__({key: value for key, value in state.items() if key != "_made_of"})
         for group in self.param_groups:
             for name, value in (("amsgrad", False), ("maximize", False), (checkpoint.KEY, {})):
                 group.setdefault(name, value)
             group["decoupled_weight_decay"] = True
-        if numbers is not None:
-            name, state_dtype = state["_engine"]
-            self._engine = Engine(name, self._device(), state_dtype)
+        if "_made_of" in state:
+            backend, state_dtype, numbers, pending = state["_made_of"]
+            self.state = defaultdict(dict, self.state)
+            self._engine = Engine(backend, self._device(), state_dtype)
             self._control = self._new_control([own["initial_lr"] for own in numbers])
             self._control.load(numbers)
+            self._control.pending.copy_(torch.tensor(pending, dtype=torch.float64, device="cpu"))
             self._rates = Rates(self._control, self.param_groups, driven=self.schedule is not None)
 
     def _new_control(self, lrs: Sequence[float]) -> Control:
@@ -254,8 +283,9 @@ class FusedAdamW(Optimizer):
         return Control(self.schedule, lrs, max_grad_norm=norm, skip_nonfinite=skip, device=self._device())
 
     def _device(self) -> torch.device:
-        """Where the parameters are; torch allows to move a model after the optimizer was constructed."""
-        return next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
+        """Where the parameters are; torch allows to move a model, or give it memory, after construction."""
+        device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
+        return torch.device("cpu") if device.type == "meta" else device
 
     def _restart(self) -> None:
         """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
@@ -267,31 +297,3 @@ class FusedAdamW(Optimizer):
     def _numbers(self) -> list[dict[str, Any]]:
         self._rates.push(self.param_groups)
         return self._control.numbers()
-
-    def _loaded_control(self, groups: Sequence[dict[str, Any]]) -> Control:
-        """The control that a checkpoint describes; raises before anything is changed."""
-        if len(groups) != len(self.param_groups):
-            raise ValueError(
-                f"checkpoint: got {len(groups)} parameter groups, allowed are the {len(self.param_groups)} of this "
-                "optimizer; construct it with the groups of the run that wrote the checkpoint"
-            )
-        numbers = checkpoint.read_control(groups)
-        if numbers is None:
-            return self._control.anew([float(group["lr"]) for group in groups])
-        control = self._control.anew([own["initial_lr"] for own in numbers])
-        control.load(numbers)
-        return control
-
-    def _materialise(self) -> bool:
-        """Distributed checkpointing creates state by a step with LR 0, zero gradients and no loss: do just that and
-        return True. Without a schedule the first step of a warm-up from LR 0 looks the same but for its gradients;
-        they are read in that one step.
-        """
-        fresh = not self.state and all(float(group["lr"]) == 0.0 for group in self.param_groups)
-        if self.schedule is not None and not fresh:
-            raise RuntimeError(options.NO_LOSS)
-        grads = (param.grad for group in self.param_groups for param in group["params"] if param.grad is not None)
-        if self.schedule is None and (not fresh or any(grad.is_sparse or bool(grad.any()) for grad in grads)):
-            return False
-        self._engine.init_states(self.param_groups, self.state)
-        return True

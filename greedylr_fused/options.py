@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from greedylr_fused.formats import DTYPES, MIXES
 
 _STATE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -30,7 +34,8 @@ def one_loss(loss: Any, result: Any, *, observed: bool, driven: bool) -> Any:
     Raises:
         ValueError: it was given more than once.
     """
-    if not driven and not (isinstance(result, (int, float)) or (isinstance(result, Tensor) and result.numel() == 1)):
+    number = isinstance(result, (int, float)) and not isinstance(result, bool)
+    if not driven and not number and not (isinstance(result, Tensor) and result.numel() == 1):
         result = None
     given = [value for value in (loss, result) if value is not None]
     if len(given) + observed > 1:
@@ -43,6 +48,11 @@ def one_loss(loss: Any, result: Any, *, observed: bool, driven: bool) -> Any:
     return given[0] if given else None
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a real number: Python's or numpy's, but neither a truth value nor a tensor."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_group(group: dict[str, Any], index: int) -> None:
     """Check the AdamW options of one parameter group; betas given as tensors become numbers.
 
@@ -53,6 +63,12 @@ def check_group(group: dict[str, Any], index: int) -> None:
     def refuse(name: str, allowed: str, remedy: str) -> None:
         raise ValueError(f"{name} of parameter group {index}: got {group[name]!r}, allowed is {allowed}; {remedy}")
 
+    for name in ("lr", "eps", "weight_decay"):
+        if not is_number(group[name]) and not (name == "lr" and isinstance(group[name], Tensor)):
+            raise TypeError(
+                f"{name} of parameter group {index}: got {group[name]!r}, allowed is a number; write {name}=1e-3 "
+                "without quotes"
+            )
     if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
         refuse("lr", "a number or a tensor of one element", "pass one LR per parameter group")
     if not 0.0 <= float(group["lr"]) < math.inf:
@@ -76,7 +92,7 @@ def check_extras(max_grad_norm: float | None, skip_nonfinite: bool | None, state
     Raises:
         ValueError: out of range.
     """
-    if max_grad_norm is not None and not 0.0 < max_grad_norm < math.inf:
+    if max_grad_norm is not None and not (is_number(max_grad_norm) and 0.0 < max_grad_norm < math.inf):
         raise ValueError(
             f"max_grad_norm: got {max_grad_norm!r}, allowed is None (no clipping) or a finite number > 0; write 1.0"
         )
@@ -101,6 +117,8 @@ def check_loss(loss: Any) -> None:
             raise ValueError(
                 f"loss: got a tensor of shape {tuple(loss.shape)}, allowed is one element; use loss.mean()"
             )
+        if loss.is_complex():
+            raise TypeError(f"loss: got a {loss.dtype} tensor, allowed is a real number; use loss.abs() or loss.real")
     elif isinstance(loss, bool) or not isinstance(loss, (int, float)):
         raise TypeError(f"loss: got {type(loss).__name__}, allowed is a number or a tensor of one element")
 
@@ -143,3 +161,58 @@ def check_device(params: Sequence[Tensor]) -> torch.device | None:
             "optimizer; construct one FusedAdamW for the parameters of each device"
         )
     return next(iter(devices), None)
+
+
+def call(closure: Any) -> Any:
+    """What the closure returns, with gradients enabled.
+
+    Raises:
+        TypeError: not callable, such as a loss in the closure's place.
+    """
+    if not callable(closure):
+        raise TypeError(
+            f"FusedAdamW.step() got a {type(closure).__name__} as closure, allowed is a function that returns the "
+            "loss; write step(loss=loss)"
+        )
+    with torch.enable_grad():
+        return closure()
+
+
+def warn_of_scheduler(optimizer: Any) -> None:
+    """Warn if a torch scheduler drives an optimizer whose schedule decides the LR: each overwrites the other."""
+    if "step" in vars(optimizer) and hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        warnings.warn(
+            "a torch.optim.lr_scheduler writes the learning rate of a FusedAdamW whose GreedyLR also decides it, and "
+            "each overwrites the other; use one of them: drop the scheduler, or pass schedule=None",
+            stacklevel=4,
+        )
+
+
+def check_params(params: Sequence[Tensor], state_dtype: torch.dtype | None) -> None:
+    """Refuse parameters whose moments could not be stored as asked (those that are frozen may have any dtype).
+
+    Raises:
+        TypeError: names both dtypes.
+    """
+    for param in params:
+        own = DTYPES.get(param.dtype.to_real())
+        moments = own if state_dtype is None or param.is_complex() else DTYPES[state_dtype]
+        if param.requires_grad and (own, own, moments) not in MIXES:
+            raise TypeError(
+                f"FusedAdamW: got a {param.dtype} parameter and state_dtype={state_dtype}, allowed are float32, "
+                "float64, bfloat16 and float16 parameters with moments of their own dtype, 16-bit ones with float32 "
+                "moments and float32 ones with bfloat16 moments; convert the parameter or change state_dtype"
+            )
+
+
+def check_groups(found: int, known: int) -> None:
+    """Refuse `param_groups` that grew or shrank by hand.
+
+    Raises:
+        RuntimeError: names both numbers.
+    """
+    if found != known:
+        raise RuntimeError(
+            f"FusedAdamW: param_groups has {found} entries, allowed are the {known} that came through the constructor "
+            "and add_param_group(); use add_param_group(), or construct a new optimizer to drop a group"
+        )

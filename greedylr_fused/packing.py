@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 import torch
@@ -17,120 +15,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from greedylr_fused.control import Control
-
-
-class DType(IntEnum):
-    """Storage types as the kernels name them (`csrc/core/common.h`)."""
-
-    F32 = 0
-    F64 = 1
-    BF16 = 2
-    F16 = 3
-
-
-class Row(IntEnum):
-    """Rows of `Table.ptrs`."""
-
-    PARAM = 0
-    GRAD = 1
-    EXP_AVG = 2
-    EXP_AVG_SQ = 3
-    MAX_EXP_AVG_SQ = 4
-
-
-class Hyper(IntEnum):
-    """Columns of `Table.hyper`."""
-
-    BETA1 = 0
-    BETA2 = 1
-    EPS = 2
-    WEIGHT_DECAY = 3
-    MAXIMIZE = 4
-    SPARE = 5
-
-
-DTYPES = {torch.float32: DType.F32, torch.float64: DType.F64, torch.bfloat16: DType.BF16, torch.float16: DType.F16}
-_HALVES = (DType.BF16, DType.F16)
-#: (parameter, gradient, moments) storage types that every backend computes.
-MIXES = frozenset(
-    [(t, t, t) for t in DType]
-    + [(h, g, s) for h in _HALVES for g in (h, DType.F32) for s in (h, DType.F32)]
-    + [(DType.F32, DType.F32, DType.BF16)]
-)
-#: Address of an empty gradient: not null, since the tensor does have one, and never read.
-EMPTY = 1
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class Launch:
-    """The chunks `first` to `first + count` of one mix of storage types."""
-
-    param: DType
-    grad: DType
-    state: DType
-    first: int
-    count: int
-
-
-def real(tensor: Tensor) -> Tensor:
-    """The tensor, or its real view if complex (last dimension 2: real, imaginary part)."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-class Entry:
-    """One parameter with its state, and the dense memory in which it is updated."""
-
-    def __init__(self, param: Tensor, state: dict[str, Any], group: int, amsgrad: bool) -> None:
-        self.param, self.state, self.group = param, state, group
-        self.moments = MOMENTS if amsgrad else MOMENTS[:2]
-        self.strides = torch.empty_like(param, device="meta").stride()
-        # A parameter with holes or overlaps cannot be walked as flat memory: it is updated in a dense copy.
-        self.dense_copy = None if self.strides == param.stride() else torch.empty_like(param)
-        for name in self.moments:
-            state[name] = self._placed(name, state[name])
-        grad = param.grad
-        self.grad_dtype = grad.dtype if grad is not None and self.computes(grad.dtype) else param.dtype
-
-    def _placed(self, name: str, moment: Tensor) -> Tensor:
-        if moment.device != self.param.device or moment.shape != self.param.shape:
-            raise RuntimeError(
-                f"FusedAdamW state {name!r}: got shape {tuple(moment.shape)} on {moment.device}, allowed is "
-                f"{tuple(self.param.shape)} on {self.param.device} like its parameter; move it back before step()"
-            )
-        if moment.stride() == self.strides:
-            return moment
-        return torch.empty_like(self.target, dtype=moment.dtype).copy_(moment)
-
-    @property
-    def target(self) -> Tensor:
-        return self.param if self.dense_copy is None else self.dense_copy
-
-    def computes(self, grad_dtype: torch.dtype) -> bool:
-        return self._codes(grad_dtype) in MIXES
-
-    def _codes(self, grad_dtype: torch.dtype) -> tuple[DType | None, ...]:
-        dtypes = (self.param.dtype, grad_dtype, self.state["exp_avg"].dtype)
-        return tuple(DTYPES.get(dtype.to_real()) for dtype in dtypes)
-
-    @property
-    def mix(self) -> tuple[DType, DType, DType]:
-        if not self.computes(self.grad_dtype):
-            raise TypeError(
-                f"FusedAdamW: got a {self.param.dtype} parameter with {self.state['exp_avg'].dtype} moments, allowed "
-                "are float32, float64, bfloat16 and float16 parameters with moments of their own dtype, 16-bit ones "
-                "with float32 moments and float32 ones with bfloat16 moments; convert the parameter or set state_dtype"
-            )
-        return self._codes(self.grad_dtype)  # type: ignore[return-value]
-
-    def takes(self, grad: Tensor) -> bool:
-        """Whether the gradient can be read in place, element by element beside the parameter."""
-        if grad.dtype != self.grad_dtype or grad.is_neg() or grad.is_conj():
-            return False
-        strides = grad.stride()
-        return strides == self.strides or all(
-            n == 1 or a == b for n, a, b in zip(grad.shape, strides, self.strides, strict=True)
-        )
+from greedylr_fused.entry import Entry
+from greedylr_fused.formats import EMPTY, MOMENTS, Hyper, Launch, Row, real
 
 
 class Table:
@@ -167,18 +53,17 @@ class Table:
         self.hyper = self._upload(self._hyper, torch.float64)
         self._pack_steps()
         self._list_work()
-        self._objects = [e.param for e in self.entries] + [t for row in moments for t in row if t is not None]
-        self._addresses = list(map(Tensor.data_ptr, self._objects))
-        self._kept = [(e.state, [(name, e.state[name]) for name in (*e.moments, "step")]) for e in self.entries]
         self._staged: dict[int, Tensor] = {}
-        self._captured: list[Tensor] = []
+        self.captured: list[Tensor] = []
 
     def _upload(self, values: Any, dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype).to(self.device)
+        return torch.tensor(values, dtype=dtype, device="cpu").to(self.device)
 
     def _pack_steps(self) -> None:
-        counts = [e.state["step"].to(self.device, torch.float32).reshape(()) for e in self.entries]
-        self.steps = torch.stack(counts) if counts else torch.zeros(0, device=self.device)
+        counts = [
+            torch.as_tensor(e.state["step"], dtype=torch.float32, device=self.device).reshape(()) for e in self.entries
+        ]
+        self.steps = torch.stack(counts) if counts else torch.zeros(0, dtype=torch.float32, device=self.device)
         for entry, view in zip(self.entries, self.steps.unbind(), strict=True):
             entry.state["step"] = view
 
@@ -200,14 +85,12 @@ class Table:
         """Bring gradient addresses and hyper-parameters up to date, without waiting for the device.
 
         Returns:
-            False if the table no longer describes these parameters and states (a tensor was replaced or moved, a
-            gradient came in another dtype): build a new one.
+            False if a gradient came in another dtype that is computed as it is: build a new table.
 
         Raises:
-            RuntimeError: a gradient is sparse.
+            RuntimeError: a gradient is sparse, has no memory, or has another shape than its parameter.
         """
-        if not self._is_current():
-            return False
+        self._staged.clear()
         grads = list(self._grads)
         for i, entry in enumerate(self.entries):
             grad = entry.param.grad
@@ -222,15 +105,11 @@ class Table:
             if not entry.takes(grad):
                 if grad.dtype != entry.grad_dtype and entry.computes(grad.dtype):
                     return False
-                grad = self._staged[i] = torch.empty_like(entry.target, dtype=entry.grad_dtype).copy_(grad)
-            grads[i] = grad.data_ptr() or EMPTY
-        if grads != self._grads:
-            self._grads = grads
-            self._send(self.ptrs[Row.GRAD], grads)
+                grad = self._stage(i, grad)
+            grads[i] = grad.data_ptr() or self._without_address(i, grad)
         hyper = [[*map(float, g["betas"]), g["eps"], g["weight_decay"], float(g["maximize"]), 0.0] for g in groups]
-        if hyper != self._hyper:
-            self._hyper = hyper
-            self._send(self.hyper, hyper)
+        self._grads = self._send(self.ptrs[Row.GRAD], self._grads, grads)
+        self._hyper = self._send(self.hyper, self._hyper, hyper)
         for entry in self.entries:
             if entry.dense_copy is not None:
                 entry.dense_copy.copy_(entry.param)
@@ -251,15 +130,32 @@ class Table:
         grad = self._staged.get(i, self.entries[i].param.grad)
         return None if grad is None else real(grad)
 
-    def _is_current(self) -> bool:
-        return list(map(Tensor.data_ptr, self._objects)) == self._addresses and all(
-            state.get(name) is tensor for state, kept in self._kept for name, tensor in kept
+    def _stage(self, i: int, grad: Tensor) -> Tensor:
+        entry = self.entries[i]
+        copy = torch.empty_like(entry.target, dtype=entry.grad_dtype).copy_(grad)
+        self._staged[i] = copy
+        return copy
+
+    def _without_address(self, i: int, grad: Tensor) -> int:
+        if grad.numel() == 0:
+            return EMPTY
+        if grad._is_zerotensor():  # stands for zeros that it has no memory for
+            return self._stage(i, grad).data_ptr()
+        raise RuntimeError(
+            f"FusedAdamW: got a gradient of type {type(grad).__name__} whose memory is gone, allowed are plain dense "
+            "tensors; run backward() again, or step this parameter with torch.optim.AdamW"
         )
 
-    def _send(self, target: Tensor, values: Any) -> None:
+    def _send(self, target: Tensor, sent: Any, values: Any) -> Any:
+        """Copy the values to the device if they are not those sent last; returns what is there now."""
+        capturing = target.is_cuda and torch.cuda.is_current_stream_capturing()
+        if values == sent and not capturing and not self.captured:
+            return values
         # The allocator of pinned memory hands a block out again only after the copy from it is done, so nothing waits
-        # here. A captured graph repeats the copy at each replay: its block is kept for good.
-        host = torch.tensor(values, dtype=target.dtype, pin_memory=target.is_cuda)
-        target.copy_(host, non_blocking=True)
-        if target.is_cuda and torch.cuda.is_current_stream_capturing():
-            self._captured.append(host)
+        # here. A captured graph repeats its copy at each replay: its block is kept for good, and from then on every
+        # other step sends its own values, since a replay may have come between.
+        host = torch.tensor(values, dtype=target.dtype, device="cpu", pin_memory=target.is_cuda)
+        target.copy_(host, non_blocking=target.is_cuda)
+        if capturing:
+            self.captured.append(host)
+        return values

@@ -6,12 +6,14 @@ refresh the groups, and a number that did not come from a snapshot was written b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from greedylr_fused import options
 from greedylr_fused.control import Control
 from greedylr_fused.mirror import Metrics, Mirror
 
@@ -40,11 +42,17 @@ class Rates:
         return self._mirror.metrics
 
     def push(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Pass on what the host wrote to the groups. Tensors are copied on the device at every call."""
+        """Pass on what the host wrote to the groups.
+
+        Tensors are copied on the device at every call; with a schedule they are clamped to its bounds there, since the
+        host cannot look at them.
+        """
         for index, group in enumerate(groups):
             lr = group["lr"]
             if isinstance(lr, Tensor):
-                self._control.lr[index].copy_(lr.reshape(()), non_blocking=True)
+                low, high = self._control.bounds[index]
+                lr = lr.detach().reshape(()).clamp(low, high) if self._driven else lr.detach().reshape(())
+                self._control.lr[index].copy_(lr, non_blocking=True)
                 if self._driven:
                     group["lr"] = self._known[index]
                     self._stale = self._mirror.under_way
@@ -85,6 +93,13 @@ class Rates:
 
     def _check(self, index: int, lr: float) -> None:
         low, high = self._control.bounds[index]
+        if not options.is_number(lr):
+            raise TypeError(f"learning rate of parameter group {index}: got {lr!r}, allowed is a number or a tensor")
+        if not self._driven and not 0.0 <= lr < math.inf:
+            raise ValueError(
+                f"learning rate of parameter group {index}: got {lr!r}, allowed is a finite number >= 0; correct what "
+                "wrote it, such as the function given to LambdaLR"
+            )
         if not low <= lr <= high:
             raise ValueError(
                 f"learning rate of parameter group {index}: got {lr!r}, allowed is {low} to {high} (the schedule's "
@@ -102,10 +117,15 @@ def per_group(value: float | Tensor | Sequence[float], n_groups: int) -> list[fl
     """One number for all groups, or one each, as a list.
 
     Raises:
+        TypeError: something else.
         ValueError: a sequence of another length.
     """
     if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
         return [float(value)] * n_groups
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if not isinstance(value, Sequence) or not all(isinstance(item, (int, float, Tensor)) for item in value):
+        raise TypeError(f"learning rate: got {value!r}, allowed is a number, or a sequence of one per parameter group")
     values = [float(item) for item in value]
     if len(values) != n_groups:
         raise ValueError(f"got {len(values)} learning rates, allowed is one, or one per parameter group ({n_groups})")

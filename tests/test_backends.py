@@ -13,7 +13,7 @@ from greedylr_fused import FusedAdamW, GreedyLR, available_backends, backends
 from greedylr_fused.backends import BACKENDS, Choice, resolve
 from greedylr_fused.backends.base import Backend
 from greedylr_fused.control import GROUPS_BEGIN, SLOTS, Control
-from greedylr_fused.packing import MIXES, DType, Hyper, Row
+from greedylr_fused.formats import MIXES, DType, Hyper, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import assert_same_bits
 
-from greedylr_fused import control, packing
+from greedylr_fused import FusedAdamW, control, formats
 
 native = pytest.importorskip("greedylr_fused._cpu", reason="the CPU module was not built", exc_type=ImportError)
 
@@ -39,7 +39,7 @@ class Problem:
             moment.abs_()
         addresses = [[t.data_ptr() for t in row] for row in self.arrays]
         if not amsgrad:
-            addresses[packing.Row.MAX_EXP_AVG_SQ] = [0] * len(sizes)
+            addresses[formats.Row.MAX_EXP_AVG_SQ] = [0] * len(sizes)
         self.ptrs = torch.tensor(addresses)
         self.numel = torch.tensor(sizes)
         self.group = torch.zeros(len(sizes), dtype=torch.int32)
@@ -101,7 +101,7 @@ def test_squares_of_every_16_bit_pattern(dtype, isa):
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     finite = patterns[patterns.isfinite()]
     problem = Problem(mix, (finite.numel(),))
-    problem.arrays[packing.Row.GRAD][0].copy_(finite)
+    problem.arrays[formats.Row.GRAD][0].copy_(finite)
     native.set_isa(isa)
     problem.table.measure(1)
     exact = finite.double().square().sum()
@@ -116,7 +116,7 @@ def test_one_nonfinite_gradient_is_noticed(mix, value, isa):
     problem = Problem(mix)
     native.set_isa(isa)
     for tensor, element in ((1, 0), (6, 128), (8, 5002)):
-        grad = problem.arrays[packing.Row.GRAD][tensor]
+        grad = problem.arrays[formats.Row.GRAD][tensor]
         kept, grad[element] = grad[element].clone(), value
         problem.table.measure(1)
         assert problem.control[SLOT["grad_nonfinite"]] > 0
@@ -128,7 +128,7 @@ def test_one_nonfinite_gradient_is_noticed(mix, value, isa):
 
 def test_large_finite_doubles_are_not_called_nonfinite():
     problem = Problem((1, 1, 1))
-    problem.arrays[packing.Row.GRAD][7][500] = 1e300
+    problem.arrays[formats.Row.GRAD][7][500] = 1e300
     problem.table.measure(1)
     assert problem.control[SLOT["grad_sq_sum"]].isinf()
     assert problem.control[SLOT["grad_nonfinite"]] == 0
@@ -154,8 +154,8 @@ def test_conversions_match_torch(dtype, name):
 
 def test_slots_and_dtypes_are_those_of_python():
     assert native.SLOTS == control.SLOTS
-    assert native.DTYPES == {dtype.name: dtype.value for dtype in packing.DType}
-    assert set(native.MIXES) == {tuple(map(int, mix)) for mix in packing.MIXES}
+    assert native.DTYPES == {dtype.name: dtype.value for dtype in formats.DType}
+    assert set(native.MIXES) == {tuple(map(int, mix)) for mix in formats.MIXES}
 
 
 def test_unsupported_mix_is_named():
@@ -197,3 +197,23 @@ assert len(before) >= 2
 def test_step_runs_on_the_threads_of_pytorch():
     done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+
+
+def test_denormals_are_treated_as_the_caller_says_on_every_thread():
+    """The mode belongs to a thread, and which thread gets which chunk is chance."""
+    grad = torch.full((1 << 20,), 1e-22)  # its square is denormal
+    found = set()
+    previous = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.set_flush_denormal(True)
+    try:
+        for _ in range(8):
+            param = torch.nn.Parameter(torch.zeros_like(grad))
+            param.grad = grad
+            opt = FusedAdamW([param], backend="cpu")
+            opt.step()
+            found.add(int(opt.state[param]["exp_avg_sq"].count_nonzero()))
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(previous)
+    assert found == {0}

@@ -81,9 +81,15 @@ def test_torchs_choices_of_implementation_are_accepted(options):
 
 def test_an_unsupported_dtype_names_the_supported_ones():
     param = parameter(torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
-    opt = FusedAdamW([param], state_dtype=torch.bfloat16)
-    with pytest.raises(TypeError, match="float64 parameter with torch.bfloat16 moments.*state_dtype"):
-        opt.step()
+    message = "got a torch.float64 parameter and state_dtype=torch.bfloat16, allowed are float32.*change state_dtype"
+    with pytest.raises(TypeError, match=message):
+        FusedAdamW([param], state_dtype=torch.bfloat16)
+    opt = FusedAdamW([parameter(torch.zeros(3), torch.ones(3))], state_dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=message):
+        opt.add_param_group({"params": [param]})
+    assert len(opt.param_groups) == 1
+    frozen = torch.nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+    FusedAdamW([parameter(torch.zeros(3), torch.ones(3)), frozen]).step()  # quantised weights ride along
 
 
 def test_parameters_on_several_devices():

@@ -21,7 +21,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from greedylr_fused.backends import triton_control, triton_elements  # noqa: E402
 from greedylr_fused.backends.triton import CONTROL_OPTIONS, STREAM_OPTIONS, TritonBackend, blocks  # noqa: E402
-from greedylr_fused.packing import MIXES, DType  # noqa: E402
+from greedylr_fused.formats import MIXES, DType  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 pytestmark = [

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <cfenv>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -34,15 +35,36 @@ void spawn_and_join(int threads, void (*work)(void*), void* data) {
     for (std::thread& helper : helpers) helper.join();
 }
 
+// Rounding and the treatment of denormals (torch.set_flush_denormal) belong to a thread. Which one gets which
+// chunk is chance, so all of them work in the caller's mode, or the bits would be chance too.
+struct Job {
+    void (*work)(void*);
+    void* data;
+    std::fenv_t mode;
+
+    static void run(void* address) {
+        const Job& job = *static_cast<const Job*>(address);
+        std::fenv_t own;
+        std::fegetenv(&own);
+        std::fesetenv(&job.mode);
+        job.work(job.data);
+        std::fesetenv(&own);
+    }
+};
+
 }  // namespace
 
 void run_on_threads(int threads, void (*work)(void*), void* data) {
     if (threads <= 1) {
         work(data);
-    } else if (const Parallel parallel = process_openmp()) {
-        parallel(work, data, unsigned(threads), 0);
+        return;
+    }
+    Job job = {work, data, {}};
+    std::fegetenv(&job.mode);
+    if (const Parallel parallel = process_openmp()) {
+        parallel(Job::run, &job, unsigned(threads), 0);
     } else {
-        spawn_and_join(threads, work, data);
+        spawn_and_join(threads, Job::run, &job);
     }
 }
 

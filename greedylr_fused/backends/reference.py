@@ -9,7 +9,8 @@ from torch import Tensor
 
 from greedylr_fused.adamw import Scalars, adamw
 from greedylr_fused.control import GROUPS_BEGIN, SLOT
-from greedylr_fused.packing import Row, Table, real
+from greedylr_fused.formats import Row, real
+from greedylr_fused.packing import Table
 
 
 class ReferenceBackend:

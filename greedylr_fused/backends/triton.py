@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from greedylr_fused.packing import DType, Launch, Table
+from greedylr_fused.formats import DType, Launch
+from greedylr_fused.packing import Table
 
 #: What PyTorch calls the devices that Triton compiles for ("cuda" is also AMD's).
 _DEVICES = ("cuda", "xpu")

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from greedylr_fused.backends.triton_elements import loop_bound
 from greedylr_fused.control import GROUPS_BEGIN, SLOT
-from greedylr_fused.packing import Row
+from greedylr_fused.formats import Row
 
 
 def _slots(names):

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from greedylr_fused.control import SLOT
-from greedylr_fused.packing import Hyper, Row
+from greedylr_fused.formats import Hyper, Row
 
 #: True if the functions below run in Triton's interpreter; fixed when Triton decorates them, at import.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))

@@ -33,39 +33,48 @@ class GreedyLR:
     each step, with no host synchronisation. A non-finite loss counts as not better and enters neither the window nor
     the best.
 
+    Args:
+        mode: "min" if a smaller loss is better, "max" if a larger one is. Default: "min".
+        factor: a cut multiplies the LR by it, a raise divides by it. In (0, 1); the paper advises at least 0.5.
+            Default: 0.95.
+        patience: the LR changes on observation number `patience + 1` in a row that was better (raise) or was not
+            (cut). >= 0. Default: 10.
+        threshold: a loss is better only if it beats the best by more than this. >= 0, and < 1 if relative.
+            Default: 1e-6.
+        threshold_mode: "abs", a margin in units of the loss, or "rel", a share of the best, for losses that stay
+            positive. Default: "abs".
+        cooldown: observations to ignore after a cut. >= 0. Default: 0.
+        warmup: observations to ignore after a raise (not a warm-up of the LR). >= 0. Default: 0.
+        min_lr: lower bound, one number or one per group. Default: 0.1 of the group's starting LR.
+        max_lr: upper bound, one number or one per group. Default: 10 times the group's starting LR.
+        eps: a change of the LR no larger than this is not made: with `factor` 0.95, an LR below 1.9e-7 stays as it
+            is. >= 0. Default: 1e-8.
+        smooth: compare the mean of the last `window_size` losses instead of the last loss. Default: False.
+        window_size: losses in that mean, >= 1; until there are so many, the mean is over those there are.
+            Default: 50.
+        reset_start: after this many cuts with every group at its lower bound, all starts over: the LR jumps back to
+            the starting LR, and the best is forgotten. >= 0; 0 and 1 both start over on first reaching the bound.
+            Write a large number, such as 10**9, to never start over. Default: 500.
+
     Raises:
-        ValueError: an option is outside its range (at construction), or a starting LR is outside
-            [min_lr, max_lr] (when the optimizer is constructed).
+        ValueError: an option is outside its range (at construction); or a starting LR is outside [min_lr, max_lr],
+            or all of them are zero (when the optimizer is constructed).
         TypeError: an option has the wrong type.
     """
 
     mode: str = "min"
-    """"min" if a smaller loss is better, "max" if a larger one is."""
     factor: float = 0.95
-    """A cut multiplies the LR by it, a raise divides by it. In (0, 1); the paper advises at least 0.5."""
     patience: int = 10
-    """The LR changes on observation number `patience + 1` in a row that was better (raise) or was not (cut). >= 0."""
     threshold: float = 1e-6
-    """A loss is better only if it beats the best by more than this. >= 0, and < 1 if relative."""
     threshold_mode: str = "abs"
-    """"abs": margin in units of the loss; "rel": margin as a share of the best, for losses that stay positive."""
     cooldown: int = 0
-    """Observations to ignore after a cut. >= 0."""
     warmup: int = 0
-    """Observations to ignore after a raise (not a warm-up of the LR). >= 0."""
     min_lr: float | Sequence[float] | None = None
-    """Lower bound, one number or one per group. Default: 0.1 of the group's starting LR."""
     max_lr: float | Sequence[float] | None = None
-    """Upper bound, one number or one per group. Default: 10 times the group's starting LR."""
     eps: float = 1e-8
-    """A change of the LR no larger than this is not made: with `factor` 0.95 an LR below 1.9e-7 stays. >= 0."""
     smooth: bool = False
-    """Compare the mean of the last `window_size` losses instead of the last loss."""
     window_size: int = 50
-    """Losses in the mean, >= 1. Until that many were seen, the mean is over those there are."""
     reset_start: int = 500
-    """Number of cuts with every group at its lower bound after which all starts over from the starting LR. >= 0; 0 and
-    1 both start over on first reaching the bound."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("min", "max"):
@@ -83,13 +92,19 @@ class GreedyLR:
         for name, least in (("patience", 0), ("cooldown", 0), ("warmup", 0), ("window_size", 1), ("reset_start", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"GreedyLR {name}: got {value!r}, allowed is a whole number; write {name}={least}")
+                nearest = max(least, round(value)) if isinstance(value, float) and math.isfinite(value) else least
+                raise TypeError(f"GreedyLR {name}: got {value!r}, allowed is an int; write {name}={nearest}")
             if not least <= value < 2**53:
                 _fail(name, value, f"a whole number from {least} to 2**53 - 1", f"write {name}={least} or more")
         if not isinstance(self.smooth, bool):
             raise TypeError(f"GreedyLR smooth: got {self.smooth!r}, allowed is True or False; write smooth=True")
         for name in ("min_lr", "max_lr"):
             object.__setattr__(self, name, _bound(name, getattr(self, name)))
+        lows, highs = (bound if isinstance(bound, tuple) else (bound,) for bound in (self.min_lr, self.max_lr))
+        groups = max(len(lows), len(highs))
+        pairs = zip(*(bounds * groups if len(bounds) == 1 else bounds for bounds in (lows, highs)), strict=False)
+        if any(low is not None and high is not None and low > high for low, high in pairs):
+            _fail("min_lr", self.min_lr, f"at most max_lr={self.max_lr!r}", "swap them, or leave one out")
 
     def bounds(self, lr: float, group: int) -> tuple[float, float]:
         """`(min_lr, max_lr)` of the group with that index and starting LR.
@@ -100,9 +115,13 @@ class GreedyLR:
         low = self._bound_of("min_lr", group, DEFAULT_MIN_RATIO * lr)
         high = self._bound_of("max_lr", group, DEFAULT_MAX_RATIO * lr)
         if not low <= lr <= high:
+            derived = [
+                " (0.1 times it)" if self.min_lr is None else "",
+                " (10 times it)" if self.max_lr is None else "",
+            ]
             raise ValueError(
-                f"GreedyLR: got lr={lr} in parameter group {group}, allowed is min_lr={low} to max_lr={high}; "
-                "change lr, or pass min_lr= and max_lr= that enclose it (left out, they are 0.1 and 10 times lr)"
+                f"GreedyLR: got a starting lr of {lr!r} in parameter group {group}, allowed is from min_lr={low!r}"
+                f"{derived[0]} to max_lr={high!r}{derived[1]}; change that lr, or pass min_lr= and max_lr= that enclose it"
             )
         return low, high
 

@@ -1,0 +1,76 @@
+"""One parameter of the table: what the kernels may be given in its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greedylr_fused.formats import DTYPES, MIXES, MOMENTS, DType
+
+
+class Entry:
+    """One parameter with its state, and the dense memory in which it is updated."""
+
+    def __init__(self, param: Tensor, state: dict[str, Any], group: int, amsgrad: bool) -> None:
+        self.param, self.state, self.group = param, state, group
+        self.moments = MOMENTS if amsgrad else MOMENTS[:2]
+        self.shape, self.strides = param.shape, torch.empty_like(param, device="meta").stride()
+        # A parameter with holes, overlaps or a sign yet to be applied is not flat memory: a dense copy is updated.
+        flat = self.strides == param.stride() and not param.is_neg() and not param.is_conj()
+        self.dense_copy = None if flat else torch.empty_like(param)
+        if param.numel() and not param.data_ptr():
+            raise TypeError(
+                f"FusedAdamW: got a parameter of type {type(param).__name__} on {param.device} without memory of "
+                "its own, allowed are plain tensors with storage; materialise it, or step it with torch.optim.AdamW"
+            )
+        for name in self.moments:
+            state[name] = self._placed(name, state[name])
+        grad = param.grad
+        self.grad_dtype = grad.dtype if grad is not None and self.computes(grad.dtype) else param.dtype
+
+    def _placed(self, name: str, moment: Tensor) -> Tensor:
+        if moment.device != self.param.device or moment.shape != self.param.shape:
+            raise RuntimeError(
+                f"FusedAdamW state {name!r}: got shape {tuple(moment.shape)} on {moment.device}, allowed is "
+                f"{tuple(self.param.shape)} on {self.param.device} like its parameter; move it back before step()"
+            )
+        if moment.stride() == self.strides and not moment.is_neg() and not moment.is_conj():
+            return moment
+        return torch.empty_like(self.target, dtype=moment.dtype).copy_(moment)
+
+    @property
+    def target(self) -> Tensor:
+        return self.param if self.dense_copy is None else self.dense_copy
+
+    def computes(self, grad_dtype: torch.dtype) -> bool:
+        return self._codes(grad_dtype) in MIXES
+
+    def _codes(self, grad_dtype: torch.dtype) -> tuple[DType | None, ...]:
+        dtypes = (self.param.dtype, grad_dtype, self.state["exp_avg"].dtype)
+        return tuple(DTYPES.get(dtype.to_real()) for dtype in dtypes)
+
+    @property
+    def mix(self) -> tuple[DType, DType, DType]:
+        if not self.computes(self.grad_dtype):
+            raise TypeError(
+                f"FusedAdamW: got a {self.param.dtype} parameter with {self.state['exp_avg'].dtype} moments, allowed "
+                "are float32, float64, bfloat16 and float16 parameters with moments of their own dtype, 16-bit ones "
+                "with float32 moments and float32 ones with bfloat16 moments; convert the parameter or set state_dtype"
+            )
+        return self._codes(self.grad_dtype)  # type: ignore[return-value]
+
+    def takes(self, grad: Tensor) -> bool:
+        """Whether the gradient can be read in place, element by element beside the parameter."""
+        if grad.dtype != self.grad_dtype or grad.is_neg() or grad.is_conj():
+            return False
+        if grad.shape != self.shape:
+            raise RuntimeError(
+                f"FusedAdamW: got a gradient of shape {tuple(grad.shape)} for a parameter of shape {tuple(self.shape)}"
+                ", allowed is the same shape; zero_grad() after giving a parameter new data"
+            )
+        strides = grad.stride()
+        return strides == self.strides or all(
+            n == 1 or a == b for n, a, b in zip(grad.shape, strides, self.strides, strict=True)
+        )

@@ -1,0 +1,81 @@
+"""Checkpoints between unlike optimizers, under hooks, and copies taken in the middle of a step."""
+
+import copy
+
+import pytest
+import torch
+from support import parameter
+
+from greedylr_fused import FusedAdamW, GreedyLR
+
+
+@pytest.mark.parametrize("saved", [None, GreedyLR(smooth=True)])
+def test_a_checkpoint_of_another_kind_of_schedule_starts_this_one_anew(device, backend, saved):
+    losses = [1.0, 2.0, 3.0]
+    source = FusedAdamW([parameter(torch.zeros(2, device=device), torch.ones(2, device=device))], schedule=saved)
+    for loss in losses:
+        source.step(loss=loss)
+    for schedule in (GreedyLR(mode="max", patience=0, reset_start=3), None):
+        if (schedule is None) == (saved is None) or (saved and schedule):
+            continue
+        traces = []
+        for load in (False, True):
+            param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
+            opt = FusedAdamW([param], lr=source.last_lr()[0], schedule=schedule, backend=backend)
+            if load:
+                opt.load_state_dict(source.state_dict())
+                assert opt.metrics().step == 3
+            traces.append([(opt.step(loss=loss), opt.last_lr())[1] for loss in losses])
+        assert traces[0] == traces[1]
+
+
+def test_a_checkpoint_of_the_other_mode_is_refused(device, backend):
+    params = [parameter(torch.zeros(2, device=device))]
+    low, high = (FusedAdamW(params, schedule=GreedyLR(mode=mode), backend=backend) for mode in ("min", "max"))
+    with pytest.raises(ValueError, match=r'mode="min".*this schedule has mode="max"'):
+        high.load_state_dict(low.state_dict())
+
+
+def test_hooks_see_whole_checkpoints(device, backend):
+    param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
+    opt = FusedAdamW([param], lr=0.1, schedule=GreedyLR(), backend=backend)
+    opt.step(loss=1.0)
+    opt.register_state_dict_post_hook(lambda _, found: {"wrapped": found})
+    wrapped = opt.state_dict()
+    assert wrapped["wrapped"]["param_groups"][0]["control"]["best"] == 1.0
+    opt.register_load_state_dict_pre_hook(lambda _, found: found["wrapped"])
+    seen = []
+    opt.register_load_state_dict_post_hook(lambda loaded: seen.append(loaded.last_lr()))
+    opt.step(loss=0.5)
+    opt.load_state_dict(wrapped)
+    assert seen == [[0.1]] and opt.metrics().best == 1.0
+
+
+def test_a_copy_in_mid_accumulation_goes_on(device, backend):
+    param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
+    opt = FusedAdamW([param], schedule=GreedyLR(), backend=backend)
+    opt.observe(10.0)
+    for twin in (copy.deepcopy(opt), opt):
+        twin.observe(0.0)
+        twin.step()
+        assert twin.last_lr() and twin._control.numbers()[0]["loss"] == 5.0
+
+
+def test_step_counts_are_saved_one_by_one(device, backend):
+    params = [parameter(torch.zeros(1, device=device), torch.ones(1, device=device)) for _ in range(50)]
+    opt = FusedAdamW(params, backend=backend)
+    opt.step()
+    for states in (opt.state_dict()["state"], opt.__getstate__()["state"]):
+        assert all(state["step"].untyped_storage().nbytes() == 4 for state in states.values())
+
+
+def test_a_complex_checkpoint_runs_in_torch(device, backend):
+    param = parameter(
+        torch.ones(3, dtype=torch.complex64, device=device), torch.ones(3, dtype=torch.complex64, device=device)
+    )
+    opt = FusedAdamW([param], backend=backend)
+    opt.step()
+    torchs = torch.optim.AdamW([param])
+    torchs.load_state_dict(opt.state_dict())
+    torchs.step()
+    assert torchs.state[param]["step"] == 2
