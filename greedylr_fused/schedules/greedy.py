@@ -116,12 +116,12 @@ class GreedyLR:
         high = self._bound_of("max_lr", group, DEFAULT_MAX_RATIO * lr)
         if not low <= lr <= high:
             derived = [
-                " (0.1 times it)" if self.min_lr is None else "",
-                " (10 times it)" if self.max_lr is None else "",
+                f" ({ratio:g} times it)" if bound is None else ""
+                for bound, ratio in ((self.min_lr, DEFAULT_MIN_RATIO), (self.max_lr, DEFAULT_MAX_RATIO))
             ]
             raise ValueError(
                 f"GreedyLR: got a starting lr of {lr!r} in parameter group {group}, allowed is from min_lr={low!r}"
-                f"{derived[0]} to max_lr={high!r}{derived[1]}; change that lr, or pass min_lr= and max_lr= that enclose it"
+                f"{derived[0]} to max_lr={high!r}{derived[1]}; change that lr, or pass min_lr= and max_lr= around it"
             )
         return low, high
 

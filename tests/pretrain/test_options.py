@@ -1,0 +1,148 @@
+"""Options and folders that cannot work: one line, exit code 2, nothing written. The help."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import contents
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def truncated(folder):
+    data = (folder / "checkpoint.pt").read_bytes()
+    (folder / "checkpoint.pt").write_bytes(data[: len(data) // 2])
+
+
+def not_a_checkpoint(folder):
+    (folder / "checkpoint.pt").write_bytes(b"text")
+
+
+def without_keys(folder):
+    torch.save({"format": 1}, folder / "checkpoint.pt")
+
+
+def of_another_shape(folder):
+    content = torch.load(folder / "checkpoint.pt", weights_only=True)
+    torch.save(content | {"config": content["config"] | {"size": "tiny"}}, folder / "checkpoint.pt")
+
+
+def changed_text(folder):
+    (folder.parent / "text.txt").write_text("another line of text\n" * 500)
+
+
+def not_text(folder):
+    (folder.parent / "text.txt").write_bytes(b"\0" * 1000)
+
+
+def of_the_default_corpus(folder):
+    content = torch.load(folder / "checkpoint.pt", weights_only=True)
+    torch.save(content | {"config": content["config"] | {"data": None}}, folder / "checkpoint.pt")
+
+
+def unchanged(folder):
+    pass
+
+
+@pytest.mark.parametrize(
+    "damage, options, message",
+    [
+        (unchanged, ["--resume", "run", "--size", "tiny"], "--size tiny: the checkpoint is of a run with micro"),
+        (unchanged, ["--resume", "run", "--optimizer", "torch"], "--optimizer torch: the checkpoint is of a run with"),
+        (unchanged, ["--resume", "run", "--out", "other"], "leave out --out"),
+        (unchanged, ["--resume", "other"], "no such folder"),
+        (truncated, ["--resume", "run"], "damaged or not a checkpoint"),
+        (not_a_checkpoint, ["--resume", "run"], "damaged or not a checkpoint"),
+        (without_keys, ["--resume", "run"], "not a checkpoint of this program"),
+        (of_another_shape, ["--resume", "run"], "of another model"),
+        (changed_text, ["--resume", "run", "--steps", "3"], "the text has changed"),
+        (unchanged, ["--size", "micro", "--data", "text.txt", "--out", "run"], "run is not empty"),
+        (unchanged, ["--size", "micro", "--data", "text.txt", "--out", "text.txt"], "there is a file of that name"),
+        (unchanged, ["--size", "micro", "--data", "missing", "--out", "other"], "no such file or folder"),
+        (unchanged, ["--size", "micro", "--data", "folder", "--out", "other"], "got 0 bytes of text, at"),
+        (not_text, ["--size", "micro", "--data", "text.txt", "--out", "other"], "(1 files with zero bytes in them"),
+        (unchanged, ["--size", "huge", "--out", "other"], "invalid choice"),
+        (unchanged, ["--factor", "2", "--out", "other"], "GreedyLR factor"),
+        (unchanged, ["--steps", "0", "--out", "other"], "a whole number, 1 or more"),
+        (unchanged, ["--weight-decay", "-1", "--out", "other"], "allowed is 0 or a positive number"),
+        (unchanged, ["--window", "100000000000", "--out", "other"], "from 1 to 1,000,000"),
+        (unchanged, ["--threads", "10000", "--out", "other"], "--threads: got 10000"),
+        (unchanged, ["--patience", "-1", "--out", "other"], "GreedyLR patience"),
+        (unchanged, ["--seed", "-1", "--out", "other"], "--seed: got -1"),
+        (unchanged, ["--lr", "0", "--out", "other"], "allowed is a positive number"),
+        (unchanged, ["--lr", "nan", "--out", "other"], "allowed is a positive number"),
+        (unchanged, ["--lr", "1e308", "--out", "other"], "GreedyLR max_lr: got inf"),
+        (unchanged, ["--compare", "--optimizer", "torch", "--out", "other"], "leave out --optimizer"),
+        (unchanged, ["--resume", "run", "--compare"], "--compare: the checkpoint is of a run with fused"),
+        (unchanged, ["--resume", "run"], "already at step 2 of 2; raise --steps"),
+        (unchanged, ["--resume", "run", "--steps", "1"], "already at step 2 of 1; raise --steps"),
+        (
+            of_the_default_corpus,
+            ["--resume", "run", "--data", "x"],
+            "--data x: the checkpoint is of a run with the default",
+        ),
+        (unchanged, ["--nonsense"], "unrecognized"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_touches_nothing(
+    example, two_steps, tmp_path, capsys, damage, options, message
+):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    run = tmp_path / "run"
+    (tmp_path / "folder").mkdir()
+    damage(run)
+    before, names = contents(run), sorted(os.listdir(tmp_path))
+    assert example("pretrain").main(options) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("pretrain: ") and complaint.count("\n") == 1
+    assert message in complaint
+    assert contents(run) == before and sorted(os.listdir(tmp_path)) == names
+
+
+def test_several_processes_are_refused(pretrain, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert pretrain("--out", tmp_path / "run") == 2
+    assert "without torchrun" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_an_optimizer_refuses_is_one_line(pretrain, example, monkeypatch, tmp_path, capsys):
+    def refuse(*args, **options):
+        raise ValueError("betas: got 2")
+
+    monkeypatch.setitem(example("trainer").OPTIMIZERS, "fused", refuse)
+    assert pretrain("--out", tmp_path / "run") == 2
+    assert capsys.readouterr().err == "pretrain: betas: got 2\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "given, runs",
+    [
+        ("", "--compare --out runs/train --overwrite"),
+        ("--steps 5", "--compare --out runs/train --overwrite --steps 5"),
+        ("--resume runs/train", "--resume runs/train"),
+        ("--optimizer torch", "--out runs/train --overwrite --optimizer torch"),
+        ("--out mine", "--compare --out mine"),
+    ],
+)
+def test_make_train_passes_what_fits_the_users_options(given, runs):
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+    asked = subprocess.run(
+        ["make", "--dry-run", "train", f"ARGS={given}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    command = asked.stdout.splitlines()[-1]
+    assert command.split("examples/pretrain.py")[1].split() == runs.split()
+
+
+def test_help_gives_options_with_defaults():
+    asked = subprocess.run(
+        [sys.executable, ROOT / "examples" / "pretrain.py", "--help"], capture_output=True, text=True, check=True
+    )
+    for part in ("--compare", "--resume", "--accumulate", "(default: 1)", "exit code 2", "0.1 and 4 times --lr"):
+        assert part in " ".join(asked.stdout.split())
