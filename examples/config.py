@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -118,9 +119,12 @@ def parse(arguments: Sequence[str] | None) -> Request:
     """
     parser = _Parser(
         prog="pretrain.py",
-        description="Pretrain a byte-level GPT on real text with FusedAdamW and GreedyLR.",
+        description="Pretrain a byte-level GPT on real text with FusedAdamW and GreedyLR, which moves the learning "
+        "rate between 0.1 and 4 times --lr.",
         epilog="Ctrl-C (or SIGTERM) finishes the step, saves and exits with 130 (143); --resume goes on as if nothing "
-        "had happened, to the bit. A wrong option, path or checkpoint: one line, exit code 2, nothing written.",
+        "had happened, to the bit. A run that diverges (a held-out loss, or 20 steps in a row, not finite) stops with "
+        "exit code 1 and leaves the checkpoint before. A wrong option, path or checkpoint: one line, exit code 2, "
+        "nothing written.",
         argument_default=argparse.SUPPRESS,
     )
     sizes = "; ".join(f"{name}: batch {s.batch}, lr {s.lr:g}, steps {s.steps}" for name, s in SIZES.items())
@@ -130,16 +134,16 @@ def parse(arguments: Sequence[str] | None) -> Request:
     add("--compare", action="store_true", help="run both optimizers from one seed and show the differences")
     add("--data", metavar="PATH", help="a text file or a folder (default: the Python standard library's sources)")
     add("--steps", type=_count, help=f"optimizer steps (defaults: {sizes})")
-    add("--batch", type=_count, help="windows per micro-batch (default: by size)")
-    add("--accumulate", type=_count, help="micro-batches per step (default: 1)")
-    add("--lr", type=_positive, help="starting learning rate; it moves between 0.1 and 4 times that (default: by size)")
-    add("--weight-decay", type=float, help="of matrices (default: 0.1)")
+    add("--batch", type=_up_to(2**16), help="windows per micro-batch (default: by size)")
+    add("--accumulate", type=_up_to(2**16), help="micro-batches per step (default: 1)")
+    add("--lr", type=_positive, help="starting learning rate; its bounds are 0.1 and 4 times that (default: by size)")
+    add("--weight-decay", type=_not_negative, help="of matrices (default: 0.1)")
     add("--factor", type=float, help="GreedyLR: a cut multiplies by it, a raise divides (default: 0.85)")
     add("--patience", type=int, help="GreedyLR: a change comes after one more observation than that (default: 10)")
-    add("--window", type=_count, help="GreedyLR: losses in the mean that is compared (default: 50)")
-    add("--seed", type=int, help="of weights and batches (default: 0)")
+    add("--window", type=_up_to(10**6), help="GreedyLR: losses in the mean that is compared (default: 50)")
+    add("--seed", type=_seed, help="of weights and batches (default: 0)")
     add("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
-    add("--threads", type=_count, help="CPU threads (default: as many as cores may be used)")
+    add("--threads", type=_up_to(os.cpu_count() or 1), help="CPU threads (default: as many as cores may be used)")
     add("--save-every", type=_count, help="steps between checkpoints (default: 100)")
     add("--eval-every", type=_count, help="steps between held-out losses (default: 100)")
     add("--log-every", type=_count, help="steps between lines where there is no terminal (default: 20)")
@@ -151,6 +155,8 @@ def parse(arguments: Sequence[str] | None) -> Request:
     overwrite = given.pop("overwrite", False)
     if resume is not None and (out is not None or overwrite):
         raise UsageError("--resume writes where it reads; leave out --out and --overwrite")
+    if {"compare", "optimizer"} <= given.keys():
+        raise UsageError("--compare runs both optimizers; leave out --optimizer, or --compare")
     return Request(given, out, resume, overwrite)
 
 
@@ -164,7 +170,10 @@ def new_config(given: dict[str, Any]) -> Config:
     size = SIZES[name]
     found = dict(size=name, steps=size.steps, batch=size.batch, lr=size.lr, threads=_usable_cores())
     config = Config(**found | given | dict(device=device, dtype="bfloat16" if bf16 else "float32"))
-    _check_schedule(config)
+    try:
+        config.schedule.bounds(config.lr, 0)
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from None
     return config
 
 
@@ -179,21 +188,22 @@ def resumed_config(saved: dict[str, Any], given: dict[str, Any]) -> Config:
     except TypeError as error:
         raise UsageError(f"the checkpoint's options do not fit this program: {error}") from None
     for name, value in given.items():
-        if name not in MAY_CHANGE and getattr(config, name) != value:
+        ignored = name == "optimizer" and config.compare
+        if name not in MAY_CHANGE and (ignored or getattr(config, name) != value):
+            option = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
             raise UsageError(
-                f"--{name.replace('_', '-')} {value}: the checkpoint is of a run with {getattr(config, name)}; leave "
-                "the option out, or start another run with --out"
+                f"{option}: the checkpoint is of a run with {_in_words(config, name)}; leave the option out, or start "
+                "another run with --out"
             )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("the checkpoint is of a run on a GPU, and PyTorch finds none here")
     return replace(config, **{name: value for name, value in given.items() if name in MAY_CHANGE})
 
 
-def _check_schedule(config: Config) -> None:
-    try:
-        config.schedule.bounds(config.lr, 0)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+def _in_words(config: Config, name: str) -> Any:
+    if name in ("optimizer", "compare"):
+        return "both optimizers" if config.compare else config.optimizer
+    return "the default corpus" if name == "data" and config.data is None else getattr(config, name)
 
 
 def _usable_cores() -> int:
@@ -202,14 +212,41 @@ def _usable_cores() -> int:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, allowed is 1 or more")
+    return _whole(text, 1, 2**53)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0, 2**32 - 1)
+
+
+def _up_to(most: int) -> Callable[[str], int]:
+    return lambda text: _whole(text, 1, most)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    allowed = f"a whole number, {least} or more" if most >= 2**53 else f"a whole number from {least} to {most:,}"
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"got {text}, allowed is {allowed}")
     return value
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"got {text}, allowed is a positive number")
+    return _number(text, "a positive number", lambda value: 0 < value < math.inf)
+
+
+def _not_negative(text: str) -> float:
+    return _number(text, "0 or a positive number", lambda value: 0 <= value < math.inf)
+
+
+def _number(text: str, allowed: str, fits: Callable[[float], bool]) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"got {text}, allowed is {allowed}")
     return value

@@ -1,7 +1,11 @@
-"""The live line: step, loss, smoothed loss, LR, tokens/s, time left; plain lines where there is no terminal."""
+"""The live line: step, loss, smoothed loss, LR, tokens/s, time left; plain lines where there is no terminal.
+
+Losses are shown in bits per byte.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -44,12 +48,17 @@ class Display:
     def show(self, trainer: Trainer, metrics: Metrics) -> None:
         """After one step. Reads numbers that have arrived, and waits for none."""
         live = self._console.is_terminal
+        # Bad and finite: the loss is an earlier step's, as this one was skipped.
+        skipped = trainer.bad_steps > 0 and math.isfinite(metrics.loss)
+        loss = "skipped" if skipped else f"{metrics.loss / math.log(2):.3f}"
         if not live and trainer.steps % self._config.log_every and trainer.steps != self._config.steps:
             return
         text = (
-            f"loss {metrics.loss:.3f} (smoothed {metrics.smoothed_loss:.3f})  lr {metrics.lr[0]:.2e}  "
-            f"{trainer.tokens_per_second:,.0f} tok/s  {self._time_left()} left"
+            f"bits/byte {loss} (smoothed {metrics.smoothed_loss / math.log(2):.3f})  lr {metrics.lr[0]:.2e}  "
+            f"{trainer.recent_tokens_per_second:,.0f} tok/s  {self._time_left()} left"
         )
+        if metrics.skipped:
+            text += f"  {metrics.skipped} skipped"
         if live:
             self._progress.update(self._tasks[trainer.name], completed=trainer.steps, text=text)
         else:

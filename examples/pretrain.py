@@ -10,10 +10,16 @@ Reading order: this file, trainer.py (a step), model.py, data.py; unfused.py is 
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch is imported, which takes seconds: no traceback
+
 import json
+import math
 import os
 import random
-import signal
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -33,6 +39,7 @@ from errors import UsageError
 from trainer import Trainer
 
 BLOCK = 10  # steps of one run before the other's turn, so that both are timed on the machine in the same state
+BAD_STEPS = 20  # in a row, skipped or with a loss that is not finite: give up
 OUTPUTS = (checkpoint.NAME, record.NAME, "config.json", "curves.png", "summary.json")
 
 
@@ -60,9 +67,10 @@ def pretrain(request: Request) -> int:
         check_folder(folder, overwrite=request.overwrite)
     set_up_torch(config)
     corpus = load_corpus(Path(config.data) if config.data else None, config.context)
-    trainers = [Trainer(name, config, corpus) for name in config.optimizers]
+    trainers = build(config, corpus)
     if content is not None:
         checkpoint.restore(content, folder / checkpoint.NAME, corpus.fingerprint, trainers)
+        check_not_finished(folder, config, trainers)
     prepare_folder(folder, config, fresh=content is None)
 
     rows = record.Record(folder, {trainer.name: trainer.steps for trainer in trainers})
@@ -70,17 +78,33 @@ def pretrain(request: Request) -> int:
     console.print(describe(config, corpus, trainers[0]), highlight=False, soft_wrap=True)
     try:
         with Interrupt() as interrupt, Display(config, trainers, console) as display:
-            train(config, corpus, trainers, rows, folder, display, interrupt)
-        if interrupt.signal is not None:
-            console.print(f"saved; go on with --resume {folder}", highlight=False, soft_wrap=True)
+            diverged = train(config, corpus, trainers, rows, folder, display, interrupt)
+        if interrupt.signal is not None and not finished(config, trainers):
+            line = f"not saved: {diverged}" if diverged else f"saved; go on with: {resume_command(folder)}"
+            console.print(line, highlight=False, soft_wrap=True)
             return 128 + interrupt.signal
+        warnings = [f"warning: {trouble(trainer)}" for trainer in trainers if trainer.metrics.skipped]
         found = {trainer.name: report.results(config, trainer, rows) for trainer in trainers}
     finally:
         rows.close()
-    summary = report.write_summary(folder, found, rows)
+    summary = report.write_summary(folder, found, rows, diverged)
     report.draw(folder / "curves.png", config, rows, summary)
     report.print_summary(console, summary, folder)
+    if diverged:
+        saved = "the checkpoint before it stays" if (folder / checkpoint.NAME).exists() else "no checkpoint was saved"
+        print(f"pretrain: diverged: {diverged}; {saved}", file=sys.stderr)
+        return 1
+    for warning in warnings:
+        console.print(warning, highlight=False, soft_wrap=True)
     return 0
+
+
+def build(config: Config, corpus: Corpus) -> list[Trainer]:
+    """One trainer per optimizer; what an optimizer does not take is the caller's mistake."""
+    try:
+        return [Trainer(name, config, corpus) for name in config.optimizers]
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from None
 
 
 def train(
@@ -91,9 +115,9 @@ def train(
     folder: Path,
     display: Display,
     interrupt: Interrupt,
-) -> None:
+) -> str | None:
     """Train to `config.steps`, in alternating blocks if there are two trainers; save on the way, at the end, and when
-    interrupted.
+    interrupted. Stops, without saving, where a run has diverged, and returns how.
     """
     done = min(trainer.steps for trainer in trainers)
     while done < config.steps and interrupt.signal is None:
@@ -102,18 +126,54 @@ def train(
         for trainer in trainers:
             while trainer.steps < done and interrupt.signal is None:
                 metrics = trainer.step()
-                rows.add(trainer.name, metrics)
+                rows.add(trainer.name, metrics, skipped=trainer.skipped_last)
                 display.show(trainer, metrics)
+                if trainer.bad_steps >= BAD_STEPS:
+                    return trouble(trainer)
             if len(trainers) > 1:
                 trainer.wait()  # else the other would be timed waiting for this one's kernels
-        if interrupt.signal is None and (done % config.eval_every == 0 or done == config.steps):
-            for trainer in trainers:
+        stopped = interrupt.signal is not None and not finished(config, trainers)
+        evaluate = not stopped and (done % config.eval_every == 0 or done == config.steps)
+        save = stopped or done % config.save_every == 0 or done == config.steps
+        broken = None
+        for trainer in trainers:
+            if evaluate or (save and trainer.bad_steps):  # never save over a good checkpoint what cannot go on
                 bits = trainer.held_out_bits()
-                rows.add_held_out(trainer.name, done, bits)
-                display.say(f"{trainer.name:5}  step {done:4d}/{config.steps}  held out: {bits:.4f} bits per byte")
-        if interrupt.signal is not None or done % config.save_every == 0 or done == config.steps:
+                broken = broken or (None if math.isfinite(bits) else trouble(trainer))
+                if evaluate:
+                    rows.add_held_out(trainer.name, done, bits)
+                    display.say(f"{trainer.name:5}  step {done:4d}/{config.steps}  held out: {bits:.4f} bits per byte")
+        if broken:
+            return broken
+        if save:
             rows.flush()
             checkpoint.save(folder, config, corpus.fingerprint, trainers)
+    return None
+
+
+def finished(config: Config, trainers: Sequence[Trainer]) -> bool:
+    """Whether there is no step left."""
+    return all(trainer.steps >= config.steps for trainer in trainers)
+
+
+def trouble(trainer: Trainer) -> str:
+    """What is wrong with a run, and what to do."""
+    if skipped := trainer.metrics.skipped:
+        were = "step was" if trainer.steps == 1 else "steps were"
+        what = f"{skipped} of {trainer.steps} {were} skipped for non-finite gradients"
+    elif trainer.bad_steps:
+        what = f"the loss is not finite since step {trainer.steps - trainer.bad_steps + 1}"
+    else:
+        what = f"the held-out loss at step {trainer.steps} is not finite"
+    return f"{trainer.name}: {what}; try a lower --lr"
+
+
+def resume_command(folder: Path) -> str:
+    """What to type to go on."""
+    here = Path.cwd()
+    program = [Path(part) for part in (sys.executable, Path(__file__).absolute())]
+    shown = [str(part.relative_to(here) if part.is_relative_to(here) else part) for part in program]
+    return shlex.join([*shown, "--resume", str(folder)])
 
 
 class Interrupt:
@@ -154,6 +214,13 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         raise UsageError(f"output folder {folder} is not empty: --resume {folder}, --overwrite, or another --out")
 
 
+def check_not_finished(folder: Path, config: Config, trainers: Sequence[Trainer]) -> None:
+    """Refuse to resume a run that has nothing left to do; one stopped before its summary still gets that."""
+    done = max(trainer.steps for trainer in trainers)
+    if done > config.steps or (finished(config, trainers) and (folder / "summary.json").exists()):
+        raise UsageError(f"--resume {folder}: already at step {done} of {config.steps}; raise --steps")
+
+
 def prepare_folder(folder: Path, config: Config, *, fresh: bool) -> None:
     """Create the folder, take an earlier run's files out of a fresh one, and write the options."""
     try:
@@ -179,4 +246,5 @@ def _kind(config: Config) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -20,7 +20,8 @@ class Record:
 
     Args:
         folder: the run's folder.
-        steps: steps done by each trainer; lines of later ones, from after the checkpoint, are dropped.
+        steps: steps done by each trainer, skipped ones included; lines of later ones, from after the checkpoint, are
+            dropped.
     """
 
     def __init__(self, folder: Path, steps: dict[str, int]) -> None:
@@ -32,26 +33,34 @@ class Record:
         self._last = steps
         self._file = path.open("a")
 
-    def add(self, run: str, metrics: Metrics) -> None:
-        """Write what has arrived from the device; nothing if that is the step written last."""
-        if metrics.step <= self._last[run]:
+    def add(self, run: str, metrics: Metrics, *, skipped: bool) -> None:
+        """Write what has arrived from the device; nothing if that is the step written last.
+
+        Args:
+            run: the trainer's name.
+            metrics: its latest; `step` and `skipped` together number the steps.
+            skipped: the last step was skipped. Its loss is null then: what `metrics` has is of an earlier step.
+        """
+        step = metrics.step + metrics.skipped
+        if step <= self._last[run]:
             return
-        self._last[run] = metrics.step
+        self._last[run] = step
         row = {
             "run": run,
-            "step": metrics.step,
-            "loss": _finite(metrics.loss),  # nats per byte
-            "smoothed_loss": _finite(metrics.smoothed_loss),
-            "better": metrics.best == metrics.smoothed_loss,  # this step's comparison: `best` is the value compared
+            "step": step,
+            "loss": None if skipped else finite_or_none(metrics.loss),  # nats per byte
+            "smoothed_loss": None if skipped else finite_or_none(metrics.smoothed_loss),
+            # This step's comparison: `best` is the value compared.
+            "better": None if skipped else metrics.best == metrics.smoothed_loss,
             "next_lr": metrics.lr[0],
-            "grad_norm": _finite(metrics.grad_norm),
-            "skipped": metrics.skipped,
+            "grad_norm": finite_or_none(metrics.grad_norm),
+            "skipped": metrics.skipped,  # so far
         }
         self._write(row)
 
     def add_held_out(self, run: str, step: int, bits: float) -> None:
-        """Write a held-out loss in bits per byte."""
-        self._write({"run": run, "step": step, "held_out_bits_per_byte": bits})
+        """Write a held-out loss in bits per byte; null if it is not finite."""
+        self._write({"run": run, "step": step, "held_out_bits_per_byte": finite_or_none(bits)})
 
     def _write(self, row: Row) -> None:
         self.rows.append(row)
@@ -85,8 +94,9 @@ def _parsed(line: str) -> Row | None:
 
 
 def _line(row: Row) -> str:
-    return json.dumps(row) + "\n"
+    return json.dumps(row, allow_nan=False) + "\n"
 
 
-def _finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
+    """What JSON can hold of a number: NaN and infinities become null."""
     return value if math.isfinite(value) else None

@@ -22,7 +22,7 @@ from rich.table import Table  # noqa: E402
 
 from checkpoint import write_atomically  # noqa: E402
 from config import Config  # noqa: E402
-from record import Record  # noqa: E402
+from record import Record, finite_or_none  # noqa: E402
 from trainer import Trainer, host_reads_per_step  # noqa: E402
 
 LABELS = {"fused": "FusedAdamW, GreedyLR on the device", "torch": "torch AdamW + clip, GreedyLR on the host"}
@@ -42,34 +42,42 @@ def results(config: Config, trainer: Trainer, record: Record) -> dict[str, Any]:
     row: dict[str, Any] = {
         "parameters": trainer.parameters,
         "tokens": trainer.steps * config.tokens_per_step,
-        "train_loss": (record.series(trainer.name, "smoothed_loss")[1] or [None])[-1],
-        "held_out_bits_per_byte": trainer.held_out_bits(),
+        "skipped_steps": trainer.metrics.skipped,
+        "train_loss_bits_per_byte": _last_loss(trainer, record),
+        "held_out_bits_per_byte": finite_or_none(trainer.held_out_bits()),
     }
-    if trainer.timed_steps > 0:
-        row |= {
-            "step_ms": 1e3 * trainer.seconds / trainer.timed_steps,
-            "tokens_per_second": trainer.tokens_per_second,
-        }
-    times = sorted(trainer.clock.milliseconds())
-    if times:
-        median = statistics.median(times)
-        row["optimizer_ms"] = {
-            "median": median,
-            "p20": times[len(times) // 5],
-            "p80": times[len(times) * 4 // 5],
-            "steps": len(times),
-        }
+    if times := trainer.step_clock.milliseconds():
+        row["step_ms"] = _spread(times)
+        row["tokens_per_second"] = 1e3 * config.tokens_per_step / row["step_ms"]["median"]
+    if times := trainer.optimizer_clock.milliseconds():
+        row["optimizer_ms"] = _spread(times)
     row["host_reads_per_step"] = host_reads_per_step(trainer)
     return row
 
 
-def write_summary(folder: Path, found: Results, record: Record) -> dict[str, Any]:
-    """`summary.json`: the results of each run, and where two runs part."""
-    summary: dict[str, Any] = {"runs": found, "environment": environment()}
+def _last_loss(trainer: Trainer, record: Record) -> float | None:
+    """Smoothed training loss in bits per byte; None if the run ended in losses that are not finite."""
+    smoothed = record.series(trainer.name, "smoothed_loss")[1]
+    if not smoothed or (trainer.bad_steps and not trainer.skipped_last):
+        return None
+    return float(smoothed[-1]) / math.log(2)
+
+
+def _spread(milliseconds: list[float]) -> dict[str, float]:
+    """Median and percentiles: a pause of the machine, which falls on one of two runs, does not move them."""
+    times = sorted(milliseconds)
+    p20, p80 = times[len(times) // 5], times[len(times) * 4 // 5]
+    return {"median": statistics.median(times), "p20": p20, "p80": p80, "steps": len(times)}
+
+
+def write_summary(folder: Path, found: Results, record: Record, diverged: str | None) -> dict[str, Any]:
+    """`summary.json`: the results of each run, why it was given up (None if it was not), and where two runs part."""
+    summary: dict[str, Any] = {"runs": found, "diverged": diverged, "environment": environment()}
     if len(found) == 2:
         summary["first_loss_comparison_that_differs"] = record.first_difference("better")
         summary["first_lr_that_differs"] = record.first_difference("next_lr")
-    write_atomically(folder / "summary.json", lambda file: file.write((json.dumps(summary, indent=2) + "\n").encode()))
+    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    write_atomically(folder / "summary.json", lambda file: file.write(text.encode()))
     return summary
 
 
@@ -100,10 +108,12 @@ def print_summary(console: Console, summary: dict[str, Any], folder: Path) -> No
     lines = {
         "parameters": lambda r: f"{r['parameters']:,}",
         "tokens (bytes)": lambda r: f"{r['tokens']:,}",
-        "training loss, smoothed (bits/byte)": lambda r: _bits(r["train_loss"]),
-        "held-out loss (bits/byte)": lambda r: f"{r['held_out_bits_per_byte']:.4f}",
-        "time per step: mean (ms)": lambda r: f"{r['step_ms']:.1f}",
-        "tokens per second": lambda r: f"{r['tokens_per_second']:,.0f}",
+        "training loss, smoothed (bits/byte)": lambda r: _loss(r["train_loss_bits_per_byte"]),
+        "held-out loss (bits/byte)": lambda r: _loss(r["held_out_bits_per_byte"]),
+        "steps skipped for non-finite gradients": lambda r: f"{r['skipped_steps']:,}",
+        "whole step: median (ms)": lambda r: f"{r['step_ms']['median']:.1f}",
+        "  20th to 80th percentile (ms) ": lambda r: f"{r['step_ms']['p20']:.1f} - {r['step_ms']['p80']:.1f}",
+        "tokens per second, at the median": lambda r: f"{r['tokens_per_second']:,.0f}",
         "optimizer per step: median (ms)": lambda r: f"{r['optimizer_ms']['median']:.3f}",
         "  20th to 80th percentile (ms)": lambda r: f"{r['optimizer_ms']['p20']:.3f} - {r['optimizer_ms']['p80']:.3f}",
         "host reads per step": lambda r: f"{r['host_reads_per_step']:g}",
@@ -111,7 +121,7 @@ def print_summary(console: Console, summary: dict[str, Any], folder: Path) -> No
     for label, shown in lines.items():
         table.add_row(label, *(_or_dash(shown, row) for row in found.values()))
     console.print(table)
-    if len(found) == 2:
+    if len(found) == 2 and summary["diverged"] is None:
         console.print(parting(summary), highlight=False, soft_wrap=True)
     console.print(f"written to {folder}/: run.jsonl, curves.png, summary.json", highlight=False, soft_wrap=True)
 
@@ -181,8 +191,8 @@ def _draw_difference(axis: Any, record: Record) -> None:
     axis.set(ylabel="bits per byte", yscale="log")
 
 
-def _bits(nats: float) -> str:
-    return f"{nats / math.log(2):.4f}"
+def _loss(bits: float | None) -> str:
+    return "nan" if bits is None else f"{bits:.4f}"
 
 
 def _or_dash(shown: Any, row: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from unfused import UnfusedAdamW
 
 OPTIMIZERS: dict[str, Any] = {"fused": FusedAdamW, "torch": UnfusedAdamW}
 WARM_UP = 3  # steps not timed: state is allocated, code is loaded
+RECENT = 20  # steps in the speed of the progress line
 HELD_OUT_WINDOWS = 64
 
 
@@ -49,25 +51,38 @@ class Trainer:
         self.batches = Batches(corpus.train, config.batch, config.context, config.seed, self.device)
         self._held_out = corpus.held_out
         self.steps = 0
-        self.seconds = 0.0
-        self.timed_steps = -WARM_UP
-        self.clock = Clock(self.device)
+        self.metrics: Metrics = self.optimizer.metrics()
+        self.skipped_last = False
+        self._last_good = 0
+        self.step_clock, self.optimizer_clock = Clock(self.device), Clock(self.device)
+        self._recent: deque[float] = deque(maxlen=RECENT)
 
     def step(self) -> Metrics:
         """One optimizer step over `accumulate` micro-batches. With the fused optimizer the host waits for nothing."""
         begin = time.perf_counter()
-        losses = [self._backward() for _ in range(self.config.accumulate)]
-        with self.clock.measure():
-            for loss in losses:
-                self.optimizer.observe(loss)
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        with self.step_clock.measure():
+            losses = [self._backward() for _ in range(self.config.accumulate)]
+            with self.optimizer_clock.measure():
+                for loss in losses:
+                    self.optimizer.observe(loss)
+                self.optimizer.step()
+            self.optimizer.zero_grad()
         self.steps += 1
-        metrics: Metrics = self.optimizer.metrics()
-        self.timed_steps += 1
-        if self.timed_steps > 0:
-            self.seconds += time.perf_counter() - begin
-        return metrics
+        self._take(self.optimizer.metrics())
+        self._recent.append(time.perf_counter() - begin)
+        return self.metrics
+
+    def _take(self, metrics: Metrics) -> None:
+        committed = metrics.step > self.metrics.step
+        if committed and math.isfinite(metrics.loss):
+            self._last_good = metrics.step + metrics.skipped
+        self.skipped_last = not committed and (self.skipped_last or metrics.skipped > self.metrics.skipped)
+        self.metrics = metrics
+
+    @property
+    def bad_steps(self) -> int:
+        """Steps since the last one with a finite loss and gradient, of those that have arrived from the device."""
+        return self.metrics.step + self.metrics.skipped - self._last_good
 
     def _backward(self) -> Tensor:
         """Add the gradient of one micro-batch; its loss in nats per byte, 0-d, on the device."""
@@ -99,16 +114,16 @@ class Trainer:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
-    def tokens_per_second(self) -> float:
-        """Training speed since this process started; 0 before the first timed step."""
-        return self.timed_steps * self.config.tokens_per_step / self.seconds if self.seconds else 0.0
+    def recent_tokens_per_second(self) -> float:
+        """Training speed over the last `RECENT` steps; 0 before the first."""
+        return len(self._recent) * self.config.tokens_per_step / sum(self._recent) if self._recent else 0.0
 
     def wait(self) -> None:
         """Wait for the device, and count that as this trainer's time."""
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and self._recent:
             begin = time.perf_counter()
             torch.cuda.synchronize(self.device)
-            self.seconds += time.perf_counter() - begin
+            self._recent[-1] += time.perf_counter() - begin
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later step depends on, but the random generators of the process."""
@@ -125,10 +140,12 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.batches.seek(state["batches"])
         self.steps = state["steps"]
+        self.metrics = self.optimizer.metrics()
+        self._last_good = self.metrics.step + self.metrics.skipped
 
 
 class Clock:
-    """Duration of the optimizer's part of each step.
+    """Duration of a part of each step.
 
     On a GPU it is the time between two events of the stream, which includes a stall of the host, if there is one, and
     adds none: events are read in `milliseconds()`.
