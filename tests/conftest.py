@@ -3,9 +3,11 @@
 pytest tests                                          reference and cpu; triton's interpreter in its own process
 pytest tests/conformance --backend triton             triton, interpreted (with TRITON_INTERPRET=1) on CPU tensors
 pytest tests/conformance --backend triton --device cuda    triton, compiled
+pytest tests/conformance -k random_traces --control-steps 100000 --timeout 0    as many for the slow backends, too
 """
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +30,7 @@ def interpreted() -> bool:
 
 def pytest_addoption(parser):
     parser.addoption("--backend", action="append", help="backend under conformance test (default: reference, cpu)")
+    parser.addoption("--control-steps", type=int, help="random control steps compared with transformers, per backend")
     parser.addoption("--device", default="cpu", help="device of the parameters in the conformance suite (default: cpu)")
 
 
@@ -62,8 +65,10 @@ def device(request) -> torch.device:
 
 
 @pytest.fixture
-def budget() -> Budget:
-    return INTERPRETED if interpreted() else NATIVE
+def budget(request) -> Budget:
+    chosen = INTERPRETED if interpreted() else NATIVE
+    steps = request.config.getoption("--control-steps")
+    return chosen if steps is None else replace(chosen, control_steps=dict.fromkeys(chosen.control_steps, steps))
 
 
 @pytest.fixture(autouse=True)
