@@ -137,7 +137,7 @@ def train(
         save = stopped or done % config.save_every == 0 or done == config.steps
         broken = None
         for trainer in trainers:
-            if evaluate or (save and trainer.bad_steps):  # never save over a good checkpoint what cannot go on
+            if evaluate or (save and trainer.bad_steps):  # what cannot go on is not saved over a good checkpoint
                 bits = trainer.held_out_bits()
                 broken = broken or (None if math.isfinite(bits) else trouble(trainer))
                 if evaluate:
@@ -145,7 +145,7 @@ def train(
                     display.say(f"{trainer.name:5}  step {done:4d}/{config.steps}  held out: {bits:.4f} bits per byte")
         if broken:
             return broken
-        if save:
+        if save or interrupt.signal is not None:  # it may have come during the held-out loss
             rows.flush()
             checkpoint.save(folder, config, corpus.fingerprint, trainers)
     return None

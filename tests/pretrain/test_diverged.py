@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 
 import pytest
 import torch
@@ -72,6 +73,24 @@ def test_a_model_without_a_finite_loss_is_not_saved(pretrain, broken_steps, tmp_
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["trainers"]["torch"]["steps"] == 5
     summary = strictly((tmp_path / "run" / "summary.json").read_text())
     assert summary["runs"]["torch"]["train_loss_bits_per_byte"] is None
+
+
+def test_ctrl_c_does_not_save_a_model_without_a_finite_loss(
+    pretrain, example, broken_steps, monkeypatch, tmp_path, capsys
+):
+    broken_steps("torch", [6])
+    step = example("trainer").Trainer.step
+
+    def step_and_signal(self):
+        if self.steps == 6:
+            signal.raise_signal(signal.SIGINT)
+        return step(self)
+
+    monkeypatch.setattr(example("trainer").Trainer, "step", step_and_signal)
+    options = ["--optimizer", "torch", "--steps", 60, "--save-every", 5]
+    assert pretrain(*options, "--out", tmp_path / "run") == 130
+    assert "not saved: torch: the loss is not finite since step 6" in capsys.readouterr().out
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["trainers"]["torch"]["steps"] == 5
 
 
 def test_a_few_skipped_steps_are_counted_and_survive_a_resume(pretrain, broken_steps, tmp_path, capsys):

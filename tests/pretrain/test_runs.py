@@ -60,6 +60,23 @@ def test_a_signal_in_the_last_step_finishes_the_run(pretrain, example, monkeypat
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+def test_a_signal_during_the_held_out_loss_is_not_lost(pretrain, example, monkeypatch, tmp_path):
+    trainer = example("trainer").Trainer
+    held_out_bits = trainer.held_out_bits
+
+    def signal_first(self):
+        signal.raise_signal(signal.SIGINT)
+        return held_out_bits(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "held_out_bits", signal_first)
+        assert pretrain("--steps", 6, "--eval-every", 3, "--out", tmp_path / "run") == 130
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert saved["trainers"]["fused"]["steps"] == 3
+    assert pretrain("--resume", tmp_path / "run") == 0
+    assert [row["step"] for row in lines(tmp_path / "run") if "held_out_bits_per_byte" in row] == [3, 6]
+
+
 def test_the_loss_falls_and_moves_the_learning_rate(pretrain, tmp_path):
     assert pretrain("--steps", 60, "--out", tmp_path / "run") == 0
     rows = [row for row in lines(tmp_path / "run") if "loss" in row]
