@@ -18,7 +18,7 @@ pytest.register_assert_rewrite("support", "oracle")
 from support import Budget  # noqa: E402
 
 NATIVE = Budget(
-    control_steps={"cpu": 100_000, "reference": 6_000, "triton": 20_000}, trajectory=60, rounds=3, elements=150_000
+    control_steps={"cpu": 100_000, "reference": 100_000, "triton": 20_000}, trajectory=60, rounds=3, elements=150_000
 )
 # The interpreter takes milliseconds per kernel where a GPU takes microseconds. Only amounts shrink.
 INTERPRETED = Budget(control_steps={"triton": 400}, trajectory=8, rounds=1, elements=2_000)
