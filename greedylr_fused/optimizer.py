@@ -131,10 +131,10 @@ class FusedAdamW(Optimizer):
             if self._engine.materialise(self.param_groups, self.state, driven=self.schedule is not None):
                 return result
         options.check_groups(len(self.param_groups), self._control.n_groups)
+        self._rates.push(self.param_groups)
         if self._device() != self._control.device:
             self._control.to(self._device())
             self._restart()
-        self._rates.push(self.param_groups)
         backend = self._engine.ready(self.param_groups, self.state, self._control)
         try:
             if given is not None:
