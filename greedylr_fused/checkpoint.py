@@ -14,20 +14,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer
 
 from greedylr_fused.control import SAVED, Control
 from greedylr_fused.formats import DTYPES, MIXES, MOMENTS
+from greedylr_fused.options import is_number
 
 KEY = "control"
 
 
-def complete(_: Optimizer, packed: dict[str, Any], *, numbers: Sequence[dict[str, Any]], exact_lr: bool) -> None:
-    """Add to a fresh state_dict what torch does not know: control numbers and, with a schedule, the exact LRs."""
-    for group, own in zip(packed["param_groups"], numbers, strict=True):
+def complete(packed: dict[str, Any], numbers: Sequence[dict[str, Any]] | None) -> None:
+    """Add to a fresh state_dict what torch does not know: with a schedule its numbers and the exact LRs. Without one
+    nothing, so that distributed checkpointing, which compares keys, takes it for torch's AdamW in both directions.
+    """
+    for group, own in zip(packed["param_groups"], numbers or (), strict=numbers is not None):
         group[KEY] = own
-        if exact_lr:
-            group["lr"] = own["lr"]
+        group["lr"] = own["lr"]
     packed["state"] = with_own_steps(packed["state"])
 
 
@@ -92,7 +93,10 @@ def _control_of(groups: Sequence[Mapping[str, Any]], control: Control) -> Contro
     numbers = read_control(groups)
     if numbers is None:
         return control.anew([float(group["lr"]) for group in groups])
-    result = control.anew([own["initial_lr"] for own in numbers])
+    # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own.
+    numbers = [own | {"lr": float(group["lr"])} for own, group in zip(numbers, groups, strict=True)]
+    same_kind = numbers[0]["kind"] == float(control.slot("kind"))
+    result = control.anew([own["initial_lr" if same_kind else "lr"] for own in numbers])
     result.load(numbers)
     return result
 
@@ -111,7 +115,15 @@ def check_states(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]])
                     f'checkpoint: state[{index!r}] has no "{name}" but {sorted(own)}, allowed are states of AdamW; '
                     "load one that FusedAdamW or torch.optim.AdamW wrote"
                 )
+        step = own.get("step", 0)
+        if not is_number(step) and not (isinstance(step, Tensor) and step.numel() == 1):
+            raise ValueError(f'checkpoint: state[{index!r}]["step"] is {step!r}, allowed is one number; it is damaged')
         for name in MOMENTS:
+            if name in own and not isinstance(own[name], Tensor):
+                raise ValueError(
+                    f'checkpoint: state[{index!r}]["{name}"] is a {type(own[name]).__name__}, allowed is a tensor; '
+                    "it is damaged"
+                )
             if name in own and own[name].shape != param.shape:
                 raise ValueError(
                     f'checkpoint: state[{index!r}]["{name}"] has shape {tuple(own[name].shape)}, allowed is '

@@ -11,7 +11,7 @@ the ring of the last W losses. `csrc/core/control.h` holds the same list; a test
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -197,10 +197,16 @@ class Control:
         control.pending.copy_(self.pending)
         return control
 
-    def take(self, other: Control) -> None:
-        """Become what the other is, in the same memory, which captured graphs read."""
+    def take(self, other: Control, steps: Iterable[Tensor]) -> None:
+        """Become what the other is, in the same memory, which captured graphs read.
+
+        A checkpoint without control numbers has counted its steps all the same: in those of its parameters.
+        """
         self.vector.copy_(other.vector)
         self.bounds = other.bounds
+        counts = list(steps)
+        if counts:
+            self.slot("step").copy_(torch.maximum(torch.stack(counts).max(), self.slot("step")))
 
     def numbers(self) -> list[dict[str, Any]]:
         """Plain numbers of every group, for a checkpoint (waits for the device).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -70,21 +71,24 @@ class Engine:
                 if known and group["amsgrad"] and "max_exp_avg_sq" not in known:
                     known["max_exp_avg_sq"] = torch.zeros_like(known["exp_avg_sq"])
 
-    def materialise(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], *, driven: bool) -> bool:
-        """Whether this step, without a loss, is distributed checkpointing's, which makes an optimizer create its state
-        by a step with LR 0 and zero gradients: then create it and do nothing else.
+    def materialise(
+        self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], *, driven: bool, observed: bool
+    ) -> bool:
+        """Whether this step, that was given no loss, is distributed checkpointing's, which makes an optimizer create
+        its state by a step with LR 0 and zero gradients: then create it and do nothing else.
 
-        Without a schedule the first step of a warm-up from LR 0 looks the same but for its gradients; they are read in
-        that one step.
+        Without a schedule, or when a loss was observed before, another first step at LR 0 looks the same but for its
+        gradients; they are read in that one step.
 
         Raises:
-            RuntimeError: it is another, and the schedule needs a loss.
+            RuntimeError: it is another, and the schedule has no loss.
         """
         fresh = not state and all(float(group["lr"]) == 0.0 for group in groups)
-        if driven and not fresh:
+        if driven and not observed and not fresh:
             raise RuntimeError(options.NO_LOSS)
         grads = (param.grad for group in groups for param in group["params"] if param.grad is not None)
-        if not driven and (not fresh or any(grad.is_sparse or bool(grad.any()) for grad in grads)):
+        told_by_loss = driven and not observed
+        if not fresh or not told_by_loss and any(grad.is_sparse or bool(grad.any()) for grad in grads):
             return False
         self.init_states(groups, state)
         return True
@@ -111,16 +115,17 @@ class Engine:
         self.table.refresh(groups)
 
 
+_READ = (id, Tensor.data_ptr, Tensor.stride, Tensor.is_neg, Tensor.is_conj, attrgetter("dtype"), attrgetter("shape"))
+
+
 def _identity(groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> Any:
     """What a table was built for. It changes if parameters, states or step counts are replaced, resized or moved, be it
     by hand. Numbers only: nothing that was replaced is kept alive for it.
     """
-    params = [param for group in groups for param in group["params"]]
-    tensors = [tensor for own in state.values() for tensor in own.values() if isinstance(tensor, Tensor)]
+    tensors = [param for group in groups for param in group["params"]]
+    tensors += [tensor for own in state.values() for tensor in own.values() if isinstance(tensor, Tensor)]
     return (
         [(group["amsgrad"], len(group["params"])) for group in groups],
-        [(id(p), p.data_ptr(), p.dtype, p.shape, p.stride()) for p in params],
         list(map(id, state)),
-        list(map(id, tensors)),
-        list(map(Tensor.data_ptr, tensors)),
+        *(list(map(read, tensors)) for read in _READ),
     )

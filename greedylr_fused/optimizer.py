@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -48,8 +48,7 @@ class FusedAdamW(Optimizer):
         foreach, fused, capturable: accepted for torch's signature; this optimizer is always both fused and capturable.
         differentiable: must be False.
 
-    References:
-        AdamW: arXiv 1711.05101. GreedyLR: arXiv 2512.14527.
+    References: AdamW, arXiv 1711.05101; GreedyLR, arXiv 2512.14527.
     """
 
     #: GradScaler hands over `grad_scale` and `found_inf` instead of reading them.
@@ -93,20 +92,9 @@ class FusedAdamW(Optimizer):
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
         self._rates = Rates(self._control, self.param_groups, driven=schedule is not None)
 
-    @property
-    def schedule(self) -> GreedyLR | None:
-        """The loss-driven schedule; fixed at construction, as are the next two."""
-        return self._schedule
-
-    @property
-    def max_grad_norm(self) -> float | None:
-        """The clipping limit."""
-        return self._max_grad_norm
-
-    @property
-    def skip_nonfinite(self) -> bool:
-        """Whether a non-finite gradient skips the step."""
-        return self._skip_nonfinite
+    schedule = property(attrgetter("_schedule"), doc="The loss-driven schedule, as constructed.")
+    max_grad_norm = property(attrgetter("_max_grad_norm"), doc="The clipping limit, as constructed.")
+    skip_nonfinite = property(attrgetter("_skip_nonfinite"), doc="Whether a non-finite gradient skips the step.")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
@@ -123,13 +111,22 @@ class FusedAdamW(Optimizer):
             RuntimeError: a loss-driven schedule and no loss, or a sparse gradient.
             ValueError: the loss was given twice, or an LR written to `param_groups` is out of bounds.
         """
-        if self.schedule is not None and self._engine.table is None:
-            options.warn_of_scheduler(self)
+        options.warn_of_scheduler(self)
         result = None if closure is None else options.call(closure)
-        given = options.one_loss(loss, result, observed=self._observed, driven=self.schedule is not None)
-        if given is None and not self._observed:
-            if self._engine.materialise(self.param_groups, self.state, driven=self.schedule is not None):
-                return result
+        states = {"driven": self.schedule is not None, "observed": self._observed}
+        given = options.one_loss(loss, result, **states)
+        if given is None and self._engine.materialise(self.param_groups, self.state, **states):
+            return result
+        try:
+            self._step(given)
+        except BaseException:
+            self._control.pending.zero_()  # a step that failed has used up its loss, or it would count twice
+            raise
+        finally:
+            self._observed = False
+        return result
+
+    def _step(self, loss: Any) -> None:
         options.check_groups(len(self.param_groups), self._control.n_groups)
         self._rates.push(self.param_groups)
         if self._device() != self._control.device:
@@ -137,20 +134,15 @@ class FusedAdamW(Optimizer):
             self._restart()
         backend = self._engine.ready(self.param_groups, self.state, self._control)
         try:
-            if given is not None:
-                self.observe(given)
+            if loss is not None:
+                self.observe(loss)
             self._run(backend)
-        except BaseException:
-            self._control.pending.zero_()  # a step that failed has used up its loss, or it would count twice
-            raise
         finally:
-            self._observed = False
             self._engine.release()
         self._rates.pull(self.param_groups)
-        return result
 
     def _run(self, backend: Backend) -> None:
-        """Loss over ranks, gradient norm, update, control. Nothing is read back."""
+        """Loss over ranks, gradient norm, update, control."""
         if self.schedule is not None:
             sum_over_ranks(self._control.pending)
         scaled = self._control.set_amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
@@ -184,6 +176,7 @@ class FusedAdamW(Optimizer):
 
     def last_lr(self) -> list[float]:
         """The exact learning rate of each group, that the next step will use. Waits for the device."""
+        options.check_groups(len(self.param_groups), self._control.n_groups)
         self._rates.push(self.param_groups)
         return self._control.lr.tolist()
 
@@ -202,35 +195,40 @@ class FusedAdamW(Optimizer):
         decisions from then on; the other groups and the schedule's state are left alone. Waits for the device.
         """
         super().add_param_group(param_group)
+        group, before = self.param_groups[-1], (vars(self).get("_control"), vars(self).get("_rates"))
         try:
-            options.check_group(self.param_groups[-1], len(self.param_groups) - 1)
-            if any(param.is_complex() for param in self.param_groups[-1]["params"]):
-                self.param_groups[-1]["fused"] = False  # torch's own has no complex kernel
-            if "_control" in self.__dict__:
+            options.check_group(group, len(self.param_groups) - 1)
+            if any(param.is_complex() for param in group["params"]):
+                group["fused"] = False  # torch's own has no complex kernel
+            if self.schedule is not None:
+                group[checkpoint.KEY] = {}
+            if before[0] is not None:
                 options.check_groups(len(self.param_groups) - 1, self._control.n_groups)
-                options.check_params(self.param_groups[-1]["params"], self._engine.state_dtype)
+                options.check_params(group["params"], self._engine.state_dtype)
                 self._rates.push(self.param_groups[:-1])  # an LR written before this call counts
-                self._control = self._control.grown(float(self.param_groups[-1]["lr"]))
+                self._control = self._control.grown(float(group["lr"]))
                 self._restart()
-        except Exception:
+        except BaseException:
             self.param_groups.pop()
+            self._control, self._rates = before  # type: ignore[assignment]
             raise
-        self.param_groups[-1].setdefault(checkpoint.KEY, {})
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch; each group also carries the exact LR and, under "control", the schedule's state as numbers.
-        Waits for the device.
+        """As in torch. With a schedule, each group also carries the exact LR and, under "control", the schedule's state
+        as numbers; then it waits for the device.
         """
-        complete = partial(checkpoint.complete, numbers=self._numbers(), exact_lr=self.schedule is not None)
+
+        def complete(_: Optimizer, packed: dict[str, Any]) -> None:
+            checkpoint.complete(packed, None if self.schedule is None else self._numbers())
+
         with self.register_state_dict_post_hook(complete, prepend=True):  # other hooks see all of it
             return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of FusedAdamW or of `torch.optim.AdamW`.
 
-        Moments keep the wider of the checkpoint's and the parameter's dtype. Without control numbers (a checkpoint of
-        torch's AdamW) the schedule starts anew from the LRs in the checkpoint. The schedule's options stay as
-        constructed.
+        Moments keep the wider of the checkpoint's and the parameter's dtype. The schedule keeps its own options; from
+        a checkpoint without its numbers (torch's AdamW) it starts anew from the LRs there.
 
         Raises:
             ValueError: other groups, damaged control numbers, or a window longer than the schedule's. Nothing is
@@ -245,7 +243,7 @@ class FusedAdamW(Optimizer):
         def restore(_: Optimizer) -> None:
             dtype = self._engine.state_dtype
             checkpoint.restore_moments(found["loaded"], self.param_groups, self.state, dtype, previous)
-            self._control.take(found["control"])
+            self._control.take(found["control"], (own["step"] for own in self.state.values()))
             self._observed = False
             self._restart()
 
@@ -266,8 +264,8 @@ class FusedAdamW(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({key: value for key, value in state.items() if key != "_made_of"})
         for group in self.param_groups:
-            for name, value in (("amsgrad", False), ("maximize", False), (checkpoint.KEY, {})):
-                group.setdefault(name, value)
+            for name in ("amsgrad", "maximize"):
+                group.setdefault(name, False)
             group["decoupled_weight_decay"] = True
         if "_made_of" in state:
             backend, state_dtype, numbers, pending = state["_made_of"]
@@ -291,9 +289,12 @@ class FusedAdamW(Optimizer):
         """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
         self._engine.discard()
         for group in self.param_groups:
-            group[checkpoint.KEY] = {}
+            group.pop(checkpoint.KEY, None)
+            if self.schedule is not None:  # a key that is in the groups is one that distributed checkpointing loads
+                group[checkpoint.KEY] = {}
         self._rates = Rates(self._control, self.param_groups, driven=self.schedule is not None)
 
     def _numbers(self) -> list[dict[str, Any]]:
+        options.check_groups(len(self.param_groups), self._control.n_groups)
         self._rates.push(self.param_groups)
         return self._control.numbers()

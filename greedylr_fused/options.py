@@ -34,8 +34,8 @@ def one_loss(loss: Any, result: Any, *, observed: bool, driven: bool) -> Any:
     Raises:
         ValueError: it was given more than once.
     """
-    number = isinstance(result, (int, float)) and not isinstance(result, bool)
-    if not driven and not number and not (isinstance(result, Tensor) and result.numel() == 1):
+    real = isinstance(result, Tensor) and result.numel() == 1 and not result.is_complex()
+    if not driven and not real and not is_number(result):
         result = None
     given = [value for value in (loss, result) if value is not None]
     if len(given) + observed > 1:
@@ -63,6 +63,9 @@ def check_group(group: dict[str, Any], index: int) -> None:
     def refuse(name: str, allowed: str, remedy: str) -> None:
         raise ValueError(f"{name} of parameter group {index}: got {group[name]!r}, allowed is {allowed}; {remedy}")
 
+    for name in ("eps", "weight_decay"):
+        if isinstance(group[name], Tensor) and group[name].numel() == 1:
+            group[name] = float(group[name])
     for name in ("lr", "eps", "weight_decay"):
         if not is_number(group[name]) and not (name == "lr" and isinstance(group[name], Tensor)):
             raise TypeError(
@@ -119,7 +122,7 @@ def check_loss(loss: Any) -> None:
             )
         if loss.is_complex():
             raise TypeError(f"loss: got a {loss.dtype} tensor, allowed is a real number; use loss.abs() or loss.real")
-    elif isinstance(loss, bool) or not isinstance(loss, (int, float)):
+    elif not is_number(loss):
         raise TypeError(f"loss: got {type(loss).__name__}, allowed is a number or a tensor of one element")
 
 
@@ -135,7 +138,7 @@ def check_weight(weight: Any) -> None:
             raise ValueError(
                 f"weight: got a tensor of shape {tuple(weight.shape)}, allowed is one element; use weight.sum()"
             )
-    elif isinstance(weight, bool) or not isinstance(weight, (int, float)):
+    elif not is_number(weight):
         raise TypeError(f"weight: got {type(weight).__name__}, allowed is a number or a tensor of one element")
     elif not 0.0 <= weight < math.inf:
         raise ValueError(f"weight: got {weight!r}, allowed is a finite number >= 0; pass e.g. the number of tokens")
@@ -179,12 +182,14 @@ def call(closure: Any) -> Any:
 
 
 def warn_of_scheduler(optimizer: Any) -> None:
-    """Warn if a torch scheduler drives an optimizer whose schedule decides the LR: each overwrites the other."""
-    if "step" in vars(optimizer) and hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+    """Warn, once, if a torch scheduler drives an optimizer whose schedule decides the LR."""
+    driven = "step" in vars(optimizer) and hasattr(optimizer.step, "_wrapped_by_lr_sched")
+    if driven and optimizer.schedule is not None and not vars(optimizer).get("_warned"):
+        optimizer._warned = True
         warnings.warn(
             "a torch.optim.lr_scheduler writes the learning rate of a FusedAdamW whose GreedyLR also decides it, and "
             "each overwrites the other; use one of them: drop the scheduler, or pass schedule=None",
-            stacklevel=4,
+            stacklevel=6,  # the caller of step(), through the wrappers of scheduler, hooks and no_grad
         )
 
 

@@ -110,8 +110,8 @@ class Table:
         hyper = [[*map(float, g["betas"]), g["eps"], g["weight_decay"], float(g["maximize"]), 0.0] for g in groups]
         self._grads = self._send(self.ptrs[Row.GRAD], self._grads, grads)
         self._hyper = self._send(self.hyper, self._hyper, hyper)
-        for entry in self.entries:
-            if entry.dense_copy is not None:
+        for entry, address in zip(self.entries, grads, strict=True):
+            if address and entry.dense_copy is not None:
                 entry.dense_copy.copy_(entry.param)
         return True
 
@@ -120,8 +120,9 @@ class Table:
         writes behind the back of, that the parameters have changed.
         """
         self._staged.clear()
-        increment_version([entry.param for entry, grad in zip(self.entries, self._grads, strict=True) if grad])
-        for entry in self.entries:
+        stepped = [entry for entry, address in zip(self.entries, self._grads, strict=True) if address]
+        increment_version([entry.param for entry in stepped])
+        for entry in stepped:
             if entry.dense_copy is not None:
                 entry.param.copy_(entry.dense_copy)
 

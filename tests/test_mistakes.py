@@ -29,7 +29,8 @@ def test_numbers_in_quotes(param):
     for value in ("1", True):
         with pytest.raises(ValueError, match="max_grad_norm: got"):
             FusedAdamW([param], max_grad_norm=value)
-    opt = FusedAdamW([param], lr=np.float32(0.5))
+    opt = FusedAdamW([param], lr=np.float32(0.5), weight_decay=torch.tensor(0.0), schedule=None)
+    opt.step(loss=np.float32(1.0))
     opt.param_groups[0]["lr"] = "1e-3"
     with pytest.raises(TypeError, match="learning rate of parameter group 0: got '1e-3'"):
         opt.step()

@@ -257,7 +257,7 @@ DAMAGE = {
     "missing": (lambda s: s["param_groups"][1]["control"].pop("best"), r'param_groups\[1\].*"best"'),
     "one group": (lambda s: s["param_groups"][1].pop("control"), r"param_groups\[1\]"),
     "nan": (lambda s: s["param_groups"][0]["control"].update(lr=float("nan")), "lr.*nan"),
-    "bounds": (lambda s: s["param_groups"][0]["control"].update(lr=7.0), "7.0"),
+    "bounds": (lambda s: s["param_groups"][0].update(lr=7.0), "7.0"),
     "window": (lambda s: s["param_groups"][0]["control"].update(window=[1.0] * 5), "window of 5.*keeps 4"),
 }
 

@@ -79,3 +79,47 @@ def test_a_complex_checkpoint_runs_in_torch(device, backend):
     torchs.load_state_dict(opt.state_dict())
     torchs.step()
     assert torchs.state[param]["step"] == 2
+
+
+def test_an_lr_edited_in_a_checkpoint_counts(device, backend):
+    param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
+    opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(), backend=backend)
+    opt.step(loss=1.0)
+    saved = opt.state_dict()
+    saved["param_groups"][0]["lr"] = 5e-4
+    opt.load_state_dict(saved)
+    assert opt.last_lr() == [5e-4]
+
+
+def test_a_plain_checkpoint_continues_from_its_lr_not_from_where_it_began(device, backend):
+    param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
+    plain = FusedAdamW([param], lr=1.0, backend=backend)
+    plain.param_groups[0]["lr"] = 1e-3
+    plain.step()
+    assert "control" not in plain.state_dict()["param_groups"][0]
+    opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(min_lr=1e-5, max_lr=1e-2), backend=backend)
+    opt.load_state_dict(plain.state_dict())
+    assert opt.last_lr() == [1e-3] and opt.metrics().step == 1
+
+
+def test_a_hook_before_saving_is_saved(device, backend):
+    param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
+    opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(), backend=backend)
+    opt.register_state_dict_pre_hook(lambda hooked: hooked.set_lr(5e-4))
+    assert opt.state_dict()["param_groups"][0]["control"]["lr"] == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("step", torch.ones(2), "allowed is one number"), ("exp_avg", None, "is a NoneType, allowed is a tensor")],
+)
+def test_damaged_states_change_nothing(device, backend, name, value, message):
+    param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
+    opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(), backend=backend)
+    opt.step(loss=1.0)
+    saved = opt.state_dict()
+    saved["state"][0] = saved["state"][0] | {name: value}
+    saved["param_groups"][0]["lr"] = 2e-3
+    with pytest.raises(ValueError, match=message):
+        opt.load_state_dict(saved)
+    assert opt.last_lr() == [1e-3] and opt.state[param]["step"] == 1

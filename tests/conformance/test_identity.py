@@ -205,3 +205,60 @@ def test_parameters_without_memory_yet(backend):
     param.grad = torch.zeros(3, device="meta")
     with pytest.raises(TypeError, match="Parameter on meta without memory.*materialise it"):
         opt.step(loss=1.0)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda state: (state["exp_avg"].t_(), state["exp_avg_sq"].t_()),
+        lambda state: setattr(state["exp_avg"], "data", torch._neg_view(state["exp_avg"].data)),
+    ],
+    ids=["transposed", "negated"],
+)
+def test_moments_that_change_their_layout_at_the_same_address(pair, move):
+    params, ours, twins, torchs = pair
+    for optimizer, param in ((ours, params[0]), (torchs, twins[0])):
+        move(optimizer.state[param])
+    both_step(params, ours, twins, torchs)
+
+
+def test_a_parameter_that_is_negated_at_the_same_address(pair):
+    params, ours, twins, torchs = pair
+    for param in (params[0], twins[0]):
+        param.data = torch._neg_view(param.data)
+    both_step(params, ours, twins, torchs)
+
+
+def test_parameters_with_holes_are_left_alone_without_a_gradient(device, backend):
+    param = parameter(torch.ones(4, 4, device=device)[:, :2], torch.ones(4, 2, device=device))
+    opt = FusedAdamW([param], backend=backend)
+    stepped(opt)
+    param.grad = None
+    loss = (param * param).sum()
+    stepped(opt)
+    loss.backward()  # autograd would object to a parameter that was written to
+
+
+def test_a_step_that_fails_early_uses_up_its_loss(device, backend):
+    param = parameter(torch.zeros(3, device=device))
+    opt = FusedAdamW([param], schedule=GreedyLR(), backend=backend)
+    param.grad = torch.ones(3, device=device).to_sparse()
+    opt.observe(100.0)
+    with pytest.raises(RuntimeError, match="layout"):
+        opt.step()
+    param.grad = torch.ones(3, device=device)
+    opt.step(loss=2.0)
+    assert opt.metrics().loss == 2.0
+
+
+def test_add_param_group_interrupted(device, backend, monkeypatch):
+    opt = FusedAdamW([parameter(torch.zeros(3, device=device), torch.ones(3, device=device))], backend=backend)
+
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("greedylr_fused.rates.Mirror", fail)
+        opt.add_param_group({"params": [parameter(torch.zeros(2, device=device))]})
+    stepped(opt)
+    assert opt.metrics().step == 1
