@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from support import assert_same, snapshot
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
