@@ -115,17 +115,28 @@ class Engine:
         self.table.refresh(groups)
 
 
-_READ = (id, Tensor.data_ptr, Tensor.stride, Tensor.is_neg, Tensor.is_conj, attrgetter("dtype"), attrgetter("shape"))
+_OF_PARAMS = (
+    id,
+    Tensor.data_ptr,
+    Tensor.stride,
+    Tensor.is_neg,
+    Tensor.is_conj,
+    attrgetter("dtype"),
+    attrgetter("shape"),
+)
+_OF_STATES = (id, Tensor.data_ptr, Tensor.stride)
 
 
 def _identity(groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> Any:
-    """What a table was built for. It changes if parameters, states or step counts are replaced, resized or moved, be it
-    by hand. Numbers only: nothing that was replaced is kept alive for it.
+    """What a table was built for. It changes if parameters, moments or step counts are replaced or moved, by hand too,
+    if parameters change shape, type or sign, or moments their strides. (That a moment changes its type or size where it
+    is would take intent, and time at every step to find out.) Numbers only: nothing is kept alive for it.
     """
-    tensors = [param for group in groups for param in group["params"]]
-    tensors += [tensor for own in state.values() for tensor in own.values() if isinstance(tensor, Tensor)]
+    params = [param for group in groups for param in group["params"]]
+    states = [tensor for own in state.values() for tensor in own.values() if isinstance(tensor, Tensor)]
     return (
         [(group["amsgrad"], len(group["params"])) for group in groups],
         list(map(id, state)),
-        *(list(map(read, tensors)) for read in _READ),
+        *(list(map(read, params)) for read in _OF_PARAMS),
+        *(list(map(read, states)) for read in _OF_STATES),
     )

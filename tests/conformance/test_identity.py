@@ -207,18 +207,11 @@ def test_parameters_without_memory_yet(backend):
         opt.step(loss=1.0)
 
 
-@pytest.mark.parametrize(
-    "move",
-    [
-        lambda state: (state["exp_avg"].t_(), state["exp_avg_sq"].t_()),
-        lambda state: setattr(state["exp_avg"], "data", torch._neg_view(state["exp_avg"].data)),
-    ],
-    ids=["transposed", "negated"],
-)
-def test_moments_that_change_their_layout_at_the_same_address(pair, move):
+def test_moments_that_are_transposed_in_place(pair):
     params, ours, twins, torchs = pair
     for optimizer, param in ((ours, params[0]), (torchs, twins[0])):
-        move(optimizer.state[param])
+        optimizer.state[param]["exp_avg"].t_()
+        optimizer.state[param]["exp_avg_sq"].t_()
     both_step(params, ours, twins, torchs)
 
 
