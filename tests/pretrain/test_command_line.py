@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import contents
+from running import contents
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from runs import contents, lines
+from running import contents, lines
 
 
 def strictly(text):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_same_run, contents, lines
+from running import assert_same_run, contents, lines
 
 RUNS = {"fused": ["--optimizer", "fused"], "torch": ["--optimizer", "torch"], "compare": ["--compare"]}
 
