@@ -86,9 +86,11 @@ class Engine:
         fresh = not state and all(float(group["lr"]) == 0.0 for group in groups)
         if driven and not observed and not fresh:
             raise RuntimeError(options.NO_LOSS)
+        if not fresh:
+            return False
         grads = (param.grad for group in groups for param in group["params"] if param.grad is not None)
-        told_by_loss = driven and not observed
-        if not fresh or not told_by_loss and any(grad.is_sparse or bool(grad.any()) for grad in grads):
+        ambiguous = not driven or observed
+        if ambiguous and any(grad.is_sparse or bool(grad.any()) for grad in grads):
             return False
         self.init_states(groups, state)
         return True

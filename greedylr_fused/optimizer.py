@@ -243,7 +243,7 @@ class FusedAdamW(Optimizer):
         def restore(_: Optimizer) -> None:
             dtype = self._engine.state_dtype
             checkpoint.restore_moments(found["loaded"], self.param_groups, self.state, dtype, previous)
-            self._control.take(found["control"], (own["step"] for own in self.state.values()))
+            self._control.take(found["control"], (own["step"] for own in self.state.values() if "step" in own))
             self._observed = False
             self._restart()
 

@@ -123,3 +123,14 @@ def test_damaged_states_change_nothing(device, backend, name, value, message):
     with pytest.raises(ValueError, match=message):
         opt.load_state_dict(saved)
     assert opt.last_lr() == [1e-3] and opt.state[param]["step"] == 1
+
+
+def test_a_parameter_whose_saved_state_is_empty(device, backend):
+    params = [parameter(torch.zeros(2, device=device), torch.ones(2, device=device)) for _ in range(2)]
+    opt = FusedAdamW(params, lr=1e-3, schedule=GreedyLR(), backend=backend)
+    opt.step(loss=1.0)
+    saved = opt.state_dict()
+    saved["state"][1] = {}
+    opt.load_state_dict(saved)
+    opt.step(loss=1.0)
+    assert [int(opt.state[param]["step"]) for param in params] == [2, 1] and opt.metrics().step == 2
