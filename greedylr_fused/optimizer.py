@@ -146,12 +146,11 @@ class FusedAdamW(Optimizer):
         if self.schedule is not None:
             sum_over_ranks(self._control.pending)
         scaled = self._control.set_amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        if reads := self.max_grad_norm is not None or self.skip_nonfinite:
+        if self.max_grad_norm is not None or self.skip_nonfinite:
             backend.measure()
-        if reads or scaled:
+        elif scaled:
             backend.decide()
         backend.update()
-        backend.commit()
 
     def observe(self, loss: Any, weight: Any = 1.0) -> None:
         """Add the loss of one micro-batch, on the device; the next step uses the weighted mean of all.

@@ -72,7 +72,7 @@ class Driven:
     def observe(self, pending: Tensor) -> Tensor:
         """Takes [2]: weighted sum and weight; returns LRs and what is compared."""
         self.control.pending.copy_(pending)
-        self.backend.commit()
+        self.backend.update()
         return self.control.vector[self.columns]
 
 

@@ -77,7 +77,7 @@ def test_a_backend_that_was_not_built_says_so(monkeypatch, tmp_path):
 def test_protocol(name):
     backend = BACKENDS[name]
     assert backend.name == name and backend.chunk_size >= 1024
-    for method in ("measure", "decide", "update", "commit", "unavailable"):
+    for method in ("measure", "decide", "update", "send", "unavailable"):
         assert callable(getattr(backend, method)) and hasattr(Backend, method)
 
 

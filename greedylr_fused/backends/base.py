@@ -1,19 +1,18 @@
-"""What every backend offers: four calls over one table, none of which reads a value back to the host."""
+"""What every backend offers: three calls over one table, none of which reads a value back to the host."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Protocol
 
 import torch
+from torch import Tensor
 
 from greedylr_fused.packing import Table
 
 
 class Backend(Protocol):
-    """Runs the steps of one table.
-
-    Order in a step: `measure` and `decide` with clipping or skip_nonfinite; `decide` alone under AMP without them;
-    then `update`, then `commit`.
+    """Runs the steps of one table: `measure` with clipping or skip_nonfinite, `decide` under AMP without them, then
+    `update`.
     """
 
     name: ClassVar[str]
@@ -24,17 +23,41 @@ class Backend(Protocol):
     def __init__(self, table: Table) -> None: ...
 
     def measure(self) -> None:
-        """One read of all gradients: `grad_sq_sum` (accumulated in float64, fixed order) and `grad_nonfinite`."""
+        """One read of all gradients: `grad_sq_sum` (accumulated in float64, fixed order) and `grad_nonfinite`; then
+        what `decide` does.
+        """
 
     def decide(self) -> None:
         """G1..G4: norm, clip coefficient, multiplier, skip flag."""
 
     def update(self) -> None:
-        """A1..A6 for every tensor that has a gradient; nothing if `skip` is set."""
+        """A1..A6 for every tensor that has a gradient, nothing if `skip` is set; then the step counts and C1..C9: the
+        loss decides the next learning rate.
+        """
 
-    def commit(self) -> None:
-        """Advance the step counts, then C1..C9: the loss decides the next learning rate."""
+    @staticmethod
+    def send(target: Tensor, words: Tensor) -> Tensor | None:
+        """Copy `words`, a contiguous CPU tensor of target's shape and 8-byte dtype, to the device without waiting.
+
+        The caller may overwrite `words` as soon as this returns.
+
+        Returns:
+            Memory that a graph captured here reads at each replay and that must be kept for it; None if there is none.
+        """
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:
         """Why it cannot run on that device, or None if it can."""
+
+
+def staged(target: Tensor, words: Tensor) -> Tensor | None:
+    """`Backend.send` by torch's own means, through pinned memory.
+
+    The allocator of pinned memory hands a block out again only after the copy from it is done, so nothing waits.
+    """
+    if target.device.type == "cpu":
+        target.copy_(words)
+        return None
+    staging = words.pin_memory()
+    target.copy_(staging, non_blocking=True)
+    return staging

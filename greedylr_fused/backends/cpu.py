@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
+from greedylr_fused.backends.base import staged
 from greedylr_fused.packing import Table
 
 _native: Any = None
@@ -53,20 +55,19 @@ class CpuBackend:
         )
 
     def measure(self) -> None:
-        """One read of all gradients: `grad_sq_sum` (accumulated in float64, fixed order) and `grad_nonfinite`."""
         self._native.measure(torch.get_num_threads())
+        self._native.decide()
 
     def decide(self) -> None:
-        """G1..G4: norm, clip coefficient, multiplier, skip flag."""
         self._native.decide()
 
     def update(self) -> None:
-        """A1..A6 for every tensor that has a gradient; nothing if `skip` is set."""
         self._native.update(torch.get_num_threads())
-
-    def commit(self) -> None:
-        """Advance the step counts, then C1..C9: the loss decides the next learning rate."""
         self._native.commit()
+
+    @staticmethod
+    def send(target: Tensor, words: Tensor) -> Tensor | None:
+        return staged(target, words)
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:

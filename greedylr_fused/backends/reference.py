@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.adamw import Scalars, adamw
+from greedylr_fused.backends.base import staged
 from greedylr_fused.control import GROUPS_BEGIN, SLOT
 from greedylr_fused.formats import Row, real
 from greedylr_fused.packing import Table
@@ -35,10 +36,11 @@ class ReferenceBackend:
             if grad is not None:
                 squares.append(grad.to(torch.float64).square().sum())
                 nonfinite.append((~torch.isfinite(grad)).any())
-        if not squares:
+        if squares:
+            c.set(grad_sq_sum=torch.stack(squares).sum(), grad_nonfinite=torch.stack(nonfinite).sum())
+        else:
             c.set(grad_sq_sum=c.zero, grad_nonfinite=c.zero)
-            return
-        c.set(grad_sq_sum=torch.stack(squares).sum(), grad_nonfinite=torch.stack(nonfinite).sum())
+        self.decide()
 
     def decide(self) -> None:
         c = self.slots
@@ -66,12 +68,12 @@ class ReferenceBackend:
             new = adamw(p, grad.to(opmath), m, v, largest[0] if largest else None, scalars)
             for old, value in zip(stored, new, strict=True):
                 old.copy_(torch.where(keep, old, value.to(old.dtype)))
-
-    def commit(self) -> None:
-        c = self.slots
-        keep = c["skip"] != 0
         self.table.steps += ((self.table.ptrs[Row.GRAD] != 0) & ~keep).to(torch.float32)
         commit(c)
+
+    @staticmethod
+    def send(target: Tensor, words: Tensor) -> Tensor | None:
+        return staged(target, words)
 
 
 class Slots:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from greedylr_fused.backends.base import staged
 from greedylr_fused.formats import DType, Launch
 from greedylr_fused.packing import Table
 
@@ -121,16 +122,17 @@ class TritonBackend:
                 kernel()
 
     def measure(self) -> None:
-        self._run(*self._measures)
+        self._run(*self._measures, self._decide)
 
     def decide(self) -> None:
         self._run(self._decide)
 
     def update(self) -> None:
-        self._run(*self._updates)
+        self._run(*self._updates, self._commit)
 
-    def commit(self) -> None:
-        self._run(self._commit)
+    @staticmethod
+    def send(target: Tensor, words: Tensor) -> Tensor | None:
+        return staged(target, words)
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:
