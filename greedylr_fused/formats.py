@@ -46,6 +46,7 @@ MIXES = frozenset(
     [(t, t, t) for t in DType]
     + [(h, g, s) for h in _HALVES for g in (h, DType.F32) for s in (h, DType.F32)]
     + [(DType.F32, DType.F32, DType.BF16)]
+    + [(DType.F32, h, DType.F32) for h in _HALVES]
 )
 #: Address of an empty gradient: not null, since the tensor does have one, and never read.
 EMPTY = 1

@@ -96,7 +96,7 @@ def test_slots_are_the_same_in_every_language():
 
 def test_dtypes_and_mixes_are_the_same_in_every_language():
     assert native().DTYPES == {d.name: d.value for d in DType}
-    assert set(native().MIXES) == {tuple(map(int, mix)) for mix in MIXES} and len(MIXES) == len(native().MIXES) == 11
+    assert set(native().MIXES) == {tuple(map(int, mix)) for mix in MIXES} and len(MIXES) == len(native().MIXES) == 13
 
 
 def test_rows_and_columns_are_the_same_in_every_language():

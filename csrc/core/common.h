@@ -27,6 +27,8 @@ constexpr int DTYPE_COUNT = 4;
 #define GREEDYLR_MIXES(X) \
     X(F32, F32, F32)      \
     X(F32, F32, BF16)     \
+    X(F32, BF16, F32)     \
+    X(F32, F16, F32)      \
     X(F64, F64, F64)      \
     X(BF16, BF16, BF16)   \
     X(BF16, BF16, F32)    \
@@ -45,8 +47,9 @@ struct Mix {
 constexpr Mix MIXES[] = {GREEDYLR_MIXES(GREEDYLR_MIX)};
 #undef GREEDYLR_MIX
 constexpr int MIX_COUNT = sizeof(MIXES) / sizeof(MIXES[0]);
-static_assert(MIX_COUNT == 11,
-              "three formats with themselves, 2 x 4 half mixes less those, and F32 with BF16 moments");
+static_assert(
+    MIX_COUNT == 13,
+    "F32 and F64 with themselves, 2 x 4 of 16 bits, F32 with BF16 moments, F32 with 16-bit gradients");
 
 // Rows of Table::ptrs.
 enum Row : int { PARAM = 0, GRAD = 1, EXP_AVG = 2, EXP_AVG_SQ = 3, MAX_EXP_AVG_SQ = 4, ROW_COUNT = 5 };

@@ -14,6 +14,7 @@ MIXES = [
     *((t, t, t) for t in (F32, F64, BF16, F16)),
     *((h, g, s) for h in (BF16, F16) for g in (h, F32) for s in (h, F32) if (g, s) != (h, h)),
     (F32, F32, BF16),
+    *((F32, h, F32) for h in (BF16, F16)),
 ]
 BAD = [math.nan, math.inf, -math.inf]
 #: Slots of the control vector that live within one step or count skipped ones.
