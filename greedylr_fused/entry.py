@@ -45,7 +45,7 @@ class Entry:
         return self.param if self.dense_copy is None else self.dense_copy
 
     def computes(self, grad_dtype: torch.dtype) -> bool:
-        return self._codes(grad_dtype) in MIXES
+        return grad_dtype.is_complex == self.param.is_complex() and self._codes(grad_dtype) in MIXES
 
     def _codes(self, grad_dtype: torch.dtype) -> tuple[DType | None, ...]:
         dtypes = (self.param.dtype, grad_dtype, self.state["exp_avg"].dtype)

@@ -164,6 +164,16 @@ def test_conjugated_and_negated_gradients(backend, device):
     assert_same_bits(first, second)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
+def test_real_gradients_of_complex_parameters(backend, device, dtype):
+    """Half the memory of the parameter, whatever its elements are."""
+    param, twin = (parameter(torch.ones(300, dtype=torch.complex64, device=device)) for _ in range(2))
+    set_grad(param, values(1, 300, dtype=dtype, device=device))
+    set_grad(twin, param.grad.to(torch.complex64))
+    FusedAdamW([param, twin], lr=0.01, backend=backend).step()
+    assert_same_bits(param, twin)
+
+
 def test_complex_norm_counts_both_parts(backend, device):
     param = parameter(torch.zeros(2, dtype=torch.complex64, device=device))
     param.grad = torch.tensor([3 + 4j, 12j], device=device)
