@@ -1,0 +1,31 @@
+"""Two fixtures: `gpu`, a GPU with each of its backends, and `machine`, the same and a rehearsal on a CPU."""
+
+import pytest
+import torch
+from machines import Machine
+
+from greedylr_fused import available_backends
+
+_ON_GPU = [pytest.param(("cuda", name), id=f"by-{name}", marks=pytest.mark.gpu) for name in ("cuda", "triton")]
+_REHEARSAL = [pytest.param(("cpu", "cpu"), id="rehearsal")]
+
+
+def _machine(request) -> Machine:
+    device, backend = torch.device(request.param[0]), request.param[1]
+    chosen = request.config.getoption("--backend")
+    if chosen and backend not in chosen:
+        pytest.skip(f"--backend chose {', '.join(chosen)}")
+    reason = available_backends(device)[backend]
+    if reason is not None:
+        pytest.skip(f"backend {backend} cannot run on {device}: {reason}")
+    return Machine(device, backend)
+
+
+@pytest.fixture(params=_ON_GPU)
+def gpu(request) -> Machine:
+    return _machine(request)
+
+
+@pytest.fixture(params=[*_ON_GPU, *_REHEARSAL])
+def machine(request) -> Machine:
+    return _machine(request)
