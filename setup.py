@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -18,20 +19,29 @@ PACKAGE = "greedylr_fused"
 REPORT = "_build.json"  # read by the backends, to say why one is missing
 
 
+#: The compiled modules, with their sources and what builds their objects for a compiler.
+MODULES: dict[str, tuple[tuple[str, ...], Callable[[list[str]], list[native.Object]]]] = {
+    "_cpu": (
+        (native.CPU_BINDING, *native.CPU_SOURCES, native.CPU_LOOPS),
+        lambda compiler: [native.python_unit(native.CPU_BINDING), *native.cpu_objects(compiler)],
+    ),
+    "_host": ((native.HOST_BINDING, *native.HOST_SOURCES), lambda compiler: native.host_objects()),
+}
+
+
 class NativeBuild(build_ext):
-    """Compiles through ninja. A missing compiler leaves a working package that knows why it has no CPU backend."""
+    """Compiles through ninja. A missing compiler leaves a working package that knows why it has no such modules."""
 
     def run(self) -> None:
-        report = {}
         try:
             compiler = native.find_compiler()
-            report["_cpu"] = {"built": True, "reason": f"compiled with {' '.join(compiler)}"}
+            report = {name: {"built": True, "reason": f"compiled with {' '.join(compiler)}"} for name in MODULES}
         except native.NoCompiler as missing:
             for stale in self.get_outputs():  # of an earlier build in the same tree
                 Path(stale).unlink(missing_ok=True)
             self.extensions = []
-            report["_cpu"] = {"built": False, "reason": str(missing)}
-            self.warn(f"the CPU backend is not built: {missing}")
+            report = {name: {"built": False, "reason": str(missing)} for name in MODULES}
+            self.warn(f"{' and '.join(MODULES)} are not built: {missing}")
         super().run()
         in_source = self.inplace or self.editable_mode
         package = ROOT / PACKAGE if in_source else Path(self.build_lib) / PACKAGE
@@ -43,15 +53,18 @@ class NativeBuild(build_ext):
         compiler = native.find_compiler()
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
+        name = ext.name.rpartition(".")[2]
         native.build(
             compiler,
-            [native.python_binding(), *native.cpu_objects(compiler)],
+            MODULES[name][1](compiler),
             output,
-            ROOT / "build" / f"cpu-{self.plat_name}-{sys.implementation.cache_tag}",
+            ROOT / "build" / f"{name.lstrip('_')}-{self.plat_name}-{sys.implementation.cache_tag}",
             flags=(*native.SPEED, *native.WARNINGS, *native.VISIBILITY),
             link_flags=native.module_link_flags(),
         )
 
 
-sources = [f"csrc/{name}" for name in (native.CPU_BINDING, *native.CPU_SOURCES, native.CPU_LOOPS)]
-setup(ext_modules=[Extension(f"{PACKAGE}._cpu", sources)], cmdclass={"build_ext": NativeBuild})
+extensions = [
+    Extension(f"{PACKAGE}.{name}", [f"csrc/{source}" for source in sources]) for name, (sources, _) in MODULES.items()
+]
+setup(ext_modules=extensions, cmdclass={"build_ext": NativeBuild})

@@ -27,6 +27,9 @@ VISIBILITY = ("-fvisibility=hidden",)
 CPU_SOURCES = ("cpu/isa.cpp", "cpu/step.cpp", "cpu/threads.cpp")
 CPU_BINDING = "cpu/bind_cpu.cpp"
 
+HOST_SOURCES = ("host/watch.cpp", "host/watch_build.cpp")
+HOST_BINDING = "host/bind_host.cpp"
+
 # The innermost loops, compiled once per instruction set; cpu/isa.cpp chooses at run time.
 CPU_LOOPS = "cpu/loops.cpp"
 X86_ISAS = {
@@ -78,12 +81,17 @@ def cpu_objects(compiler: Sequence[str]) -> list[Object]:
     return objects
 
 
-def python_binding() -> Object:
-    """The pybind11 module's translation unit, with the include paths of this interpreter."""
+def host_objects() -> list[Object]:
+    """Every translation unit of the module that watches tensors between steps, which speaks Python throughout."""
+    return [python_unit(source) for source in (HOST_BINDING, *HOST_SOURCES)]
+
+
+def python_unit(source: str) -> Object:
+    """A translation unit that uses pybind11, with the include paths of this interpreter."""
     import pybind11
 
     includes = (pybind11.get_include(), sysconfig.get_paths()["include"], sysconfig.get_paths()["platinclude"])
-    return Object(CPU_BINDING, "bind_cpu", tuple(f"-isystem{path}" for path in dict.fromkeys(includes)))
+    return Object(source, Path(source).stem, tuple(f"-isystem{path}" for path in dict.fromkeys(includes)))
 
 
 def module_link_flags() -> tuple[str, ...]:

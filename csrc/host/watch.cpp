@@ -1,0 +1,163 @@
+// The looks of a Watch. Tens of nanoseconds a tensor: addresses through DLPack, nothing allocated, no
+// operation of PyTorch called.
+#include "watch.h"
+
+#include <algorithm>
+
+#include "reading.h"
+
+namespace greedylr {
+namespace {
+
+constexpr int64_t EMPTY = 1;  // address of an empty gradient, never read (formats.py)
+constexpr int64_t NONE = -1;  // nothing that a kernel could read
+
+}  // namespace
+
+int Watch::look(const py::object& groups, const py::object& state) {
+    odd_.clear();
+    int result = 0;
+    if (steps_ == nullptr || !same_groups(groups.ptr(), &result) || !same_states(state.ptr()) ||
+        !no_newcomers()) {
+        return found::STALE;
+    }
+    for (size_t i = 0; i < entries_.size(); ++i) {
+        const Entry& entry = entries_[i];
+        if (!same(entry.param, entry.memory, bool(entry.spec))) return found::STALE;
+        const int64_t address = address_of(entry);
+        if (address == NONE) {
+            odd_.push_back(int64_t(i));
+            result |= found::ODD;
+        } else if (address != row_[i]) {
+            result |= put(int64_t(i), address);
+        }
+    }
+    return result;
+}
+
+int Watch::put(int64_t i, int64_t address) {
+    if (i < 0 || size_t(i) >= entries_.size()) throw py::index_error("no such tensor in the table");
+    int64_t& slot = row_[i];
+    const bool came_or_went = (slot == 0) != (address == 0);
+    const int result = (slot != address ? found::MOVED : 0) | (came_or_went ? found::COUNT : 0);
+    slot = address;
+    return result;
+}
+
+void Watch::accept(int64_t i, const py::object& gradient) {
+    entries_.at(size_t(i)).spec = gradient.attr(names().spec);
+}
+
+py::list Watch::odd() const {
+    py::list indices;
+    for (const int64_t i : odd_) indices.append(i);
+    return indices;
+}
+
+py::list Watch::stepped() const {
+    py::list params;
+    for (size_t i = 0; i < entries_.size(); ++i) {
+        if (row_[i] != 0) params.append(py::handle(entries_[i].param));
+    }
+    return params;
+}
+
+bool Watch::same(PyObject* tensor, const Memory& memory, bool distributed) const {
+    py::object local;
+    if (distributed) {
+        local = attribute(tensor, names().local);
+        if (!local) return false;
+        tensor = local.ptr();
+    }
+    dlpack::Tensor now;
+    const int64_t* shape = dims_.data() + memory.dims;
+    return read(api_, tensor, &now) && address(now) == memory.address && same_type(now.dtype, memory.dtype) &&
+           now.ndim == memory.ndim && std::equal(shape, shape + now.ndim, now.shape) &&
+           std::equal(shape + now.ndim, shape + 2 * now.ndim, now.strides);
+}
+
+bool Watch::same_groups(PyObject* groups, int* found) {
+    if (!PyList_Check(groups) || size_t(PyList_GET_SIZE(groups)) != groups_.size()) return false;
+    for (size_t g = 0; g < groups_.size(); ++g) {
+        Group& known = groups_[g];
+        PyObject* const now = PyList_GET_ITEM(groups, Py_ssize_t(g));
+        if (item(now, names().amsgrad) != known.amsgrad) return false;
+        PyObject* const params = item(now, names().params);
+        if (params == nullptr || !PyList_Check(params)) return false;
+        if (size_t(PyList_GET_SIZE(params)) != known.params.size()) return false;
+        for (size_t i = 0; i < known.params.size(); ++i) {
+            if (PyList_GET_ITEM(params, Py_ssize_t(i)) != known.params[i]) return false;
+        }
+        for (int k = 0; k < 4; ++k) {
+            PyObject* const value = item(now, names().hyper[k]);
+            if (value == nullptr) return false;
+            if (value == known.hyper[k].ptr()) continue;
+            *found |= found::HYPER;
+            known.hyper[k] = is_fixed(value) ? py::reinterpret_borrow<py::object>(value) : py::object();
+        }
+    }
+    return true;
+}
+
+bool Watch::same_states(PyObject* state) const {
+    if (!same(steps_, steps_memory_, false)) return false;
+    if (!PyDict_Check(state) || size_t(PyDict_GET_SIZE(state)) != states_.size()) return false;
+    PyObject *param, *dict;
+    Py_ssize_t position = 0;
+    for (const Own& own : states_) {
+        if (!PyDict_Next(state, &position, &param, &dict)) return false;
+        if (param != own.param || dict != own.dict || !same_items(own)) return false;
+    }
+    return true;
+}
+
+bool Watch::same_items(const Own& own) const {
+    if (own.size < 0 || PyDict_GET_SIZE(own.dict) != own.size) return false;
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    for (const Item& item : own.items) {
+        if (!PyDict_Next(own.dict, &position, &key, &value) || key != item.key) return false;
+        if (item.value != nullptr && value != item.value) return false;
+        if (item.has_memory && !same(value, item.memory, own.distributed)) return false;
+    }
+    return true;
+}
+
+bool Watch::no_newcomers() const {
+    for (PyObject* param : stateless_) {
+        if (!attribute(param, names().grad).is_none()) return false;
+    }
+    return true;
+}
+
+// As the parameter lies; the stride of a dimension of one element does not matter.
+bool Watch::fits(const dlpack::Tensor& tensor, const Entry& entry) const {
+    const Memory& wanted = entry.gradient;
+    if (!same_type(tensor.dtype, wanted.dtype) || tensor.ndim != wanted.ndim) return false;
+    const int64_t *shape = dims_.data() + wanted.dims, *strides = shape + wanted.ndim;
+    for (int32_t d = 0; d < wanted.ndim; ++d) {
+        if (tensor.shape[d] != shape[d]) return false;
+        if (tensor.strides[d] != strides[d] && shape[d] != 1) return false;
+    }
+    return true;
+}
+
+int64_t Watch::address_of(const Entry& entry) const {
+    py::object gradient = attribute(entry.param, names().grad);
+    if (!gradient) return NONE;
+    if (gradient.is_none()) return 0;
+    if (entry.spec) {
+        if (!attribute(gradient.ptr(), names().spec).is(entry.spec)) return NONE;
+        gradient = attribute(gradient.ptr(), names().local);
+        if (!gradient) return NONE;
+    }
+    dlpack::Tensor now;
+    if (!read(api_, gradient.ptr(), &now) || !fits(now, entry)) return NONE;
+    if (entry.may_hide && (maybe(gradient.ptr(), names().is_neg) || maybe(gradient.ptr(), names().is_conj))) {
+        return NONE;
+    }
+    if (entry.empty) return EMPTY;
+    return now.data == nullptr ? NONE : int64_t(address(now));
+}
+
+}  // namespace greedylr

@@ -1,0 +1,106 @@
+// What must be looked at before each step: has anything that the table of addresses was built for changed,
+// and where do the gradients lie? `greedylr_fused/watch.py` is the specification of this class, and its
+// stand-in.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <stdint.h>
+
+#include <vector>
+
+#include "dlpack.h"
+
+namespace greedylr {
+
+namespace py = pybind11;
+
+// What a look found: any of them together, but STALE alone.
+namespace found {
+constexpr int MOVED = 1;  // an address in the row changed
+constexpr int COUNT = 2;  // a gradient came or went
+constexpr int HYPER = 4;  // hyper-parameters may have changed
+constexpr int ODD = 8;    // a gradient cannot be read as it is
+constexpr int STALE = 16;
+}  // namespace found
+
+class Watch {
+  public:
+    // As in watch.py. Throws py::value_error if a tensor cannot be watched through DLPack.
+    Watch(const py::capsule& api, const py::sequence& entries, const py::sequence& stateless,
+          const py::sequence& groups, const py::dict& state, const py::object& steps, const py::object& row);
+
+    int look(const py::object& groups, const py::object& state);
+    py::list odd() const;
+    // Writes an address that Python found; what that changed.
+    int put(int64_t i, int64_t address);
+    // Takes gradients distributed like this one, which Python compared, for right from now on.
+    void accept(int64_t i, const py::object& gradient);
+    // Parameters with a gradient, in the table's order.
+    py::list stepped() const;
+
+    // For Python's garbage collector: the parameters' hooks may lead back here.
+    int traverse(visitproc visit, void* arg) const;
+    void clear();
+
+  private:
+    // Memory as DLPack describes it. Its shape and then its strides begin in dims_ at `dims`.
+    struct Memory {
+        uintptr_t address;
+        dlpack::DataType dtype;
+        int32_t ndim;
+        size_t dims;
+    };
+    struct Entry {
+        PyObject* param;
+        py::object spec;  // null unless it is distributed
+        Memory memory, gradient;
+        bool empty;
+        bool may_hide;  // a sign or conjugation yet to be applied that need not show in its strides
+    };
+    // One item of a parameter's state dictionary, in order. Nothing keeps a moment alive: it is compared by
+    // identity before it is read, and then by where its memory lies.
+    struct Item {
+        PyObject *key, *value;  // value is null if nobody reads it
+        bool has_memory;
+        Memory memory;
+    };
+    struct Own {
+        PyObject *param, *dict;
+        Py_ssize_t size;
+        bool distributed;
+        std::vector<Item> items;
+    };
+    struct Group {
+        PyObject* amsgrad;
+        std::vector<PyObject*> params;
+        py::object hyper[4];  // null if it may change where it is
+    };
+
+    PyObject* keep(const py::handle& object);
+    Memory memory_of(const py::object& tensor);
+    void add_entry(const py::object& source);
+    void add_own(const py::object& param, const py::object& dict, const py::object& entry);
+    void add_group(const py::object& source);
+
+    bool same(PyObject* tensor, const Memory& memory, bool distributed) const;
+    bool same_groups(PyObject* groups, int* found);
+    bool same_states(PyObject* state) const;
+    bool same_items(const Own& own) const;
+    bool no_newcomers() const;
+    bool fits(const dlpack::Tensor& tensor, const Entry& entry) const;
+    int64_t address_of(const Entry& entry) const;
+
+    const dlpack::ExchangeApi* api_;
+    std::vector<py::object> kept_;
+    std::vector<int64_t> dims_;
+    std::vector<Entry> entries_;
+    std::vector<PyObject*> stateless_;
+    std::vector<Group> groups_;
+    std::vector<Own> states_;
+    PyObject* steps_;
+    Memory steps_memory_;
+    int64_t* row_;
+    std::vector<int64_t> odd_;
+};
+
+}  // namespace greedylr

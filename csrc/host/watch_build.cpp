@@ -1,0 +1,124 @@
+// Building a Watch: everything is read from Python once, so that a look compares numbers.
+#include <string>
+#include <utility>
+
+#include "reading.h"
+#include "watch.h"
+
+namespace greedylr {
+
+Watch::Watch(const py::capsule& api, const py::sequence& entries, const py::sequence& stateless,
+             const py::sequence& groups, const py::dict& state, const py::object& steps,
+             const py::object& row)
+    : api_(static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(api.ptr(), dlpack::CAPSULE_NAME))) {
+    if (api_ == nullptr) throw py::error_already_set();
+    if (api_->major != dlpack::MAJOR_VERSION || api_->tensor_from_py_object == nullptr) {
+        throw py::value_error("PyTorch offers DLPack " + std::to_string(api_->major) + "." +
+                              std::to_string(api_->minor) +
+                              ", readable is version 1 with a reader of tensors");
+    }
+    py::dict entry_of;
+    for (const py::handle entry : entries) {
+        add_entry(py::reinterpret_borrow<py::object>(entry));
+        entry_of[py::int_(reinterpret_cast<uintptr_t>(entries_.back().param))] = entry;
+    }
+    for (const py::handle param : stateless) stateless_.push_back(keep(param));
+    for (const py::handle group : groups) add_group(py::reinterpret_borrow<py::object>(group));
+    for (const auto& [param, dict] : state) {
+        const py::int_ id(reinterpret_cast<uintptr_t>(param.ptr()));
+        add_own(py::reinterpret_borrow<py::object>(param), py::reinterpret_borrow<py::object>(dict),
+                entry_of.contains(id) ? py::object(entry_of[id]) : py::none());
+    }
+    steps_ = keep(steps);
+    steps_memory_ = memory_of(steps);
+    keep(row);
+    row_ = reinterpret_cast<int64_t*>(row.attr("data_ptr")().cast<uintptr_t>());
+}
+
+PyObject* Watch::keep(const py::handle& object) {
+    kept_.push_back(py::reinterpret_borrow<py::object>(object));
+    return object.ptr();
+}
+
+Watch::Memory Watch::memory_of(const py::object& tensor) {
+    dlpack::Tensor found;
+    if (!read(api_, tensor.ptr(), &found)) {
+        throw py::value_error("DLPack cannot describe the memory of a " +
+                              std::string(Py_TYPE(tensor.ptr())->tp_name));
+    }
+    const Memory memory = {address(found), found.dtype, found.ndim, dims_.size()};
+    dims_.insert(dims_.end(), found.shape, found.shape + found.ndim);
+    dims_.insert(dims_.end(), found.strides, found.strides + found.ndim);
+    return memory;
+}
+
+void Watch::add_entry(const py::object& source) {
+    Entry entry;
+    entry.param = keep(source.attr("param"));
+    const py::object spec = source.attr("spec");
+    if (!spec.is_none()) entry.spec = spec;
+    entry.memory = memory_of(source.attr("memory"));
+    const auto type = source.attr("grad_code").cast<std::pair<uint8_t, uint8_t>>();
+    entry.gradient = {0, {type.first, type.second, 1}, entry.memory.ndim, dims_.size()};
+    int64_t numel = 1;
+    for (const py::handle size : source.attr("shape")) {
+        dims_.push_back(size.cast<int64_t>());
+        numel *= dims_.back();
+    }
+    for (const py::handle stride : source.attr("strides")) dims_.push_back(stride.cast<int64_t>());
+    entry.empty = numel == 0;
+    entry.may_hide = numel == 1 || entry.memory.dtype.code == dlpack::COMPLEX;
+    entries_.push_back(entry);
+}
+
+void Watch::add_own(const py::object& param, const py::object& dict, const py::object& entry) {
+    keep(param);
+    keep(dict);
+    const bool is_dict = PyDict_Check(dict.ptr());
+    Own own = {param.ptr(), dict.ptr(), is_dict ? PyDict_GET_SIZE(dict.ptr()) : -1, false, {}};
+    if (!entry.is_none() && is_dict) {
+        own.distributed = !entry.attr("spec").is_none();
+        const py::object moments = entry.attr("moments");
+        for (const auto& [key, value] : py::reinterpret_borrow<py::dict>(dict)) {
+            Item item = {keep(key), nullptr, moments.contains(key), {}};
+            if (item.has_memory) {
+                item.value = value.ptr();
+                item.memory = memory_of(own.distributed ? value.attr("_local_tensor")
+                                                        : py::reinterpret_borrow<py::object>(value));
+            } else if (key.equal(py::str("step"))) {
+                item.value = keep(value);
+            }
+            own.items.push_back(item);
+        }
+    }
+    states_.push_back(own);
+}
+
+void Watch::add_group(const py::object& source) {
+    Group group;
+    group.amsgrad = keep(source[names().amsgrad]);
+    for (const py::handle param : source[names().params]) group.params.push_back(keep(param));
+    for (int k = 0; k < 4; ++k) {
+        const py::object value = source[names().hyper[k]];
+        if (is_fixed(value.ptr())) group.hyper[k] = value;
+    }
+    groups_.push_back(group);
+}
+
+int Watch::traverse(visitproc visit, void* arg) const {
+    for (const py::object& object : kept_) Py_VISIT(object.ptr());
+    for (const Entry& entry : entries_) Py_VISIT(entry.spec.ptr());
+    return 0;
+}
+
+void Watch::clear() {
+    entries_.clear();
+    stateless_.clear();
+    groups_.clear();
+    states_.clear();
+    row_ = nullptr;
+    steps_ = nullptr;
+    std::exchange(kept_, {});  // last: it may run any code, and this object must be whole by then
+}
+
+}  // namespace greedylr
