@@ -1,0 +1,284 @@
+"""The contenders behind one interface: a name, a reason not to run, and a step over the shared workload.
+
+A name is a family and options, as in `torch-fused+clip+greedy`:
+
+clip     gradients clipped by their norm: `clip_grad_norm_` for torch's and others', folded in for ours.
+greedy   GreedyLR decides the learning rate: on the device for ours; on the host, which reads the loss, for others.
+graph    the step captured once in a CUDA graph and replayed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+from benchmarks.harness import Step
+from benchmarks.workload import Workload
+from greedylr_fused import FusedAdamW, GreedyLR, available_backends
+from greedylr_fused.schedules.greedy_spec import GreedySpec
+
+OPTIONS = ("clip", "greedy", "graph")
+LR, MAX_GRAD_NORM = 1e-6, 1.0
+ADAMW: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+SCHEDULE = GreedyLR(patience=10, smooth=True, window_size=50, min_lr=LR / 10, max_lr=LR * 10)
+BASE = "torch-fused"
+
+
+class NotOffered(Exception):
+    """The contender cannot do this; the text says why."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A family of optimizers with options."""
+
+    family: str
+    options: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(cls, name: str) -> Contender:
+        """From a name as in `--contenders`.
+
+        Raises:
+            ValueError: unknown family or option.
+        """
+        family, *options = name.split("+")
+        unknown = [option for option in options if option not in OPTIONS]
+        if family not in FAMILIES or unknown:
+            raise ValueError(
+                f"contender: got {name!r}, allowed is one of {', '.join(FAMILIES)}, followed by any of "
+                f"{', '.join('+' + option for option in OPTIONS)}"
+            )
+        return cls(family, frozenset(options))
+
+    @property
+    def name(self) -> str:
+        """As parsed, options in their order."""
+        return "+".join([self.family, *(option for option in OPTIONS if option in self.options)])
+
+    @property
+    def base(self) -> Contender:
+        """What its ratio is taken to: torch's fused AdamW doing the same work, by calls where ours is captured: a
+        graph is a way to be faster, not other work.
+        """
+        return Contender(BASE, self.options - {"graph"})
+
+
+@dataclass(frozen=True)
+class Built:
+    """A step that can be timed.
+
+    Attributes:
+        step: one optimizer step, with all that its options ask for.
+        optimizer: for what it holds.
+        traffic_known: whether it moves the mix's own bytes; not so where moments are compressed.
+        remark: what else it does, for the record.
+    """
+
+    step: Step
+    optimizer: torch.optim.Optimizer
+    traffic_known: bool = True
+    remark: str = ""
+
+
+def build(contender: Contender, work: Workload) -> Built:
+    """Set up a contender over a workload, and run it once.
+
+    Raises:
+        NotOffered: it cannot; says why.
+    """
+    if "graph" in contender.options and work.device.type != "cuda":
+        raise NotOffered("CUDA graphs need a CUDA device")
+    built = FAMILIES[contender.family](contender, work)
+    if "graph" in contender.options:
+        return Built(_captured(built.step, work.device), built.optimizer, built.traffic_known, built.remark)
+    return built
+
+
+def state_bytes(built: Built) -> int:
+    """Memory of everything in the optimizer's state, shared moments included."""
+    seen: dict[int, int] = {}
+    for state in built.optimizer.state.values():
+        for value in state.values():
+            for tensor in _plain(value):
+                seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())
+
+
+def _plain(value: Any) -> list[Tensor]:
+    if hasattr(value, "__tensor_flatten__"):  # a subclass made of several tensors
+        return [tensor for name in value.__tensor_flatten__()[0] for tensor in _plain(getattr(value, name))]
+    if isinstance(value, dict):
+        return [tensor for part in value.values() for tensor in _plain(part)]
+    return [value] if isinstance(value, Tensor) else []
+
+
+def _captured(step: Step, device: torch.device) -> Step:
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def _ours(backend: str) -> Callable[[Contender, Workload], Built]:
+    def build(contender: Contender, work: Workload) -> Built:
+        reason = available_backends(work.device).get(backend, "this version has no such backend")
+        if reason is not None:
+            raise NotOffered(reason)
+        optimizer = FusedAdamW(
+            work.params,
+            lr=LR,
+            **ADAMW,
+            amsgrad=work.mix.amsgrad,
+            schedule=SCHEDULE if "greedy" in contender.options else None,
+            max_grad_norm=MAX_GRAD_NORM if "clip" in contender.options else None,
+            backend=backend,
+            state_dtype=work.mix.state,
+        )
+        _share_moments(optimizer, work, work.params, step_device=work.device)
+        loss = work.loss if "greedy" in contender.options else None
+        return _tried(Built(lambda: optimizer.step(loss=loss), optimizer), errors=())
+
+    return build
+
+
+def _torch(*, compiled: bool = False, **how: bool) -> Callable[[Contender, Workload], Built]:
+    def build(contender: Contender, work: Workload) -> Built:
+        options = dict(how)
+        graph, cuda = "graph" in contender.options, work.device.type == "cuda"
+        if graph and "greedy" in contender.options:
+            raise NotOffered("a captured step cannot hand its loss to a schedule on the host")
+        if options.get("capturable") and not cuda:
+            raise NotOffered("capturable is for CUDA devices")
+        if compiled and cuda or graph:
+            options["capturable"] = True
+        params, convert = _of_one_type(work)
+        lr = torch.tensor(LR, device=work.device) if options.get("capturable") or compiled else LR
+        optimizer = AdamW(params, lr=lr, **ADAMW, amsgrad=work.mix.amsgrad, **options)
+        on_device = bool(options.get("capturable") or options.get("fused"))
+        _share_moments(optimizer, work, params, step_device=work.device if on_device else torch.device("cpu"))
+        update = torch.compile(optimizer.step) if compiled else optimizer.step
+        remark = "" if convert is None else "gradients are converted to the parameters' type first"
+        built = Built(_unfused(contender, optimizer, params, work, update, convert), optimizer, remark=remark)
+        mixed = work.mix.state != work.mix.param
+        return _tried(built, errors=(RuntimeError, TypeError) if mixed else ())
+
+    return build
+
+
+def _of_one_type(work: Workload) -> tuple[list[torch.nn.Parameter], Step | None]:
+    """Parameters whose gradients have their type, as torch wants them, and what brings those up to date."""
+    if work.mix.param == work.mix.grad:
+        return work.params, None
+    params = [torch.nn.Parameter(param.detach()) for param in work.params]
+    grads = [param.grad for param in work.params]
+    for param in params:
+        param.grad = torch.empty_like(param)
+    wide = [param.grad for param in params]
+    return params, lambda: torch._foreach_copy_(wide, grads)
+
+
+def _unfused(
+    contender: Contender,
+    optimizer: torch.optim.Optimizer,
+    params: list[torch.nn.Parameter],
+    work: Workload,
+    update: Step,
+    convert: Step | None = None,
+) -> Step:
+    """What one writes around an optimizer today."""
+    clip = "clip" in contender.options
+    observe = _host_greedy(optimizer, work) if "greedy" in contender.options else None
+
+    def step() -> None:
+        if convert is not None:
+            convert()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(params, MAX_GRAD_NORM)
+        update()
+        if observe is not None:
+            observe()
+
+    return step
+
+
+def _host_greedy(optimizer: torch.optim.Optimizer, work: Workload) -> Step:
+    """GreedyLR that waits for the loss: that of transformers where it is installed, or the same decisions in floats."""
+    loss, lr = work.loss, [float(group["lr"]) for group in optimizer.param_groups]
+    try:
+        upstream = importlib.import_module("transformers.optimization").GreedyLR
+    except (ImportError, AttributeError):
+        spec = GreedySpec(SCHEDULE, lr)
+
+        def observe() -> None:
+            for group, rate in zip(optimizer.param_groups, spec.observe(loss.item()), strict=True):
+                group["lr"] = rate
+
+        return observe
+    same = {name: getattr(SCHEDULE, name) for name in ("factor", "patience", "smooth", "window_size")}
+    scheduler = upstream(optimizer, min_lr=LR / 10, max_lr=LR * 10, **same)
+    return lambda: scheduler.step(loss.item())
+
+
+def _share_moments(
+    optimizer: torch.optim.Optimizer, work: Workload, params: list[torch.nn.Parameter], step_device: torch.device
+) -> None:
+    for param, moments in zip(params, work.moments, strict=True):
+        optimizer.state[param] = {"step": torch.ones((), device=step_device), **moments}
+
+
+def _tried(built: Built, errors: tuple[type[Exception], ...]) -> Built:
+    """The same after one step; of these errors the text becomes the reason."""
+    try:
+        built.step()
+    except errors as error:
+        raise NotOffered(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
+    return built
+
+
+def _installed(module: str, attribute: str, note: str, **arguments: Any) -> Callable[[Contender, Workload], Built]:
+    """A peer from another package, with its own state; whatever it raises is the reason not to show it."""
+
+    def build(contender: Contender, work: Workload) -> Built:
+        if "graph" in contender.options:
+            raise NotOffered("its step reads values on the host, which cannot be captured")
+        if work.mix.amsgrad or work.mix.param != work.mix.grad or work.mix.state != work.mix.param:
+            raise NotOffered("compared where parameters and gradients have one type, without amsgrad")
+        try:
+            make = getattr(importlib.import_module(module), attribute)
+        except (ImportError, OSError, AttributeError, RuntimeError) as error:
+            raise NotOffered(f"{module.split('.')[0]} cannot be imported: {error}") from None
+        try:
+            optimizer = make(work.params, lr=LR, **ADAMW, **arguments)
+        except Exception as error:
+            raise NotOffered(f"{type(error).__name__}: {error}") from None
+        step = _unfused(contender, optimizer, work.params, work, optimizer.step)
+        return _tried(Built(step, optimizer, traffic_known=False, remark=note), errors=(Exception,))
+
+    return build
+
+
+FAMILIES: dict[str, Callable[[Contender, Workload], Built]] = {
+    **{f"ours-{name}": _ours(name) for name in ("cuda", "triton", "cpu", "reference")},
+    "torch-fused": _torch(fused=True),
+    "torch-foreach": _torch(foreach=True),
+    "torch-forloop": _torch(foreach=False),
+    "torch-capturable": _torch(foreach=True, capturable=True),
+    "torch-compiled": _torch(compiled=True, foreach=True),
+    "flashoptim": _installed("flashoptim", "FlashAdamW", "moments in 8 bits, no master", master_weight_bits=None),
+    "torchao-8bit": _installed("torchao.optim", "AdamW8bit", "moments in 8 bits"),
+    "bnb-8bit": _installed("bitsandbytes.optim", "AdamW8bit", "moments in 8 bits"),
+    "bnb-32bit": _installed("bitsandbytes.optim", "AdamW32bit", "moments in float32"),
+}

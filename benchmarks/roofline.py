@@ -1,0 +1,186 @@
+"""How fast the memory is for the traffic of a step: each mix's reads and writes without its arithmetic.
+
+python -m benchmarks.roofline --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks import harness, report
+from benchmarks.mixes import MIXES
+from benchmarks.options import add_common, common, report_paths
+from benchmarks.shapes import Shapes
+from benchmarks.workload import MOMENTS, Workload, unsupported
+from greedylr_fused import doctor
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Elements handed to a thread at a time; None: an equal share to each. The optimizer's own is 16,384.
+_CPU_CHUNKS = (16_384, 65_536, None)
+Roofline = Callable[[], object]
+
+
+def candidates(workload: Workload) -> dict[str, Roofline]:
+    """Every form of the roofline over the workload's buffers, by name. They change no value.
+
+    Raises:
+        RuntimeError: it cannot be compiled here.
+    """
+    if workload.device.type == "cuda":
+        from benchmarks import roofline_triton
+
+        return roofline_triton.candidates(workload.flat, workload.mix)
+    share = -(-workload.elements_with_padding // torch.get_num_threads())
+    return {f"chunks of {chunk or share:,}": _on_cpu(workload, chunk or share) for chunk in _CPU_CHUNKS}
+
+
+def bytes_moved(workload: Workload) -> int:
+    """By one call of a roofline, padding included."""
+    return workload.elements_with_padding * workload.mix.bytes_moved()
+
+
+def best(workload: Workload, clock: harness.Clock, seconds: float = 1.0) -> tuple[str, Roofline]:
+    """The fastest form on this machine, found by trying all."""
+    forms = candidates(workload)
+    found = harness.compare(forms, clock, seconds=seconds, rounds=(4, 20), warmup=1)
+    name = min(forms, key=lambda name: harness.Spread.of([_seconds(sample) for sample in found[name]]).median)
+    return name, forms[name]
+
+
+def _seconds(sample: harness.Sample) -> float:
+    return sample.step if sample.device is None else sample.device
+
+
+def _on_cpu(workload: Workload, chunk: int) -> Roofline:
+    flat, mix = workload.flat, workload.mix
+    moments = (ctypes.c_void_p * mix.moments)(*(flat[name].data_ptr() for name in MOMENTS[: mix.moments]))
+    sizes = (mix.param.itemsize, mix.grad.itemsize, mix.state.itemsize)
+    whole = [ctypes.c_int64(-(-n // 64) * 64) for n in (workload.elements_with_padding - 63, chunk)]
+    call = functools.partial(
+        library().roofline,
+        ctypes.c_void_p(flat["param"].data_ptr()),
+        ctypes.c_void_p(flat["grad"].data_ptr()),
+        moments,
+        mix.moments,
+        *sizes,
+        *whole,
+        ctypes.c_uint64(0),
+    )
+
+    def roofline() -> None:
+        if call(torch.get_num_threads()):
+            raise RuntimeError(f"roofline.cpp: got the mix {mix.name!r}, which it was not compiled for; add it there")
+
+    return roofline
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """`roofline.cpp`, compiled with the flags of the instruction set that the optimizer's own loops run in.
+
+    Raises:
+        RuntimeError: there is no compiler, or it reports an error.
+    """
+    sys.path.insert(0, str(ROOT / "csrc"))
+    try:
+        import native_build as native
+    finally:
+        sys.path.pop(0)
+    try:
+        compiler = native.find_compiler()
+    except native.NoCompiler as missing:
+        raise RuntimeError(f"the roofline is C++: {missing}") from None
+    isa = doctor.findings()["instruction set"].split(",")[0]
+    flags = native.X86_ISAS.get(isa, ())
+    build = ROOT / "build" / f"benchmarks-{sys.platform}-{platform.machine()}-{isa.split()[0]}"
+    native.build(
+        compiler,
+        [
+            native.Object(str(ROOT / "benchmarks" / "roofline.cpp"), "roofline", flags),
+            native.Object("cpu/threads.cpp", "threads"),
+        ],
+        build / "roofline.so",
+        build,
+        link_flags=("-shared", "-pthread", "-ldl"),
+    )
+    return ctypes.CDLL(str(build / "roofline.so"))
+
+
+def measure(elements: int, mixes: list[str], device: torch.device, seconds: float, found: report.Report) -> None:
+    """Add a record per mix, and one of copying, over so many elements each."""
+    clock = harness.clock_for(device)
+    with report.Progress(found.benchmark, len(mixes) + 1) as progress:
+        progress.case("copy")
+        copied = harness.compare(
+            {"copy": _copy(elements, device)}, clock, seconds=seconds, rounds=(10, 200), on_round=progress.part
+        )
+        _add(found, "copy", "torch's copy_", 8 * elements, copied["copy"])
+        progress.end_case()
+        for name in mixes:
+            progress.case(name)
+            why = unsupported(MIXES[name])
+            if why is None:
+                workload = Workload(Shapes("flat", "", ((elements,),)), MIXES[name], device)
+                form, roofline = best(workload, clock, seconds / 2)
+                times = harness.compare(
+                    {name: roofline}, clock, seconds=seconds, rounds=(10, 200), on_round=progress.part
+                )
+                _add(found, name, form, bytes_moved(workload), times[name])
+                del workload, roofline
+            else:
+                found.leave_out(name, why)
+            progress.end_case()
+
+
+def _copy(elements: int, device: torch.device) -> harness.Step:
+    source = torch.ones(elements, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def _add(found: report.Report, name: str, form: str, moved: int, samples: list[harness.Sample]) -> None:
+    rates = harness.Spread.of([moved / _seconds(sample) / 1e9 for sample in samples])
+    found.add(traffic=name, form=form, bytes=moved, gb_per_s=rates.as_dict())
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.roofline",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__.split("\n")[0] + "\nWrites roofline.json and prints GB/s (1e9 bytes) beside plain copying.",
+    )
+    add_common(parser, "roofline")
+    parser.add_argument("--elements", type=int, default=None, help="per array; default: 5e7 on a CPU, 2.5e8 on a GPU")
+    parser.add_argument("--seconds", type=float, default=5.0, help="per mix (default: %(default)s)")
+    arguments = parser.parse_args()
+    device, config = common(arguments)
+    found = report.Report("roofline", device, config)
+    elements = arguments.elements or (250_000_000 if device.type == "cuda" else 50_000_000)
+    measure(elements, list(MIXES), device, arguments.seconds, found)
+    print_report(found)
+    report_paths(found.write(arguments.out))
+
+
+def print_report(found: report.Report) -> None:
+    """The table of bytes and rates."""
+    rows = []
+    for record in found.records:
+        mix, rate = MIXES.get(record["traffic"]), record["gb_per_s"]
+        read, written = (4, 4) if mix is None else (mix.bytes_read, mix.bytes_written)
+        rates = [report.number(rate[key]) for key in ("median", "p20", "p80")]
+        rows.append([record["traffic"], str(read), str(written), str(read + written), *rates, record["form"]])
+    columns = ["traffic", "B read", "B written", "B moved", "GB/s", "p20", "p80", "best form"]
+    report.print_table(f"roofline on {found.environment['device']}", columns, rows)
+
+
+if __name__ == "__main__":
+    main()
