@@ -37,6 +37,10 @@ X86_ISAS = {
     "avx512": ("-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
 }
 
+# Runs CUDA kernels on the CPU. Not instrumented: it tells the sanitizers itself what a GPU's threads are.
+EMULATION = CSRC / "tests" / "emulation"
+EMULATED = (f"-I{EMULATION}", "-Wno-unknown-pragmas")  # for sources that nvcc would compile
+
 
 class NoCompiler(Exception):
     """No C++ compiler can be run; the text says what was looked for."""
@@ -84,6 +88,12 @@ def cpu_objects(compiler: Sequence[str]) -> list[Object]:
 def host_objects() -> list[Object]:
     """Every translation unit of the module that watches tensors between steps, which speaks Python throughout."""
     return [python_unit(source) for source in (HOST_BINDING, *HOST_SOURCES)]
+
+
+def emulation_objects() -> list[Object]:
+    """What kernels need that are compiled as plain C++, with `EMULATED` among their flags."""
+    sources = sorted(EMULATION.glob("*.cpp"))
+    return [Object(str(source.relative_to(CSRC)), source.stem, ("-fno-sanitize=all",)) for source in sources]
 
 
 def python_unit(source: str) -> Object:

@@ -7,34 +7,20 @@ from pathlib import Path
 
 import native_build as native
 import pytest
-
-FLAGS = ("-O1", "-g1", "-Wall", "-Wextra", "-Werror")
+from sanitizers import FLAGS, OPTIONS, compiler_here, needs
 
 
 @pytest.fixture(scope="module")
 def compiler() -> list[str]:
-    try:
-        return native.find_compiler()
-    except native.NoCompiler as missing:
-        pytest.skip(str(missing))
-
-
-def _supports(compiler: list[str], sanitizer: str, folder: Path) -> bool:
-    source = folder / "empty.cpp"
-    source.write_text("int main() {}\n")
-    command = [*compiler, f"-fsanitize={sanitizer}", str(source), "-o", str(folder / "empty")]
-    linked = subprocess.run(command, capture_output=True).returncode == 0
-    return linked and subprocess.run([str(folder / "empty")], capture_output=True).returncode == 0
+    return compiler_here()
 
 
 def _run(compiler: list[str], program: str, sanitizer: str, folder: Path, *, loops: bool) -> None:
-    if not _supports(compiler, sanitizer, folder):
-        pytest.skip(f"{' '.join(compiler)} cannot link or run -fsanitize={sanitizer} here")
+    checks = needs(compiler, sanitizer, folder)
     objects = [native.Object(f"tests/{program}.cpp", program)] + (native.cpu_objects(compiler) if loops else [])
-    checks = (f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
     links = ("-pthread", *(() if sys.platform == "darwin" else ("-ldl",)))
     native.build(compiler, objects, folder / program, folder / "objects", (*FLAGS, *checks), links)
-    env = {**os.environ, "ASAN_OPTIONS": "detect_stack_use_after_return=1", "TSAN_OPTIONS": "halt_on_error=1"}
+    env = {**os.environ, **OPTIONS}
     done = subprocess.run([str(folder / program)], capture_output=True, text=True, timeout=60, env=env)
     assert done.returncode == 0, done.stderr
 

@@ -1,0 +1,34 @@
+// The names of cuda/runtime.h for kernels that run here: one device, one stream, in order.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "emulation.h"
+
+namespace greedylr {
+namespace cuda {
+
+using Stream = void*;
+
+struct DeviceGuard {
+    explicit DeviceGuard(int) {}
+};
+
+template <typename Args>
+int resident_blocks(void (*)(Args), int) {
+    return int(emulation::resident_blocks());
+}
+
+template <typename Args>
+void launch(void (*kernel)(Args), int blocks, int threads, Stream, const Args& args) {
+    emulation::launch(unsigned(blocks), unsigned(threads), [kernel, &args] { kernel(args); });
+}
+
+inline void check_device(int device) {
+    if (device == 0) return;
+    throw std::runtime_error("there is no emulated device " + std::to_string(device) + ", only device 0");
+}
+
+}  // namespace cuda
+}  // namespace greedylr
