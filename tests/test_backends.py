@@ -25,7 +25,7 @@ def native():
 
 def test_available_backends_in_order_of_preference():
     found = available_backends()
-    assert list(found) == ["cpu", "triton", "reference"] == list(BACKENDS)
+    assert list(found) == ["cpu", "cuda", "triton", "reference"] == list(BACKENDS)
     assert found["reference"] is None
     assert all(reason is None or (isinstance(reason, str) and len(reason) > 20) for reason in found.values())
     assert available_backends("meta")["cpu"] == "it updates CPU tensors, and these are on meta"
@@ -61,16 +61,24 @@ def test_triton_on_a_cpu_names_the_remedy():
     assert "TRITON_INTERPRET=1" in reason or "cannot be imported" in reason
 
 
-def test_a_backend_that_was_not_built_says_so(monkeypatch, tmp_path):
-    from greedylr_fused.backends import cpu
+def test_a_module_that_was_not_built_says_why(monkeypatch, tmp_path):
+    from greedylr_fused.backends import native
 
-    monkeypatch.setattr(cpu, "_native", None)
     report = tmp_path / "_build.json"
-    monkeypatch.setattr(cpu, "_BUILD_REPORT", report)
-    monkeypatch.setattr(cpu, "_import_error", "No module named 'greedylr_fused._cpu'")
-    assert "No module named" in cpu.CpuBackend.unavailable(CPU)
-    report.write_text('{"_cpu": {"built": false, "reason": "no C++17 compiler"}}')
-    assert "no C++17 compiler" in cpu.CpuBackend.unavailable(CPU)
+    monkeypatch.setattr(native, "BUILD_REPORT", report)
+    module, reason = native.load("_absent")
+    assert module is None and "greedylr_fused._absent is not usable: No module named" in reason
+    report.write_text('{"_absent": {"built": false, "reason": "no C++17 compiler"}}')
+    assert native.load("_absent") == (None, "greedylr_fused._absent is not usable: no C++17 compiler")
+
+
+def test_a_backend_without_its_module_gives_the_reason(monkeypatch):
+    from greedylr_fused.backends import cpu, cuda
+
+    for backend, module in ((cpu.CpuBackend, cpu), (cuda.CudaBackend, cuda)):
+        monkeypatch.setattr(module, "_native", None)
+        monkeypatch.setattr(module, "_reason", "of a test")
+        assert backend.unavailable(torch.device(backend.name)) == "of a test"
 
 
 @pytest.mark.parametrize("name", BACKENDS)

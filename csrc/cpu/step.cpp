@@ -29,8 +29,6 @@ T* address(const Table& t, Row row, int64_t tensor) {
     return reinterpret_cast<T*>(t.ptrs[row * t.n_tensors + tensor]);
 }
 
-int64_t element_size(DType d) { return d == F64 ? 8 : d == F32 ? 4 : 2; }
-
 // One pass over all chunks. They are handed out one by one, so that a slow core holds nobody up.
 template <typename Body>
 struct Pass {
@@ -122,13 +120,6 @@ struct MeasureBody {
 };
 
 }  // namespace
-
-int find_mix(int param, int grad, int state) {
-    for (int i = 0; i < MIX_COUNT; ++i) {
-        if (MIXES[i].param == param && MIXES[i].grad == grad && MIXES[i].state == state) return i;
-    }
-    return -1;
-}
 
 Stepper::Stepper(const Table& table, std::vector<Launch> launches)
     : table_(table), launches_(std::move(launches)), partial_(size_t(table.n_chunks)) {

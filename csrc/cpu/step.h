@@ -6,19 +6,10 @@
 
 #include <vector>
 
-#include "../core/common.h"
+#include "../core/launch.h"
 #include "loops.h"
 
 namespace greedylr {
-
-// One dtype mix and its consecutive chunks.
-struct Launch {
-    int mix;  // index in MIXES
-    int64_t first, count;
-};
-
-// Index of a mix in MIXES, -1 if it is not supported.
-int find_mix(int param, int grad, int state);
 
 class Stepper {
   public:

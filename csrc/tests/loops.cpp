@@ -24,8 +24,6 @@ constexpr int64_t TENSORS = 132;
 // Every size from 0 to 129, and two of several blocks.
 int64_t size_of(int64_t tensor) { return tensor < 130 ? tensor : tensor == 130 ? 257 : 1031; }
 
-int64_t element_size(DType d) { return d == F64 ? 8 : d == F32 ? 4 : 2; }
-
 double load(DType d, const void* at) {
     uint16_t h;
     float f;

@@ -8,13 +8,14 @@ import torch
 
 from greedylr_fused.backends.base import Backend
 from greedylr_fused.backends.cpu import CpuBackend
+from greedylr_fused.backends.cuda import CudaBackend
 from greedylr_fused.backends.reference import ReferenceBackend
 from greedylr_fused.backends.triton import TritonBackend
 
 __all__ = ["BACKENDS", "Backend", "Choice", "available_backends", "resolve"]
 
 #: In order of preference.
-_ORDER: tuple[type[Backend], ...] = (CpuBackend, TritonBackend, ReferenceBackend)
+_ORDER: tuple[type[Backend], ...] = (CpuBackend, CudaBackend, TritonBackend, ReferenceBackend)
 BACKENDS: dict[str, type[Backend]] = {backend.name: backend for backend in _ORDER}
 NAMES = ("auto", *BACKENDS)
 

@@ -6,25 +6,16 @@ and holds its loops for several instruction sets, so one build serves every proc
 
 from __future__ import annotations
 
-import importlib
-import json
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from greedylr_fused.backends import native
 from greedylr_fused.backends.base import staged
 from greedylr_fused.packing import Table
 
-_native: Any = None
-_import_error = ""
-try:
-    _native = importlib.import_module("greedylr_fused._cpu")
-except ImportError as error:
-    _import_error = str(error)
-
-_BUILD_REPORT = Path(__file__).parent.parent / "_build.json"
+_native, _reason = native.load("_cpu")
 
 
 class CpuBackend:
@@ -75,13 +66,5 @@ class CpuBackend:
         if device.type != "cpu":
             return f"it updates CPU tensors, and these are on {device.type}"
         if _native is None:
-            return f"greedylr_fused._cpu is not usable: {_build_failure() or _import_error}"
+            return _reason
         return None
-
-
-def _build_failure() -> str | None:
-    """The reason that the installation recorded for not building the module, None if it did build it."""
-    if not _BUILD_REPORT.exists():
-        return None
-    report = json.loads(_BUILD_REPORT.read_text())["_cpu"]
-    return None if report["built"] else str(report["reason"])

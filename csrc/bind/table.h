@@ -1,0 +1,92 @@
+// What the bindings of all table backends share: a table and its launches from Python's integers, checked,
+// and the constants that tests compare with Python's.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../core/control.h"
+#include "../core/launch.h"
+
+namespace greedylr {
+
+namespace py = pybind11;
+
+constexpr const char* DTYPE_NAMES[DTYPE_COUNT] = {"F32", "F64", "BF16", "F16"};
+
+template <typename T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+inline std::string name_of(int dtype) {
+    return dtype >= 0 && dtype < DTYPE_COUNT ? DTYPE_NAMES[dtype] : "dtype code " + std::to_string(dtype);
+}
+
+inline std::string name_of(int param, int grad, int state) {
+    return "(" + name_of(param) + ", " + name_of(grad) + ", " + name_of(state) + ")";
+}
+
+inline std::string supported_mixes() {
+    std::string names;
+    for (const Mix& m : MIXES) names += (names.empty() ? "" : ", ") + name_of(m.param, m.grad, m.state);
+    return names;
+}
+
+using LaunchTuple = std::tuple<int, int, int, int64_t, int64_t>;  // param, grad, state, first chunk, chunks
+
+inline std::vector<Launch> checked_launches(const std::vector<LaunchTuple>& tuples, int64_t n_chunks) {
+    std::vector<Launch> launches;
+    int64_t covered = 0;
+    for (const auto& [param, grad, state, first, count] : tuples) {
+        const int mix = find_mix(param, grad, state);
+        if (mix < 0) {
+            throw py::value_error("no loop for (parameter, gradient, moments) = " +
+                                  name_of(param, grad, state) + "; there are loops for " + supported_mixes());
+        }
+        if (first != covered || count < 0) break;
+        covered += count;
+        launches.push_back({mix, first, count});
+    }
+    if (covered != n_chunks) {
+        throw py::value_error("launches cover the first " + std::to_string(covered) + " of " +
+                              std::to_string(n_chunks) + " chunks; they must cover all of them in order");
+    }
+    return launches;
+}
+
+inline Table make_table(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper, uintptr_t steps,
+                        uintptr_t chunk_tensor, uintptr_t chunk_index, int64_t n_tensors, int64_t n_chunks,
+                        int64_t chunk, uintptr_t control) {
+    if (chunk <= 0) throw py::value_error("chunk is " + std::to_string(chunk) + "; it must be positive");
+    return {pointer<const int64_t>(ptrs),
+            pointer<const int64_t>(numel),
+            pointer<const int32_t>(group),
+            pointer<const double>(hyper),
+            pointer<float>(steps),
+            pointer<const int32_t>(chunk_tensor),
+            pointer<const int32_t>(chunk_index),
+            n_tensors,
+            n_chunks,
+            chunk,
+            pointer<double>(control)};
+}
+
+inline void define_constants(py::module_& m) {
+    py::list slots, mixes;
+#define GREEDYLR_SLOT_NAME(name) slots.append(#name);
+    GREEDYLR_SLOTS(GREEDYLR_SLOT_NAME)
+#undef GREEDYLR_SLOT_NAME
+    for (const Mix& mix : MIXES) mixes.append(py::make_tuple(int(mix.param), int(mix.grad), int(mix.state)));
+    py::dict dtypes;
+    for (int d = 0; d < DTYPE_COUNT; ++d) dtypes[DTYPE_NAMES[d]] = d;
+    m.attr("SLOTS") = py::tuple(slots);
+    m.attr("MIXES") = py::tuple(mixes);
+    m.attr("DTYPES") = dtypes;
+}
+
+}  // namespace greedylr

@@ -1,0 +1,23 @@
+// How a table's work is divided: consecutive chunks of one mix of storage types.
+#pragma once
+
+#include "common.h"
+
+namespace greedylr {
+
+struct Launch {
+    int mix;  // index in MIXES
+    int64_t first, count;
+};
+
+// Index of a mix in MIXES, -1 if it is not supported.
+inline int find_mix(int param, int grad, int state) {
+    for (int i = 0; i < MIX_COUNT; ++i) {
+        if (MIXES[i].param == param && MIXES[i].grad == grad && MIXES[i].state == state) return i;
+    }
+    return -1;
+}
+
+HOST_DEVICE constexpr int element_size(DType d) { return d == F64 ? 8 : d == F32 ? 4 : 2; }
+
+}  // namespace greedylr

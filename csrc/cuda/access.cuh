@@ -1,0 +1,116 @@
+// How kernels touch memory: 16 bytes at a time wherever addresses allow, in storage types of any width.
+// Without nvcc this file, like every kernel, is plain C++ over emulation.h (csrc/tests).
+#pragma once
+
+#include "../core/common.h"
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define GREEDYLR_SHARED(type, name, count) __shared__ type name[count]
+#else
+#include "emulation.h"
+#endif
+
+namespace greedylr {
+namespace cuda {
+
+constexpr int WARP = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+constexpr int ACCESS = 16;  // bytes, the widest access of a thread
+
+// Addresses come out of a table, so the compiler has to be told that they are global ones.
+#ifdef __CUDACC__
+template <typename T>
+__device__ __forceinline__ T load_global(const T* at) {
+    __builtin_assume(__isGlobal(at));
+    return *at;
+}
+template <typename T>
+__device__ __forceinline__ void store_global(T* at, T value) {
+    __builtin_assume(__isGlobal(at));
+    *at = value;
+}
+#else
+using emulation::load_global;
+using emulation::store_global;
+#endif
+
+// The GPU converts in hardware. The bits are those of common.h but for the payload of a NaN.
+template <DType D>
+__device__ __forceinline__ typename Format<D>::Math widened(typename Format<D>::Stored x) {
+#ifdef __CUDACC__
+    if constexpr (D == F16) return __half2float(__ushort_as_half(x));
+#endif
+    return Format<D>::load(x);
+}
+
+template <DType D>
+__device__ __forceinline__ typename Format<D>::Stored narrowed(typename Format<D>::Math x) {
+#ifdef __CUDACC__
+    if constexpr (D == F16) return __half_as_ushort(__float2half_rn(x));
+    if constexpr (D == BF16) return __bfloat16_as_ushort(__float2bfloat16_rn(x));
+#endif
+    return Format<D>::store(x);
+}
+
+// V neighbouring elements in registers.
+template <DType D, int V>
+struct Pack {
+    using Stored = typename Format<D>::Stored;
+    static constexpr int ACCESSES = V * int(sizeof(Stored)) / ACCESS;
+    static_assert(ACCESSES >= 1, "a pack is at least one whole access");
+
+    union {
+        uint4 words[ACCESSES];
+        Stored elements[V];
+    };
+
+    // `wide`: the address is a multiple of 16; the same for all lanes.
+    __device__ __forceinline__ void load(const Stored* at, bool wide) {
+        if (wide) {
+#pragma unroll
+            for (int a = 0; a < ACCESSES; ++a) words[a] = load_global(reinterpret_cast<const uint4*>(at) + a);
+        } else {
+#pragma unroll
+            for (int j = 0; j < V; ++j) elements[j] = load_global(at + j);
+        }
+    }
+
+    __device__ __forceinline__ void store(Stored* at, bool wide) const {
+        if (wide) {
+#pragma unroll
+            for (int a = 0; a < ACCESSES; ++a) store_global(reinterpret_cast<uint4*>(at) + a, words[a]);
+        } else {
+#pragma unroll
+            for (int j = 0; j < V; ++j) store_global(at + j, elements[j]);
+        }
+    }
+};
+
+// Whether element `index` of the array at `address` lies on a multiple of 16 bytes.
+__device__ __forceinline__ bool on_access(int64_t address, int64_t index, int size) {
+    return (address + index * size) % ACCESS == 0;
+}
+
+// Chunk `index` of a tensor: its elements [begin, end). The table's chunks, moved up by `head` elements so
+// that all but the first begin where accesses do; the first also has the elements before. Can be empty.
+struct Span {
+    int64_t begin;
+    int count;
+};
+
+__device__ __forceinline__ Span span_of(const Table& t, int64_t tensor, int64_t index, int head) {
+    const int64_t numel = t.numel[tensor];
+    const int64_t begin = index == 0 ? 0 : index * t.chunk + head;
+    const int64_t end = (index + 1) * t.chunk + head;
+    const int64_t count = (end < numel ? end : numel) - begin;
+    return {begin, count > 0 ? int(count) : 0};
+}
+
+__device__ __forceinline__ int64_t address_of(const Table& t, Row row, int64_t tensor) {
+    return t.ptrs[row * t.n_tensors + tensor];
+}
+
+}  // namespace cuda
+}  // namespace greedylr

@@ -1,0 +1,73 @@
+// What the last block of a launch does when all others are done: the scalar side of a step, without a launch
+// of its own.
+#pragma once
+
+#include "../core/control.h"
+#include "access.cuh"
+
+namespace greedylr {
+namespace cuda {
+
+// True in the last block of the grid to come here, in which everything that the others wrote is then visible.
+// `arrived` is 0 at the start and again at the end, for the next launch and the next replay of a graph.
+__device__ __forceinline__ bool is_last_block(unsigned* arrived) {
+    GREEDYLR_SHARED(unsigned, rank, 1);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        rank[0] = atomicAdd(arrived, 1u);
+        __threadfence();
+    }
+    __syncthreads();
+    if (rank[0] != gridDim.x - 1) return false;
+    if (threadIdx.x == 0) *arrived = 0;
+    return true;
+}
+
+// Doubles of the control vector that fit on the chip; a longer one (hundreds of parameter groups or losses in
+// the window) is used where it is.
+constexpr int STAGED = 512;
+
+// Calls `body(control)` in thread 0. The scalar code is one long chain of dependent accesses, so the vector
+// is brought into shared memory first, by all threads, and taken back.
+template <typename Body>
+__device__ __forceinline__ void on_staged_control(double* control, const Body& body) {
+    GREEDYLR_SHARED(double, staged, STAGED);
+    const double groups = control[slot::n_groups];
+    const double ring = control[slot::smooth] != 0.0 ? control[slot::window_size] : 0.0;
+    const int length = int(slot::lr + 4.0 * groups + ring);
+    const bool fits = length <= STAGED;
+    if (fits) {
+        for (int i = threadIdx.x; i < length; i += blockDim.x) staged[i] = control[i];
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) body(fits ? staged : control);
+    __syncthreads();
+    if (fits) {
+        for (int i = threadIdx.x; i < length; i += blockDim.x) control[i] = staged[i];
+    }
+}
+
+// One more step for every tensor that has a gradient.
+__device__ __forceinline__ void advance_steps(const Table& t) {
+    const int64_t* __restrict__ grads = t.ptrs + GRAD * t.n_tensors;
+    float* __restrict__ steps = t.steps;
+#pragma unroll 8
+    for (int64_t i = threadIdx.x; i < t.n_tensors; i += blockDim.x) steps[i] += grads[i] != 0 ? 1.0f : 0.0f;
+}
+
+// Closes the step.
+__device__ __forceinline__ void commit_in_block(const Table& t) {
+    if (t.control[slot::skip] == 0.0) advance_steps(t);
+    on_staged_control(t.control, [](double* c) { commit(c); });
+}
+
+// For what has no larger launch to be the epilogue of.
+__global__ void decide_kernel(const __grid_constant__ Table table) {
+    on_staged_control(table.control, [](double* c) { decide(c); });
+}
+
+__global__ void commit_kernel(const __grid_constant__ Table table) { commit_in_block(table); }
+
+}  // namespace cuda
+}  // namespace greedylr

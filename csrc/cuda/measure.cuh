@@ -1,0 +1,146 @@
+// The gradients' sum of squares, read once: all dtypes in one launch, whose last block adds up and decides.
+#pragma once
+
+#include "epilogue.cuh"
+
+namespace greedylr {
+namespace cuda {
+
+// Chunks are dealt to this many lots, and a warp sums whole lots. A fixed number, so that the order of
+// summation, and with it the last bit of the norm, is the same on a GPU of any size; enough to fill the
+// largest.
+constexpr int64_t LOTS = 4096;
+
+struct GradSum {
+    double squares;
+    int nonfinite;  // 0: every element is finite
+};
+
+struct MeasureArgs {
+    Table table;
+    GradSum* lots;  // [min(LOTS, n_chunks)]
+    unsigned* arrived;
+    struct {
+        DType grad;
+        int64_t end;  // chunks
+    } launches[MIX_COUNT];
+};
+
+__device__ __forceinline__ GradSum added(const GradSum& a, const GradSum& b) {
+    return {a.squares + b.squares, a.nonfinite | b.nonfinite};
+}
+
+// Squares of a double can overflow, so each element is looked at; those of narrower types cannot, so their
+// sum is finite if and only if all of them are.
+template <DType G>
+struct Squares {
+    double sum = 0.0;
+    int nonfinite = 0;
+
+    __device__ __forceinline__ void add(typename Format<G>::Stored x) {
+        const double g = widened<G>(x);
+        sum += g * g;
+        if (G == F64) nonfinite |= !is_finite(g);
+    }
+    __device__ __forceinline__ GradSum total() const { return {sum, G == F64 ? nonfinite : !is_finite(sum)}; }
+};
+
+// Which lane adds which element does not depend on the address: a gradient that moves must not change the
+// norm.
+template <DType G>
+__device__ __forceinline__ GradSum measure_span(int64_t address, const Span& span) {
+    constexpr int V = ACCESS / int(sizeof(typename Format<G>::Stored));
+    constexpr int DEPTH = 4;  // packs under way
+    const auto* grad = reinterpret_cast<const typename Format<G>::Stored*>(address) + span.begin;
+    const bool wide = on_access(address, span.begin, int(sizeof(*grad)));
+    const int lane = threadIdx.x % WARP;
+    const int packs_end = span.count / V * V;
+    Squares<G> squares;
+    for (int i = lane * V; i < packs_end; i += WARP * V * DEPTH) {
+        Pack<G, V> packs[DEPTH];
+#pragma unroll
+        for (int d = 0; d < DEPTH; ++d) {
+            if (i + d * WARP * V < packs_end) packs[d].load(grad + i + d * WARP * V, wide);
+        }
+#pragma unroll
+        for (int d = 0; d < DEPTH; ++d) {
+            if (i + d * WARP * V >= packs_end) break;
+#pragma unroll
+            for (int j = 0; j < V; ++j) squares.add(packs[d].elements[j]);
+        }
+    }
+    if (packs_end + lane < span.count) squares.add(load_global(grad + packs_end + lane));
+    return squares.total();
+}
+
+__device__ __forceinline__ GradSum measure_chunk(const MeasureArgs& args, int64_t c) {
+    const Table& t = args.table;
+    const int64_t tensor = t.chunk_tensor[c];
+    const int64_t at = address_of(t, GRAD, tensor);
+    if (at == 0) return {0.0, 0};
+    const Span span = span_of(t, tensor, t.chunk_index[c], 0);
+    int launch = 0;
+    while (c >= args.launches[launch].end) ++launch;
+    switch (args.launches[launch].grad) {
+        case F32:
+            return measure_span<F32>(at, span);
+        case F64:
+            return measure_span<F64>(at, span);
+        case BF16:
+            return measure_span<BF16>(at, span);
+        default:
+            return measure_span<F16>(at, span);
+    }
+}
+
+// The sum over a warp's lanes, in every lane.
+__device__ __forceinline__ GradSum over_warp(GradSum sum) {
+#pragma unroll
+    for (int apart = WARP / 2; apart > 0; apart /= 2) {
+        sum = added(sum, {__shfl_xor_sync(ALL_LANES, sum.squares, apart),
+                          __shfl_xor_sync(ALL_LANES, sum.nonfinite, apart)});
+    }
+    return sum;
+}
+
+constexpr int MEASURE_THREADS = 256;
+
+// The sum over all lots, by one block, in thread 0.
+__device__ __forceinline__ GradSum over_lots(const GradSum* lots, int64_t count) {
+    GREEDYLR_SHARED(GradSum, of_warp, MEASURE_THREADS / WARP);
+    GradSum sum = {0.0, 0};
+    // As many threads as MEASURE_THREADS: the order of summation must not depend on the launch.
+#pragma unroll 4
+    for (int64_t i = threadIdx.x; i < count; i += MEASURE_THREADS) sum = added(sum, lots[i]);
+    sum = over_warp(sum);
+    if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = sum;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int w = 1; w < MEASURE_THREADS / WARP; ++w) sum = added(sum, of_warp[w]);
+    }
+    return sum;
+}
+
+// From the last chunk to the first: the update then begins with what was read last and is still in the cache.
+__global__ void __launch_bounds__(MEASURE_THREADS) measure_kernel(const __grid_constant__ MeasureArgs args) {
+    const int64_t n = args.table.n_chunks;
+    const int64_t lots = n < LOTS ? n : LOTS;
+    const int64_t warp = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
+    const int64_t warps = int64_t(gridDim.x) * blockDim.x / WARP;
+    for (int64_t lot = warp; lot < lots; lot += warps) {
+        GradSum sum = {0.0, 0};
+        for (int64_t c = lot; c < n; c += LOTS) sum = added(sum, measure_chunk(args, n - 1 - c));
+        sum = over_warp(sum);
+        if (threadIdx.x % WARP == 0) args.lots[lot] = sum;
+    }
+    if (!is_last_block(args.arrived)) return;
+    const GradSum total = over_lots(args.lots, lots);
+    on_staged_control(args.table.control, [total](double* c) {
+        c[slot::grad_sq_sum] = total.squares;
+        c[slot::grad_nonfinite] = double(total.nonfinite);
+        decide(c);
+    });
+}
+
+}  // namespace cuda
+}  // namespace greedylr

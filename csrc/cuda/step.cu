@@ -1,0 +1,107 @@
+#include "step.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "measure.cuh"
+#include "runtime.h"
+#include "send.cuh"
+#include "update.cuh"
+
+namespace greedylr {
+namespace cuda {
+namespace {
+
+using UpdateKernel = void (*)(UpdateArgs);
+
+#define GREEDYLR_KERNEL(P, G, S) update_kernel<P, G, S>,
+const UpdateKernel UPDATE_KERNELS[] = {GREEDYLR_MIXES(GREEDYLR_KERNEL)};
+#undef GREEDYLR_KERNEL
+
+struct Scratch {
+    unsigned arrived_measure, arrived_update;
+    GradSum lots[LOTS];
+};
+
+Scratch* scratch_at(void* address) { return static_cast<Scratch*>(address); }
+
+Stream stream_of(uintptr_t handle) { return reinterpret_cast<Stream>(handle); }
+
+// No more blocks than have work, no more than run at once, and one to close the step if there is no work at
+// all.
+int grid_for(int64_t items, int threads, int resident) {
+    const int64_t wanted = (items * WARP + threads - 1) / threads;
+    return int(std::max<int64_t>(1, std::min<int64_t>(wanted, resident)));
+}
+
+}  // namespace
+
+int64_t scratch_bytes() { return sizeof(Scratch); }
+
+Stepper::Stepper(const Table& table, std::vector<Launch> launches, void* scratch, int device)
+    : table_(table), launches_(std::move(launches)), scratch_(scratch), device_(device) {
+    const DeviceGuard guard(device_);
+    for (const Launch& l : launches_) {
+        grids_.push_back(grid_for(l.count, THREADS, resident_blocks(UPDATE_KERNELS[l.mix], THREADS)));
+    }
+    measure_grid_ = grid_for(std::min(table_.n_chunks, LOTS), MEASURE_THREADS,
+                             resident_blocks(measure_kernel, MEASURE_THREADS));
+}
+
+void Stepper::measure(uintptr_t stream) const {
+    const DeviceGuard guard(device_);
+    MeasureArgs args = {table_, scratch_at(scratch_)->lots, &scratch_at(scratch_)->arrived_measure, {}};
+    for (size_t i = 0; i < launches_.size(); ++i) {
+        args.launches[i] = {MIXES[launches_[i].mix].grad, launches_[i].first + launches_[i].count};
+    }
+    launch(measure_kernel, measure_grid_, MEASURE_THREADS, stream_of(stream), args);
+}
+
+void Stepper::decide(uintptr_t stream) const {
+    const DeviceGuard guard(device_);
+    launch(decide_kernel, 1, WARP, stream_of(stream), table_);
+}
+
+void Stepper::update(uintptr_t stream) const {
+    const DeviceGuard guard(device_);
+    for (size_t i = 0; i < launches_.size(); ++i) {
+        const Launch& l = launches_[i];
+        unsigned* arrived = i + 1 == launches_.size() ? &scratch_at(scratch_)->arrived_update : nullptr;
+        launch(UPDATE_KERNELS[l.mix], grids_[i], THREADS, stream_of(stream),
+               UpdateArgs{table_, l.first, int(l.count), arrived});
+    }
+    if (launches_.empty()) launch(commit_kernel, 1, THREADS, stream_of(stream), table_);
+}
+
+void check_usable(int device) {
+    check_device(device);
+    const DeviceGuard guard(device);
+    resident_blocks(decide_kernel, WARP);
+}
+
+void send(void* target, const void* words, int64_t n, int device, uintptr_t stream) {
+    const DeviceGuard guard(device);
+    const auto* from = static_cast<const int64_t*>(words);
+    auto* to = static_cast<int64_t*>(target);
+    const auto part = [&](auto& args, int64_t count) {
+        args.target = to;
+        args.count = int(count);
+        std::memcpy(args.words, from, size_t(count) * sizeof(int64_t));
+        launch(send_kernel<std::decay_t<decltype(args)>>, 1, SEND_THREADS, stream_of(stream), args);
+        from += count;
+        to += count;
+        n -= count;
+    };
+    while (n > FEW_WORDS) {
+        SendArgs<MANY_WORDS> args;
+        part(args, std::min<int64_t>(n, MANY_WORDS));
+    }
+    if (n > 0) {
+        SendArgs<FEW_WORDS> args;
+        part(args, n);
+    }
+}
+
+}  // namespace cuda
+}  // namespace greedylr

@@ -1,0 +1,48 @@
+// A step over one table on one GPU, as launches into a stream. No CUDA header, so that the binding needs
+// none.
+#pragma once
+
+#include <stdint.h>
+
+#include <vector>
+
+#include "../core/launch.h"
+
+namespace greedylr {
+namespace cuda {
+
+// Bytes of device memory, zero at the start, that a Stepper needs for itself.
+int64_t scratch_bytes();
+
+class Stepper {
+  public:
+    // The addresses in the table, which is copied, and `scratch` must stay valid for the life of this object.
+    // The launches must cover the chunks in order. Nothing here waits for the device; errors are exceptions.
+    Stepper(const Table& table, std::vector<Launch> launches, void* scratch, int device);
+
+    // grad_sq_sum and grad_nonfinite over all tensors with a gradient, then decide. `stream` is a
+    // cudaStream_t.
+    void measure(uintptr_t stream) const;
+    // Gradient multiplier and skip flag from what is known.
+    void decide(uintptr_t stream) const;
+    // AdamW on every tensor with a gradient, nothing if the step is skipped; then commit.
+    void update(uintptr_t stream) const;
+
+  private:
+    const Table table_;
+    const std::vector<Launch> launches_;
+    void* const scratch_;
+    const int device_;
+    std::vector<int> grids_;  // blocks of each launch
+    int measure_grid_;
+};
+
+// Copies `n` words from host memory, which may be overwritten as soon as this returns, to `target` on the
+// device. They travel in kernel parameters: a captured graph holds its own copy of them.
+void send(void* target, const void* words, int64_t n, int device, uintptr_t stream);
+
+// Raises if this process cannot run kernels on that device: no driver, one too old, no such device.
+void check_usable(int device);
+
+}  // namespace cuda
+}  // namespace greedylr

@@ -1,0 +1,103 @@
+"""The CUDA backend: C++ kernels over the table's addresses, one launch per mix of storage types.
+
+The compiled module `greedylr_fused._cuda` includes no framework header and brings its own CUDA runtime, so one build
+serves every version of PyTorch. Streams enter as handles; nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from greedylr_fused.backends import native
+from greedylr_fused.packing import Table
+
+_native, _reason = native.load("_cuda")
+#: What PyTorch calls the devices whose memory the kernels may touch.
+_DEVICE_TYPES: tuple[str, ...] = ("cuda",)
+#: The oldest GPUs that the module holds machine code for.
+_OLDEST = (8, 0)
+
+
+class CudaBackend:
+    """Runs the steps of one table of CUDA tensors, on the stream that is current at each call.
+
+    Args:
+        table: its tensors must stay where they are for the life of this object.
+
+    Attributes:
+        chunk_size: elements that a warp takes at a time.
+    """
+
+    name: ClassVar[str] = "cuda"
+    chunk_size: ClassVar[int] = 2048
+
+    def __init__(self, table: Table) -> None:
+        self._table = table  # keeps the memory behind the addresses
+        self._device = table.device
+        self._scratch = torch.zeros(_native.scratch_bytes(), dtype=torch.uint8, device=table.device)
+        self._native = _native.Table(
+            ptrs=table.ptrs.data_ptr(),
+            numel=table.numel.data_ptr(),
+            group=table.group.data_ptr(),
+            hyper=table.hyper.data_ptr(),
+            steps=table.steps.data_ptr(),
+            chunk_tensor=table.chunk_tensor.data_ptr(),
+            chunk_index=table.chunk_index.data_ptr(),
+            n_tensors=table.numel.numel(),
+            n_chunks=table.chunk_tensor.numel(),
+            chunk=table.chunk,
+            control=table.control.data_ptr(),
+            launches=[(run.param, run.grad, run.state, run.first, run.count) for run in table.launches],
+            scratch=self._scratch.data_ptr(),
+            device=_index(table.device),
+        )
+
+    def measure(self) -> None:
+        self._native.measure(_stream(self._device))
+
+    def decide(self) -> None:
+        self._native.decide(_stream(self._device))
+
+    def update(self) -> None:
+        self._native.update(_stream(self._device))
+
+    @staticmethod
+    def send(target: Tensor, words: Tensor) -> Tensor | None:
+        """In kernel parameters, of which a captured graph holds its own copy: there is no staging memory to keep."""
+        device = target.device
+        _native.send(target.data_ptr(), words.data_ptr(), words.numel(), _index(device), _stream(device))
+        return None
+
+    @staticmethod
+    def unavailable(device: torch.device) -> str | None:
+        """Why it cannot run on that device, or None if it can."""
+        if device.type not in _DEVICE_TYPES:
+            return f"it updates CUDA tensors, and these are on {device.type}"
+        if getattr(torch.version, "hip", None):
+            return "this PyTorch is built for ROCm; the backend 'triton' runs there"
+        if _native is None:
+            return _reason
+        if device.type == "cuda" and torch.cuda.is_available():
+            capability = torch.cuda.get_device_capability(device)
+            if capability < _OLDEST:
+                return f"it needs compute capability 8.0 or later, and {device} has {'.'.join(map(str, capability))}"
+        try:
+            _native.check_usable(_index(device))
+        except RuntimeError as error:
+            return str(error)
+        return None
+
+
+def _index(device: torch.device) -> int:
+    index: int | None = device.index
+    if index is not None:
+        return index
+    return torch.cuda.current_device() if torch.cuda.is_available() else 0
+
+
+def _stream(device: torch.device) -> int:
+    """The handle of the current stream; 0 for CPU tensors, which the tests' emulation runs on."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
