@@ -102,6 +102,9 @@ class Control:
 
     Attributes:
         vector: float64 [37 + 4 G + W], W = window_size with `smooth`, otherwise 0.
+        lr: [G] view of it, the learning rate of each group.
+        pending: [2] view of it, loss_sum and loss_weight.
+        reads_gradients: whether each step reads all gradients before the update.
         bounds: `(min_lr, max_lr)` of each group, on the host.
     """
 
@@ -118,6 +121,7 @@ class Control:
             schedule.check_groups(len(lrs))
         self.schedule = schedule
         self._options: dict[str, Any] = dict(max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite)
+        self.reads_gradients = max_grad_norm is not None or skip_nonfinite
         self.n_groups = len(lrs)
         self._scaled = False
         values = {name: start for name, start, _ in _TABLE if start is not None}
@@ -153,18 +157,24 @@ class Control:
         return self.vector[SLOT[name]]
 
     @property
-    def lr(self) -> Tensor:
-        """[G] view: the learning rate of each group."""
-        return self.vector[GROUPS_BEGIN : GROUPS_BEGIN + self.n_groups]
+    def vector(self) -> Tensor:
+        return self._vector
 
-    @property
-    def pending(self) -> Tensor:
-        """[2] view: loss_sum, loss_weight."""
-        return self.vector[SLOT["loss_sum"] : SLOT["loss_weight"] + 1]
+    @vector.setter
+    def vector(self, vector: Tensor) -> None:
+        self._vector = vector
+        self.lr = vector[GROUPS_BEGIN : GROUPS_BEGIN + self.n_groups]
+        self.pending = vector[SLOT["loss_sum"] : SLOT["loss_weight"] + 1]
+        self._pending = self.pending.unbind()
 
     def observe(self, loss: Any, weight: Any) -> None:
         """Add `weight * loss` to what is pending; each is a number or a tensor of one element."""
-        total, weights = self.pending.unbind()
+        total, weights = self._pending
+        scalar = isinstance(loss, Tensor) and loss.dim() == 0 and loss.device == total.device
+        if scalar and not isinstance(weight, Tensor) and weight != 0:  # one launch converts, multiplies and adds
+            total.add_(loss, alpha=weight)
+            weights.add_(weight)
+            return
         loss, weight = (_on(total, value) if isinstance(value, Tensor) else value for value in (loss, weight))
         if isinstance(weight, Tensor):  # a mean over no tokens is NaN, and weighs nothing
             total.add_(torch.where(weight == 0, 0.0, loss * weight))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from greedylr_fused import available_backends
+from greedylr_fused import available_backends, watch
 from greedylr_fused.version import __version__
 
 _BUILD_REPORT = Path(__file__).parent / "_build.json"
@@ -33,6 +33,7 @@ def findings() -> dict[str, str]:
         "instruction set": _instruction_set(),
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads changes it)",
         "GPU": _gpus(),
+        "looking at tensors": "compiled" if (why := watch.unavailable()) is None else f"in Python: {why}",
         "build": _build(),
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from greedylr_fused.backends import Backend, Choice, resolve
 from greedylr_fused.control import Control
 from greedylr_fused.entry import Entry
 from greedylr_fused.packing import Table
+from greedylr_fused.watch import STALE, watch
 
 
 class Engine:
@@ -32,20 +32,29 @@ class Engine:
         self.choice: Choice = resolve(backend, device)
         self.table: Table | None = None
         self.backend: Backend | None = None
-        self._stateless: list[Tensor] = []
-        self._seen: Any = None
+        self.watch: Any = None
         self._captured: list[Table] = []
 
-    def ready(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], control: Control) -> Backend:
-        """The backend over an up-to-date table."""
-        newcomers = any(param.grad is not None for param in self._stateless)
-        current = self.table is not None and not newcomers and self._seen == _identity(groups, state)
-        if not current or not self.table.refresh(groups):  # type: ignore[union-attr]
-            self.discard()
-            self._build(groups, state, control)
-            self._seen = _identity(groups, state)
+    def ready(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> Backend | None:
+        """The backend with its table brought up to date; None if it needs to be `rebuilt`."""
+        return self.backend if self.watch is not None and self._refreshed(groups, state) else None
+
+    def rebuilt(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], control: Control) -> Backend:
+        """A backend over a new table."""
+        self.discard()
+        self._build(groups, state, control)
         assert self.backend is not None
+        if not self._refreshed(groups, state):
+            raise RuntimeError(
+                "FusedAdamW.step(): got parameters or states that changed while they were read, allowed is to change "
+                "them between steps; stop what changes them, such as another thread, and step again"
+            )
         return self.backend
+
+    def _refreshed(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
+        assert self.table is not None and self.backend is not None
+        found = self.watch.look(groups, state)
+        return not found & STALE and self.table.refresh(self.watch, found, groups, self.backend.send)
 
     def release(self) -> None:
         """After the step: see `Table.release`."""
@@ -56,8 +65,7 @@ class Engine:
         """Forget the table: parameters, groups or states were replaced. What a captured graph reads is kept."""
         if self.table is not None and self.table.captured:
             self._captured.append(self.table)
-        self.table = self.backend = self._seen = None
-        self._stateless = []
+        self.table = self.backend = self.watch = None
 
     def init_states(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> None:
         """Create the state of every parameter that has a gradient, with the names, shapes and strides of torch's."""
@@ -105,40 +113,15 @@ class Engine:
             for param in group["params"]:
                 owner.setdefault(param, index)
         options.check_device(list(owner))
+        if control.reads_gradients:
+            options.check_sharded(list(owner))
         if control.device != self.device:
             self.device = control.device
             self.choice = resolve(self.name, self.device)
         self.init_states(groups, state)
-        self._stateless = [param for param in owner if not state.get(param)]
+        stateless = [param for param in owner if not state.get(param)]
         amsgrad = [group["amsgrad"] for group in groups]
         entries = [Entry(p, state[p], index, amsgrad[index]) for p, index in owner.items() if state.get(p)]
-        self.table = Table(entries, control, self.choice.backend.chunk_size)
-        self.backend = self.choice.backend(self.table)
-        self.table.refresh(groups)
-
-
-_OF_PARAMS = (
-    id,
-    Tensor.data_ptr,
-    Tensor.stride,
-    Tensor.is_neg,
-    Tensor.is_conj,
-    attrgetter("dtype"),
-    attrgetter("shape"),
-)
-_OF_STATES = (id, Tensor.data_ptr, Tensor.stride)
-
-
-def _identity(groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> Any:
-    """What a table was built for. It changes if parameters, moments or step counts are replaced or moved, by hand too,
-    if parameters change shape, type or sign, or moments their strides. (That a moment changes its type or size where it
-    is would take intent, and time at every step to find out.) Numbers only: nothing is kept alive for it.
-    """
-    params = [param for group in groups for param in group["params"]]
-    states = [tensor for own in state.values() for tensor in own.values() if isinstance(tensor, Tensor)]
-    return (
-        [(group["amsgrad"], len(group["params"])) for group in groups],
-        list(map(id, state)),
-        *(list(map(read, params)) for read in _OF_PARAMS),
-        *(list(map(read, states)) for read in _OF_STATES),
-    )
+        self.table = table = Table(entries, control, self.choice.backend.chunk_size)
+        self.backend = self.choice.backend(table)
+        self.watch = watch(table.entries, stateless, groups, state, table.steps, table.row)

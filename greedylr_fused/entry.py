@@ -7,27 +7,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.formats import DTYPES, MIXES, MOMENTS, DType
+from greedylr_fused.distributed import local, local_part, spec_of
+from greedylr_fused.formats import DLPACK, DTYPES, MIXES, MOMENTS, DType
 
 
 class Entry:
-    """One parameter with its state, and the dense memory in which it is updated."""
+    """One parameter with its state, and the dense memory in which it is updated.
+
+    Attributes:
+        param: as in the optimizer; `spec` its mesh and placements if it is a DTensor, otherwise None.
+        memory: the parameter, of a DTensor the part on this rank.
+        shape, strides: of `memory`, as its kernels take it: dense.
+        grad_dtype: of gradients that are read in place.
+        dense_copy: updated in place of a parameter that is no flat memory, otherwise None.
+    """
 
     def __init__(self, param: Tensor, state: dict[str, Any], group: int, amsgrad: bool) -> None:
         self.param, self.state, self.group = param, state, group
+        self.spec, self.memory = spec_of(param), local(param)
         self.moments = MOMENTS if amsgrad else MOMENTS[:2]
-        self.shape, self.strides = param.shape, torch.empty_like(param, device="meta").stride()
+        self.shape, self.strides = self.memory.shape, torch.empty_like(self.memory, device="meta").stride()
         # A parameter with holes, overlaps or a sign yet to be applied is not flat memory: a dense copy is updated.
-        flat = self.strides == param.stride() and not param.is_neg() and not param.is_conj()
-        self.dense_copy = None if flat else torch.empty_like(param)
-        if param.numel() and not param.data_ptr():
+        flat = self.strides == self.memory.stride() and not self.memory.is_neg() and not self.memory.is_conj()
+        self.dense_copy = None if flat else torch.empty_like(self.memory)
+        if self.memory.numel() and not self.memory.data_ptr():
             raise TypeError(
                 f"FusedAdamW: got a parameter of type {type(param).__name__} on {param.device} without memory of "
                 "its own, allowed are plain tensors with storage; materialise it, or step it with torch.optim.AdamW"
             )
         for name in self.moments:
             state[name] = self._placed(name, state[name])
-        grad = param.grad
+        grad = self.gradient()
         self.grad_dtype = grad.dtype if grad is not None and self.computes(grad.dtype) else param.dtype
 
     def _placed(self, name: str, moment: Tensor) -> Tensor:
@@ -36,13 +46,41 @@ class Entry:
                 f"FusedAdamW state {name!r}: got shape {tuple(moment.shape)} on {moment.device}, allowed is "
                 f"{tuple(self.param.shape)} on {self.param.device} like its parameter; move it back before step()"
             )
-        if moment.stride() == self.strides and not moment.is_neg() and not moment.is_conj():
+        memory = moment if self.spec is None else local_part(f"a state {name!r}", moment, self.param)
+        if memory.stride() == self.strides and not memory.is_neg() and not memory.is_conj():
             return moment
-        return torch.empty_like(self.target, dtype=moment.dtype).copy_(moment)
+        placed = torch.empty_like(self.target if self.spec is None else self.param, dtype=moment.dtype)
+        local(placed).copy_(memory)
+        return placed
 
     @property
     def target(self) -> Tensor:
-        return self.param if self.dense_copy is None else self.dense_copy
+        return self.memory if self.dense_copy is None else self.dense_copy
+
+    def moment(self, name: str) -> Tensor:
+        """The memory of one moment."""
+        return local(self.state[name])
+
+    def gradient(self) -> Tensor | None:
+        """The gradient, of a DTensor the part on this rank; None if there is none.
+
+        Raises:
+            RuntimeError: it is sparse, or distributed in another way than the parameter.
+        """
+        grad = self.param.grad
+        if grad is None:
+            return None
+        if grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"FusedAdamW: got a gradient of layout {grad.layout}, allowed are dense gradients; use "
+                "torch.optim.SparseAdam for that parameter, or sparse=False in the embedding"
+            )
+        return grad if self.spec is None else local_part("a gradient", grad, self.param)
+
+    @property
+    def grad_code(self) -> tuple[int, int]:
+        """What DLPack calls the type of gradients that are read in place."""
+        return DLPACK[self.grad_dtype]
 
     def computes(self, grad_dtype: torch.dtype) -> bool:
         return grad_dtype.is_complex == self.param.is_complex() and self._codes(grad_dtype) in MIXES
@@ -61,16 +99,23 @@ class Entry:
             )
         return self._codes(self.grad_dtype)  # type: ignore[return-value]
 
-    def takes(self, grad: Tensor) -> bool:
-        """Whether the gradient can be read in place, element by element beside the parameter."""
-        if grad.dtype != self.grad_dtype or grad.is_neg() or grad.is_conj():
+    def fits(self, grad: Tensor) -> bool:
+        """Whether a gradient can be read in place, element by element beside the parameter."""
+        if grad.dtype != self.grad_dtype or grad.shape != self.shape or grad.is_neg() or grad.is_conj():
             return False
+        strides = grad.stride()
+        return strides == self.strides or all(
+            n == 1 or a == b for n, a, b in zip(grad.shape, strides, self.strides, strict=True)
+        )
+
+    def check_shape(self, grad: Tensor) -> None:
+        """Refuse a gradient of another shape.
+
+        Raises:
+            RuntimeError: names both shapes.
+        """
         if grad.shape != self.shape:
             raise RuntimeError(
                 f"FusedAdamW: got a gradient of shape {tuple(grad.shape)} for a parameter of shape {tuple(self.shape)}"
                 ", allowed is the same shape; zero_grad() after giving a parameter new data"
             )
-        strides = grad.stride()
-        return strides == self.strides or all(
-            n == 1 or a == b for n, a, b in zip(grad.shape, strides, self.strides, strict=True)
-        )

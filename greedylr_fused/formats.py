@@ -40,6 +40,15 @@ class Hyper(IntEnum):
 
 
 DTYPES = {torch.float32: DType.F32, torch.float64: DType.F64, torch.bfloat16: DType.BF16, torch.float16: DType.F16}
+#: (type code, bits) of DLPack for every dtype that a gradient may have.
+DLPACK = {
+    torch.float32: (2, 32),
+    torch.float64: (2, 64),
+    torch.float16: (2, 16),
+    torch.bfloat16: (4, 16),
+    torch.complex64: (5, 64),
+    torch.complex128: (5, 128),
+}
 _HALVES = (DType.BF16, DType.F16)
 #: (parameter, gradient, moments) storage types that every backend computes.
 MIXES = frozenset(

@@ -1,7 +1,7 @@
 """A view of the control vector on the host that never waits.
 
-`request()` enqueues a copy of the state slots into pinned memory, `poll()` takes it over once the device has got that
-far. On a CPU both happen at once. At most one copy is under way.
+`update()` enqueues a copy of the state slots into pinned memory, and takes it over once the device has got that far. On
+a CPU both happen at once. At most one copy is under way.
 """
 
 from __future__ import annotations
@@ -62,29 +62,38 @@ class Mirror:
     def __init__(self, control: Control) -> None:
         self._source = control.vector[STATE_BEGIN : GROUPS_BEGIN + control.n_groups]
         on_cuda = self._source.is_cuda
-        self._host = torch.full(self._source.shape, math.nan, dtype=torch.float64, device="cpu", pin_memory=on_cuda)
+        shape = (2, *self._source.shape)  # one may be written to while the other is read
+        hosts = torch.full(shape, math.nan, dtype=torch.float64, device="cpu", pin_memory=on_cuda)
+        self._shown, self._awaited = hosts.unbind()
         self._arrived: Any = torch.cuda.Event() if on_cuda else None  # type: ignore[no-untyped-call]
         self.under_way = False
-        self.metrics = Metrics.of(self._source.tolist())
+        self._shown.copy_(self._source)
 
-    def request(self) -> None:
-        """Enqueue a copy, unless one is under way or a graph is being captured."""
-        if self.under_way or self._capturing():
-            return
-        self._host.copy_(self._source, non_blocking=self._arrived is not None)
-        if self._arrived is not None:
+    @property
+    def metrics(self) -> Metrics:
+        return Metrics.of(self._shown.tolist())
+
+    @property
+    def lr(self) -> list[float]:
+        """As `metrics.lr`, in half the time."""
+        lrs: list[float] = self._shown[GROUPS_BEGIN - STATE_BEGIN :].tolist()
+        return lrs
+
+    def update(self) -> bool:
+        """Take over a copy that has arrived, and enqueue the next unless one is under way; whether there was one.
+
+        Nothing happens while a graph is captured.
+        """
+        if self._arrived is None:
+            self._shown.copy_(self._source)
+            return True
+        if torch.cuda.is_current_stream_capturing():
+            return False
+        if arrived := self.under_way and self._arrived.query():
+            self._shown, self._awaited = self._awaited, self._shown
+            self.under_way = False
+        if not self.under_way:
+            self._awaited.copy_(self._source, non_blocking=True)
             self._arrived.record(torch.cuda.current_stream(self._source.device))
-        self.under_way = True
-
-    def poll(self) -> bool:
-        """Take over a copy that has arrived; False if there was none."""
-        if not self.under_way or self._capturing():
-            return False
-        if self._arrived is not None and not self._arrived.query():
-            return False
-        self.under_way = False
-        self.metrics = Metrics.of(self._host.tolist())
-        return True
-
-    def _capturing(self) -> bool:
-        return self._arrived is not None and torch.cuda.is_current_stream_capturing()
+            self.under_way = True
+        return arrived

@@ -129,13 +129,14 @@ class FusedAdamW(Optimizer):
     def _step(self, loss: Any) -> None:
         options.check_groups(len(self.param_groups), self._control.n_groups)
         self._rates.push(self.param_groups)
-        if self._device() != self._control.device:
-            self._control.to(self._device())
-            self._restart()
-        backend = self._engine.ready(self.param_groups, self.state, self._control)
+        if (backend := self._engine.ready(self.param_groups, self.state)) is None:
+            if self._device() != self._control.device:
+                self._control.to(self._device())
+                self._restart()
+            backend = self._engine.rebuilt(self.param_groups, self.state, self._control)
         try:
             if loss is not None:
-                self.observe(loss)
+                self._control.observe(loss, 1.0)
             self._run(backend)
         finally:
             self._engine.release()

@@ -149,14 +149,7 @@ def check_device(params: Sequence[Tensor]) -> torch.device | None:
 
     Raises:
         RuntimeError: several devices.
-        TypeError: a parameter is a DTensor.
     """
-    for param in params:
-        if hasattr(param, "device_mesh"):
-            raise TypeError(
-                "FusedAdamW got a DTensor parameter (FSDP2, tensor parallel), allowed are plain tensors in this "
-                "version; use torch.optim.AdamW(fused=True) for sharded models, or DDP"
-            )
     devices = {param.device for param in params}
     if len(devices) > 1:
         raise RuntimeError(
@@ -164,6 +157,21 @@ def check_device(params: Sequence[Tensor]) -> torch.device | None:
             "optimizer; construct one FusedAdamW for the parameters of each device"
         )
     return next(iter(devices), None)
+
+
+def check_sharded(params: Sequence[Tensor]) -> None:
+    """Refuse DTensors on a mesh of several ranks, whose gradients are read for a norm or for non-finite elements.
+
+    Raises:
+        RuntimeError: names the ranks.
+    """
+    ranks = max((param.device_mesh.size() for param in params if hasattr(param, "device_mesh")), default=1)
+    if ranks > 1:
+        raise RuntimeError(
+            f"FusedAdamW(max_grad_norm=... or skip_nonfinite=True) got DTensor parameters on a mesh of {ranks} ranks, "
+            "allowed in this version is one rank, since each would see the norm of its own part only; leave both out "
+            "and clip with torch.nn.utils.clip_grad_norm_ before step()"
+        )
 
 
 def call(closure: Any) -> Any:

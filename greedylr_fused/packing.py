@@ -1,13 +1,14 @@
 """The table: addresses, sizes, hyper-parameters and work list of one optimizer, in memory that does not move.
 
-Built once; at each step `refresh()` compares where the gradients lie with where they lay and uploads the row of
-addresses only if one moved. What a kernel sees is addresses; what the reference backend sees is the same tensors.
+Built once; at each step `refresh()` takes over what a `Watch` found: it sends the row of gradient addresses, or the
+hyper-parameters, only if they changed. What a kernel sees is addresses; what the reference backend sees is the same
+tensors.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ from torch.autograd.graph import increment_version
 from greedylr_fused.control import Control
 from greedylr_fused.entry import Entry
 from greedylr_fused.formats import EMPTY, MOMENTS, Hyper, Launch, Row, real
+from greedylr_fused.watch import COUNT, HYPER, MOVED, ODD
+
+#: `Backend.send`.
+Send = Callable[[Tensor, Tensor], "Tensor | None"]
 
 
 class Table:
@@ -30,6 +35,7 @@ class Table:
 
     Attributes:
         ptrs: int64 [5, N], see `Row`. A gradient address of 0 means: no gradient at this step.
+        row: int64 [N] in host memory: the gradient addresses, as a `Watch` writes them.
         numel: int64 [N], complex numbers counted twice.  group: int32 [N].
         hyper: float64 [G, 6], see `Hyper`.  steps: float32 [N].
         chunk_tensor, chunk_index: int32 [C]; chunk c covers `chunk` elements of its tensor from
@@ -43,17 +49,22 @@ class Table:
         self.control = control.vector
         self.n_groups = control.n_groups
         self.device = self.control.device
-        moments = [[e.state[name] if name in e.moments else None for e in self.entries] for name in MOMENTS]
-        rows = [[real(e.target).data_ptr() for e in self.entries]]
+        moments = [[e.moment(name) if name in e.moments else None for e in self.entries] for name in MOMENTS]
+        rows = [[real(e.target).data_ptr() for e in self.entries], [0] * len(self.entries)]
         rows += [[0 if t is None else real(t).data_ptr() for t in row] for row in moments]
-        self._grads = [0] * len(self.entries)
-        self.ptrs = self._upload([rows[0], self._grads, *rows[1:]], torch.int64)
+        self.ptrs = self._upload(rows, torch.int64)
         self.group = self._upload([e.group for e in self.entries], torch.int32)
-        self._hyper = [[-1.0] * len(Hyper)] * self.n_groups
-        self.hyper = self._upload(self._hyper, torch.float64)
+        self.hyper = self._upload([[-1.0] * len(Hyper)] * self.n_groups, torch.float64)
         self._pack_steps()
         self._list_work()
+        self._grads = self.ptrs[Row.GRAD]
+        on_host = self.device.type == "cpu"  # the table's own memory can be written to
+        self.row = self._grads if on_host else torch.zeros_like(self._grads, device="cpu")
+        self._hyper = self.hyper if on_host else self.hyper.cpu()
+        self._copied = [entry for entry in self.entries if entry.dense_copy is not None]
         self._staged: dict[int, Tensor] = {}
+        self._stepped: list[Tensor] = []
+        self._due = MOVED | COUNT | HYPER  # what the kernels have not been told yet
         self.captured: list[Tensor] = []
 
     def _upload(self, values: Any, dtype: torch.dtype) -> Tensor:
@@ -68,7 +79,7 @@ class Table:
             entry.state["step"] = view
 
     def _list_work(self) -> None:
-        numel = [real(e.param).numel() for e in self.entries]
+        numel = [real(e.memory).numel() for e in self.entries]
         counts = [-(-n // self.chunk) for n in numel]
         self.numel = self._upload(numel, torch.int64)
         self.chunk_tensor = self._upload([i for i, count in enumerate(counts) for _ in range(count)], torch.int32)
@@ -81,8 +92,14 @@ class Table:
                 self.launches.append(Launch(param, grad, state, first, count))
             first += count
 
-    def refresh(self, groups: Sequence[dict[str, Any]]) -> bool:
+    def refresh(self, watch: Any, found: int, groups: Sequence[dict[str, Any]], send: Send) -> bool:
         """Bring gradient addresses and hyper-parameters up to date, without waiting for the device.
+
+        Args:
+            watch: a `Watch` of this table that writes to `row`.
+            found: what its look found.
+            groups: the optimizer's parameter groups.
+            send: as `Backend.send`.
 
         Returns:
             False if a gradient came in another dtype that is computed as it is: build a new table.
@@ -90,29 +107,24 @@ class Table:
         Raises:
             RuntimeError: a gradient is sparse, has no memory, or has another shape than its parameter.
         """
-        self._staged.clear()
-        grads = list(self._grads)
-        for i, entry in enumerate(self.entries):
-            grad = entry.param.grad
-            if grad is None:
-                grads[i] = 0
-                continue
-            if grad.layout is not torch.strided:
-                raise RuntimeError(
-                    f"FusedAdamW: got a gradient of layout {grad.layout}, allowed are dense gradients; use "
-                    "torch.optim.SparseAdam for that parameter, or sparse=False in the embedding"
-                )
-            if not entry.takes(grad):
-                if grad.dtype != entry.grad_dtype and entry.computes(grad.dtype):
+        self._due |= found  # until it has arrived, for all that may fail here
+        if found & ODD:
+            for i in watch.odd():
+                address = self._odd_address(watch, i)
+                if address is None:
                     return False
-                grad = self._stage(i, grad)
-            grads[i] = grad.data_ptr() or self._without_address(i, grad)
-        hyper = [[*map(float, g["betas"]), g["eps"], g["weight_decay"], float(g["maximize"]), 0.0] for g in groups]
-        self._grads = self._send(self.ptrs[Row.GRAD], self._grads, grads)
-        self._hyper = self._send(self.hyper, self._hyper, hyper)
-        for entry, address in zip(self.entries, grads, strict=True):
-            if address and entry.dense_copy is not None:
-                entry.dense_copy.copy_(entry.param)
+                self._due |= watch.put(i, address)
+        if self._due & COUNT:
+            self._stepped = watch.stepped()
+        if self._due & HYPER:
+            rows = [[*map(float, g["betas"]), g["eps"], g["weight_decay"], float(g["maximize"]), 0.0] for g in groups]
+            self._hyper.copy_(torch.tensor(rows, dtype=torch.float64, device="cpu"))
+        if self.row is not self._grads:
+            self._send_all(send)
+        self._due = 0
+        for entry in self._copied:
+            if entry.param.grad is not None:
+                entry.dense_copy.copy_(entry.memory)  # type: ignore[union-attr]
         return True
 
     def release(self) -> None:
@@ -120,16 +132,30 @@ class Table:
         writes behind the back of, that the parameters have changed.
         """
         self._staged.clear()
-        stepped = [entry for entry, address in zip(self.entries, self._grads, strict=True) if address]
-        increment_version([entry.param for entry in stepped])
-        for entry in stepped:
-            if entry.dense_copy is not None:
-                entry.param.copy_(entry.dense_copy)
+        increment_version(self._stepped)
+        for entry in self._copied:
+            if entry.param.grad is not None:
+                entry.memory.copy_(entry.dense_copy)  # type: ignore[arg-type]
 
     def gradient(self, i: int) -> Tensor | None:
         """What tensor i is updated with: its gradient, or the copy in the parameter's strides; None if it has none."""
-        grad = self._staged.get(i, self.entries[i].param.grad)
+        grad = self._staged[i] if i in self._staged else self.entries[i].gradient()
         return None if grad is None else real(grad)
+
+    def _odd_address(self, watch: Any, i: int) -> int | None:
+        """Where a gradient that cannot be read as it is, or a copy that can, lies; None if it needs a new table."""
+        entry = self.entries[i]
+        grad = entry.gradient()
+        if grad is None:
+            return 0
+        if entry.spec is not None:
+            watch.accept(i, entry.param.grad)
+        entry.check_shape(grad)
+        if not entry.fits(grad):
+            if grad.dtype != entry.grad_dtype and entry.computes(grad.dtype):
+                return None
+            grad = self._stage(i, grad)
+        return grad.data_ptr() or self._without_address(i, grad)
 
     def _stage(self, i: int, grad: Tensor) -> Tensor:
         entry = self.entries[i]
@@ -147,16 +173,13 @@ class Table:
             "tensors; run backward() again, or step this parameter with torch.optim.AdamW"
         )
 
-    def _send(self, target: Tensor, sent: Any, values: Any) -> Any:
-        """Copy the values to the device if they are not those sent last; returns what is there now."""
-        capturing = target.is_cuda and torch.cuda.is_current_stream_capturing()
-        if values == sent and not capturing and not self.captured:
-            return values
-        # The allocator of pinned memory hands a block out again only after the copy from it is done, so nothing waits
-        # here. A captured graph repeats its copy at each replay: its block is kept for good, and from then on every
+    def _send_all(self, send: Send) -> None:
+        capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        # A captured graph repeats its copies at each replay: what they read is kept for good, and from then on every
         # other step sends its own values, since a replay may have come between.
-        host = torch.tensor(values, dtype=target.dtype, device="cpu", pin_memory=target.is_cuda)
-        target.copy_(host, non_blocking=target.is_cuda)
-        if capturing:
-            self.captured.append(host)
-        return values
+        always = capturing or bool(self.captured)
+        for flag, target, words in ((MOVED, self._grads, self.row), (HYPER, self.hyper, self._hyper)):
+            if always or self._due & flag:
+                kept = send(target, words)
+                if capturing and kept is not None:
+                    self.captured.append(kept)

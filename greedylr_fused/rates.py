@@ -31,7 +31,7 @@ class Rates:
         self._control = control
         self._driven = driven
         self._mirror = Mirror(control)
-        self._known: list[Any] = list(self._mirror.metrics.lr)
+        self._known: list[Any] = self._mirror.lr
         self._stale = False  # the snapshot under way is older than what the host wrote
         if driven:
             for group, lr in zip(groups, self._known, strict=True):
@@ -61,12 +61,10 @@ class Rates:
 
     def pull(self, groups: Sequence[dict[str, Any]]) -> None:
         """Take over a snapshot that has arrived and ask for the next."""
-        for _ in range(2):  # on a CPU a copy asked for has arrived at once
-            if self._mirror.poll():
-                if self._driven and not self._stale:
-                    self._show(groups)
-                self._stale = False
-            self._mirror.request()
+        if self._mirror.update():
+            if self._driven and not self._stale:
+                self._show(groups)
+            self._stale = False
 
     def set(self, groups: Sequence[dict[str, Any]], lrs: Sequence[float]) -> None:
         """Write slots and groups at once; all of them, or none if one is out of bounds."""
@@ -86,7 +84,7 @@ class Rates:
         return lr is not self._known[index] if self._driven else lr != self._known[index]
 
     def _show(self, groups: Sequence[dict[str, Any]]) -> None:
-        for index, (group, lr) in enumerate(zip(groups, self._mirror.metrics.lr, strict=True)):
+        for index, (group, lr) in enumerate(zip(groups, self._mirror.lr, strict=True)):
             if not self._written(index, group["lr"]):
                 group["lr"] = lr
             self._known[index] = lr

@@ -3,7 +3,18 @@ from greedylr_fused import available_backends, doctor
 
 def test_everything_detected_has_a_text():
     found = doctor.findings()
-    assert {"python", "torch", "triton", "C++ compiler", "nvcc", "CPU", "threads", "GPU", "build"} <= found.keys()
+    assert {
+        "python",
+        "torch",
+        "triton",
+        "C++ compiler",
+        "nvcc",
+        "CPU",
+        "threads",
+        "GPU",
+        "looking at tensors",
+        "build",
+    } <= found.keys()
     assert all(text.strip() for text in found.values())
 
 

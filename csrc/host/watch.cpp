@@ -23,7 +23,7 @@ int Watch::look(const py::object& groups, const py::object& state) {
     }
     for (size_t i = 0; i < entries_.size(); ++i) {
         const Entry& entry = entries_[i];
-        if (!same(entry.param, entry.memory, bool(entry.spec))) return found::STALE;
+        if (!same_parameter(entry)) return found::STALE;
         const int64_t address = address_of(entry);
         if (address == NONE) {
             odd_.push_back(int64_t(i));
@@ -62,18 +62,31 @@ py::list Watch::stepped() const {
     return params;
 }
 
-bool Watch::same(PyObject* tensor, const Memory& memory, bool distributed) const {
-    py::object local;
-    if (distributed) {
-        local = attribute(tensor, names().local);
-        if (!local) return false;
-        tensor = local.ptr();
-    }
+bool Watch::same(PyObject* tensor, const Memory& memory) const {
     dlpack::Tensor now;
     const int64_t* shape = dims_.data() + memory.dims;
     return read(api_, tensor, &now) && address(now) == memory.address && same_type(now.dtype, memory.dtype) &&
            now.ndim == memory.ndim && std::equal(shape, shape + now.ndim, now.shape) &&
            std::equal(shape + now.ndim, shape + 2 * now.ndim, now.strides);
+}
+
+// 1: a sign yet to be applied, 2: a conjugation. DLPack has no word for either. Views of more than one
+// element that are negated so have even strides, which no dense tensor has: PyTorch makes them of the
+// imaginary parts of complex numbers.
+int Watch::hidden(PyObject* tensor, const Entry& entry) const {
+    if (!entry.may_hide) return 0;
+    return int(maybe(tensor, names().is_neg)) + (entry.complex ? 2 * int(maybe(tensor, names().is_conj)) : 0);
+}
+
+bool Watch::same_parameter(const Entry& entry) const {
+    PyObject* tensor = entry.param;
+    py::object local;
+    if (entry.spec) {
+        local = attribute(tensor, names().local);
+        if (!local) return false;
+        tensor = local.ptr();
+    }
+    return same(tensor, entry.memory) && hidden(tensor, entry) == entry.hidden;
 }
 
 bool Watch::same_groups(PyObject* groups, int* found) {
@@ -100,7 +113,7 @@ bool Watch::same_groups(PyObject* groups, int* found) {
 }
 
 bool Watch::same_states(PyObject* state) const {
-    if (!same(steps_, steps_memory_, false)) return false;
+    if (!same(steps_, steps_memory_)) return false;
     if (!PyDict_Check(state) || size_t(PyDict_GET_SIZE(state)) != states_.size()) return false;
     PyObject *param, *dict;
     Py_ssize_t position = 0;
@@ -112,13 +125,19 @@ bool Watch::same_states(PyObject* state) const {
 }
 
 bool Watch::same_items(const Own& own) const {
-    if (own.size < 0 || PyDict_GET_SIZE(own.dict) != own.size) return false;
+    if (PyDict_GET_SIZE(own.dict) != own.size) return false;
     PyObject *key, *value;
     Py_ssize_t position = 0;
     for (const Item& item : own.items) {
         if (!PyDict_Next(own.dict, &position, &key, &value) || key != item.key) return false;
         if (item.value != nullptr && value != item.value) return false;
-        if (item.has_memory && !same(value, item.memory, own.distributed)) return false;
+        if (!item.has_memory) continue;
+        if (!own.distributed) {
+            if (!same(value, item.memory)) return false;
+        } else {
+            const py::object local = attribute(value, names().local);
+            if (!local || !same(local.ptr(), item.memory)) return false;
+        }
     }
     return true;
 }
@@ -153,9 +172,7 @@ int64_t Watch::address_of(const Entry& entry) const {
     }
     dlpack::Tensor now;
     if (!read(api_, gradient.ptr(), &now) || !fits(now, entry)) return NONE;
-    if (entry.may_hide && (maybe(gradient.ptr(), names().is_neg) || maybe(gradient.ptr(), names().is_conj))) {
-        return NONE;
-    }
+    if (hidden(gradient.ptr(), entry) != 0) return NONE;
     if (entry.empty) return EMPTY;
     return now.data == nullptr ? NONE : int64_t(address(now));
 }

@@ -27,7 +27,8 @@ class Watch {
   public:
     // As in watch.py. Throws py::value_error if a tensor cannot be watched through DLPack.
     Watch(const py::capsule& api, const py::sequence& entries, const py::sequence& stateless,
-          const py::sequence& groups, const py::dict& state, const py::object& steps, const py::object& row);
+          const py::sequence& groups, const py::object& state, const py::object& steps,
+          const py::object& row);
 
     int look(const py::object& groups, const py::object& state);
     py::list odd() const;
@@ -54,8 +55,9 @@ class Watch {
         PyObject* param;
         py::object spec;  // null unless it is distributed
         Memory memory, gradient;
-        bool empty;
+        bool empty, complex;
         bool may_hide;  // a sign or conjugation yet to be applied that need not show in its strides
+        int hidden;     // what the parameter hides, see hidden()
     };
     // One item of a parameter's state dictionary, in order. Nothing keeps a moment alive: it is compared by
     // identity before it is read, and then by where its memory lies.
@@ -82,7 +84,9 @@ class Watch {
     void add_own(const py::object& param, const py::object& dict, const py::object& entry);
     void add_group(const py::object& source);
 
-    bool same(PyObject* tensor, const Memory& memory, bool distributed) const;
+    int hidden(PyObject* tensor, const Entry& entry) const;
+    bool same(PyObject* tensor, const Memory& memory) const;
+    bool same_parameter(const Entry& entry) const;
     bool same_groups(PyObject* groups, int* found);
     bool same_states(PyObject* state) const;
     bool same_items(const Own& own) const;

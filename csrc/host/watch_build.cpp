@@ -8,7 +8,7 @@
 namespace greedylr {
 
 Watch::Watch(const py::capsule& api, const py::sequence& entries, const py::sequence& stateless,
-             const py::sequence& groups, const py::dict& state, const py::object& steps,
+             const py::sequence& groups, const py::object& state, const py::object& steps,
              const py::object& row)
     : api_(static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(api.ptr(), dlpack::CAPSULE_NAME))) {
     if (api_ == nullptr) throw py::error_already_set();
@@ -17,14 +17,23 @@ Watch::Watch(const py::capsule& api, const py::sequence& entries, const py::sequ
                               std::to_string(api_->minor) +
                               ", readable is version 1 with a reader of tensors");
     }
+    const auto need = [](const py::handle& object, int is_that, const char* what) {
+        if (!is_that) throw py::value_error(std::string(what) + " is a " + Py_TYPE(object.ptr())->tp_name);
+    };
+    need(state, PyDict_Check(state.ptr()), "the state");
     py::dict entry_of;
     for (const py::handle entry : entries) {
         add_entry(py::reinterpret_borrow<py::object>(entry));
         entry_of[py::int_(reinterpret_cast<uintptr_t>(entries_.back().param))] = entry;
     }
     for (const py::handle param : stateless) stateless_.push_back(keep(param));
-    for (const py::handle group : groups) add_group(py::reinterpret_borrow<py::object>(group));
-    for (const auto& [param, dict] : state) {
+    for (const py::handle group : groups) {
+        need(group, PyDict_Check(group.ptr()), "a parameter group");
+        need(group, PyList_Check(group[names().params].ptr()), "the list of parameters of a group");
+        add_group(py::reinterpret_borrow<py::object>(group));
+    }
+    for (const auto& [param, dict] : py::reinterpret_borrow<py::dict>(state)) {
+        need(dict, PyDict_Check(dict.ptr()), "the state of a parameter");
         const py::int_ id(reinterpret_cast<uintptr_t>(param.ptr()));
         add_own(py::reinterpret_borrow<py::object>(param), py::reinterpret_borrow<py::object>(dict),
                 entry_of.contains(id) ? py::object(entry_of[id]) : py::none());
@@ -42,7 +51,8 @@ PyObject* Watch::keep(const py::handle& object) {
 
 Watch::Memory Watch::memory_of(const py::object& tensor) {
     dlpack::Tensor found;
-    if (!read(api_, tensor.ptr(), &found)) {
+    const bool readable = read(api_, tensor.ptr(), &found);
+    if (!readable || address(found) != tensor.attr("data_ptr")().cast<uintptr_t>()) {
         throw py::value_error("DLPack cannot describe the memory of a " +
                               std::string(Py_TYPE(tensor.ptr())->tp_name));
     }
@@ -67,16 +77,17 @@ void Watch::add_entry(const py::object& source) {
     }
     for (const py::handle stride : source.attr("strides")) dims_.push_back(stride.cast<int64_t>());
     entry.empty = numel == 0;
-    entry.may_hide = numel == 1 || entry.memory.dtype.code == dlpack::COMPLEX;
+    entry.complex = entry.memory.dtype.code == dlpack::COMPLEX;
+    entry.may_hide = numel == 1 || entry.complex;
+    entry.hidden = hidden(source.attr("memory").ptr(), entry);
     entries_.push_back(entry);
 }
 
 void Watch::add_own(const py::object& param, const py::object& dict, const py::object& entry) {
     keep(param);
     keep(dict);
-    const bool is_dict = PyDict_Check(dict.ptr());
-    Own own = {param.ptr(), dict.ptr(), is_dict ? PyDict_GET_SIZE(dict.ptr()) : -1, false, {}};
-    if (!entry.is_none() && is_dict) {
+    Own own = {param.ptr(), dict.ptr(), PyDict_GET_SIZE(dict.ptr()), false, {}};
+    if (!entry.is_none()) {
         own.distributed = !entry.attr("spec").is_none();
         const py::object moments = entry.attr("moments");
         for (const auto& [key, value] : py::reinterpret_borrow<py::dict>(dict)) {

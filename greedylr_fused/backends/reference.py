@@ -60,7 +60,7 @@ class ReferenceBackend:
             grad = self.table.gradient(i)
             if grad is None:
                 continue
-            stored = [real(t) for t in (entry.target, *(entry.state[name] for name in entry.moments))]
+            stored = [real(t) for t in (entry.target, *map(entry.moment, entry.moments))]
             opmath = torch.float64 if stored[0].dtype == torch.float64 else torch.float32
             step = self.table.steps[i].to(torch.float64) + 1.0
             scalars = Scalars.of(self.table.hyper[entry.group], c.lr[entry.group], c["grad_multiplier"], step, opmath)

@@ -6,6 +6,8 @@ from support import assert_same_bits, parameter, stepped
 
 from greedylr_fused import FusedAdamW
 
+pytestmark = pytest.mark.usefixtures("watched")
+
 
 @pytest.fixture
 def params(device):

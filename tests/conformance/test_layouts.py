@@ -7,6 +7,8 @@ from support import FLOATS, assert_same_bits, flat, generator, parameter, set_gr
 from greedylr_fused import FusedAdamW
 from greedylr_fused.backends import BACKENDS
 
+pytestmark = pytest.mark.usefixtures("watched")
+
 
 def values(seed, *shape, dtype=torch.float32, device="cpu"):
     n = torch.Size(shape).numel()

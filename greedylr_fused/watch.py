@@ -1,0 +1,186 @@
+"""What is looked at before each step: whether the table still describes the optimizer, and where the gradients lie.
+
+A table holds addresses, and between any two steps Python may replace, move, resize or free what lies there.
+`csrc/host/watch.cpp` looks through DLPack's C functions, in a tenth of the time and less; the class here is its
+specification, and stands in for it where it was not built and before PyTorch 2.10.
+
+Compared are, by identity: the groups' parameters and `amsgrad`, the keys, values and order of the state dictionaries.
+By address, shape, strides and dtype: the memory of parameters and moments. (That a single step count, a 0-d view into
+the table's own memory, is given other memory where it is would take intent, and time at every step to find out.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greedylr_fused.distributed import local
+from greedylr_fused.entry import Entry
+from greedylr_fused.formats import EMPTY
+
+#: What a look may find; any of them together, but STALE alone.
+MOVED = 1  # an address in the row changed
+COUNT = 2  # a gradient came or went
+HYPER = 4  # hyper-parameters may have changed
+ODD = 8  # a gradient cannot be read as it is: see `Watch.odd`
+STALE = 16  # the table describes something else
+
+_HYPER = ("betas", "eps", "weight_decay", "maximize")
+
+_native: Any = None
+_import_error = ""
+try:
+    _native = importlib.import_module("greedylr_fused._host")
+except ImportError as error:
+    _import_error = str(error)
+
+
+class Watch:
+    """Knows what a table was built for.
+
+    Args:
+        entries: the table's, in its order; their parameters and state dictionaries are kept alive, moments are not.
+        stateless: parameters without state, that the table leaves out.
+        groups, state: the optimizer's, as the table was built for them.
+        steps: the memory of all step counts.
+        row: int64 [N] in host memory, N = len(entries); the address of each gradient is written there, 0 for none.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        stateless: Sequence[Tensor],
+        groups: Sequence[dict[str, Any]],
+        state: Mapping[Tensor, dict[str, Any]],
+        steps: Tensor,
+        row: Tensor,
+    ) -> None:
+        self._entries, self._stateless = list(entries), list(stateless)
+        self._specs = [entry.spec for entry in entries]
+        self._groups = [(group["amsgrad"], list(group["params"])) for group in groups]
+        self._hyper = [[_fixed(group[name]) for name in _HYPER] for group in groups]
+        self._own = [(param, own, list(own)) for param, own in state.items()]
+        self._steps, self._step_views = steps, [entry.state["step"] for entry in entries]
+        self._moments = self._moments_now()
+        self._memory = self._memory_now()
+        self._row_tensor = row  # keeps alive what `_row` writes to
+        self._row = (ctypes.c_int64 * row.numel()).from_address(row.data_ptr())
+        self._odd: list[int] = []
+
+    def look(self, groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str, Any]]) -> int:
+        """What changed since the last look, and in the row what moved."""
+        self._odd = []
+        same = self._same_groups(groups) and self._same_states(state) and self._memory_now() == self._memory
+        if not same or any(param.grad is not None for param in self._stateless):
+            return STALE
+        found = self._hyper_found(groups)
+        for i in range(len(self._entries)):
+            address = self._address_of(i)
+            if address is None:
+                self._odd.append(i)
+                found |= ODD
+            else:
+                found |= self.put(i, address)
+        return found
+
+    def odd(self) -> list[int]:
+        """The tensors whose gradients the last look could not take: of another dtype, shape or strides, with a sign or
+        conjugation yet to be applied, without memory, or distributed in another way. Their addresses were left alone.
+        """
+        return self._odd
+
+    def put(self, i: int, address: int) -> int:
+        """Write the address of gradient i; returns what that changed."""
+        before = self._row[i]
+        self._row[i] = address
+        return (before != address) * MOVED | ((before == 0) != (address == 0)) * COUNT
+
+    def accept(self, i: int, gradient: Any) -> None:
+        """Take gradients of parameter i that are distributed like this one for right from now on."""
+        self._specs[i] = gradient._spec
+
+    def stepped(self) -> list[Tensor]:
+        """Parameters that have a gradient, in the table's order."""
+        return [entry.param for entry, address in zip(self._entries, self._row, strict=True) if address]
+
+    def _same_groups(self, groups: Sequence[dict[str, Any]]) -> bool:
+        return len(groups) == len(self._groups) and all(
+            group["amsgrad"] is amsgrad and _identical(group["params"], params)
+            for group, (amsgrad, params) in zip(groups, self._groups, strict=True)
+        )
+
+    def _hyper_found(self, groups: Sequence[dict[str, Any]]) -> int:
+        found = 0
+        for group, known in zip(groups, self._hyper, strict=True):
+            for k, name in enumerate(_HYPER):
+                if group[name] is not known[k] or known[k] is None:
+                    found, known[k] = HYPER, _fixed(group[name])
+        return found
+
+    def _same_states(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
+        return (
+            len(state) == len(self._own)
+            and all(
+                param is known and own is known_own and _identical(list(own), keys)
+                for (param, own), (known, known_own, keys) in zip(state.items(), self._own, strict=True)
+            )
+            and _identical([entry.state["step"] for entry in self._entries], self._step_views)
+            and self._moments_now() == self._moments
+        )
+
+    def _moments_now(self) -> list[int]:
+        return [id(entry.state[name]) for entry in self._entries for name in entry.moments]
+
+    def _memory_now(self) -> list[Any]:
+        params = [local(entry.param) for entry in self._entries]
+        moments = [local(entry.state[name]) for entry in self._entries for name in entry.moments]
+        signs = [(param.is_neg(), param.is_conj()) for param in params]
+        return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (*params, *moments, self._steps)] + signs
+
+    def _address_of(self, i: int) -> int | None:
+        """0 without a gradient, None if a kernel cannot read it as it is."""
+        entry, grad = self._entries[i], self._entries[i].param.grad
+        if grad is None:
+            return 0
+        if entry.spec is not None:
+            if getattr(grad, "_spec", None) is not self._specs[i]:
+                return None
+            grad = local(grad)
+        if grad.layout is not torch.strided or not entry.fits(grad):
+            return None
+        return EMPTY if grad.numel() == 0 else grad.data_ptr() or None
+
+
+def watch(*args: Any) -> Any:
+    """A compiled `Watch` where there is one and it can see these tensors, otherwise the one above."""
+    if unavailable() is None:
+        try:
+            return _native.Watch(Tensor.__dlpack_c_exchange_api__, *args)
+        except ValueError:  # a device or type that DLPack has no word for, or a state that is no dictionary
+            pass
+    return Watch(*args)
+
+
+def unavailable() -> str | None:
+    """Why the compiled one is not used, or None if it is."""
+    if _native is None:
+        return f"greedylr_fused._host is not usable: {_import_error}"
+    if not hasattr(Tensor, "__dlpack_c_exchange_api__"):
+        return f"PyTorch {torch.__version__} does not offer DLPack's C functions, 2.10 does"
+    return None
+
+
+def _identical(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _fixed(value: Any) -> Any:
+    """The value if the same object always has it, otherwise None."""
+    numbers = value if type(value) is tuple else (value,)
+    return value if all(type(number) in (float, int, bool) for number in numbers) else None
