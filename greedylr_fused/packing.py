@@ -82,8 +82,11 @@ class Table:
         numel = [real(e.memory).numel() for e in self.entries]
         counts = [-(-n // self.chunk) for n in numel]
         self.numel = self._upload(numel, torch.int64)
-        self.chunk_tensor = self._upload([i for i, count in enumerate(counts) for _ in range(count)], torch.int32)
-        self.chunk_index = self._upload([c for count in counts for c in range(count)], torch.int32)
+        per_tensor = torch.tensor(counts, dtype=torch.int64, device="cpu")
+        tensor = torch.arange(len(counts), device="cpu").repeat_interleave(per_tensor)
+        before = per_tensor.cumsum(0) - per_tensor
+        index = torch.arange(len(tensor), device="cpu") - before[tensor]
+        self.chunk_tensor, self.chunk_index = (t.to(torch.int32).to(self.device) for t in (tensor, index))
         self.launches: list[Launch] = []
         first = 0
         for (param, grad, state), members in itertools.groupby(range(len(numel)), key=lambda i: self.entries[i].mix):
