@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -42,17 +43,38 @@ EMULATION = CSRC / "tests" / "emulation"
 EMULATED = (f"-I{EMULATION}", "-Wno-unknown-pragmas")  # for sources that nvcc would compile
 
 
-class NoCompiler(Exception):
-    """No C++ compiler can be run; the text says what was looked for."""
+class Missing(Exception):
+    """Something that the build needs is not here; the text says what was looked for."""
+
+
+class NoCompiler(Missing):
+    """No C++ compiler can be run."""
+
+
+class BuildFailed(RuntimeError):
+    """A compiler reported an error, or a setting of the build is none."""
 
 
 @dataclass(frozen=True)
 class Object:
-    """One translation unit: a source under csrc/, the object's name, and the flags that only it gets."""
+    """One translation unit: a source under csrc/, the object's name, and the flags that only it gets.
+
+    With a `command`, that compiles it, not the C++ compiler with the flags of the build.
+    """
 
     source: str
     name: str
     flags: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a Python module is built: its translation units, what else it is linked with, and by which compilers."""
+
+    objects: list[Object]
+    link_flags: tuple[str, ...]
+    compilers: str
 
 
 def find_compiler() -> list[str]:
@@ -85,11 +107,6 @@ def cpu_objects(compiler: Sequence[str]) -> list[Object]:
     return objects
 
 
-def host_objects() -> list[Object]:
-    """Every translation unit of the module that watches tensors between steps, which speaks Python throughout."""
-    return [python_unit(source) for source in (HOST_BINDING, *HOST_SOURCES)]
-
-
 def emulation_objects() -> list[Object]:
     """What kernels need that are compiled as plain C++, with `EMULATED` among their flags."""
     sources = sorted(EMULATION.glob("*.cpp"))
@@ -102,6 +119,16 @@ def python_unit(source: str) -> Object:
 
     includes = (pybind11.get_include(), sysconfig.get_paths()["include"], sysconfig.get_paths()["platinclude"])
     return Object(source, Path(source).stem, tuple(f"-isystem{path}" for path in dict.fromkeys(includes)))
+
+
+def cpu_recipe(compiler: Sequence[str]) -> Recipe:
+    """The CPU backend."""
+    return Recipe([python_unit(CPU_BINDING), *cpu_objects(compiler)], (), shlex.join(compiler))
+
+
+def host_recipe(compiler: Sequence[str]) -> Recipe:
+    """The module that watches tensors between steps, which speaks Python throughout."""
+    return Recipe([python_unit(source) for source in (HOST_BINDING, *HOST_SOURCES)], (), shlex.join(compiler))
 
 
 def module_link_flags() -> tuple[str, ...]:
@@ -130,7 +157,7 @@ def build(
         link_flags: flags of the link step, before LDFLAGS.
 
     Raises:
-        RuntimeError: the compiler reported an error; the text is its output.
+        BuildFailed: a compiler reported an error; the text is its output.
     """
     build_dir.mkdir(parents=True, exist_ok=True)
     all_flags = [*flags, *shlex.split(os.environ.get("CXXFLAGS", "")), *SEMANTICS]
@@ -139,7 +166,13 @@ def build(
     (build_dir / "build.ninja").write_text(text)
     done = subprocess.run([_ninja(), "-C", str(build_dir)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        raise RuntimeError(f"compiling {output.name} failed:\n{done.stdout}")
+        raise BuildFailed(f"compiling {output.name} failed:\n{done.stdout}")
+
+
+def first_error(output: str) -> str:
+    """The line that matters of what compilers said: the first that speaks of an error, else the last."""
+    lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("ninja:")]
+    return next((line for line in lines if re.search(r"\b(error|fatal)\b", line, re.I)), lines[-1])
 
 
 def _ninja() -> str:
@@ -148,7 +181,7 @@ def _ninja() -> str:
     except ImportError:
         found = shutil.which("ninja")
         if found is None:
-            raise RuntimeError("building needs ninja: pip install ninja") from None
+            raise BuildFailed("building needs ninja: pip install ninja") from None
         return found
     return str(Path(ninja.BIN_DIR) / "ninja")
 
@@ -156,22 +189,26 @@ def _ninja() -> str:
 def _ninja_file(
     compiler: Sequence[str], objects: Sequence[Object], output: Path, flags: Sequence[str], link_flags: Sequence[str]
 ) -> str:
-    command = shlex.join(compiler).replace("$", "$$")
     lines = [
-        f"cxx = {command}",
-        f"flags = {shlex.join(flags)}",
+        f"cxx = {_joined(compiler)}",
+        f"flags = {_joined(flags)}",
         "rule compile",
-        "  command = $cxx $flags $own -MMD -MF $out.d -c $in -o $out",
+        "  command = $tool $own -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = $cxx $flags $in -o $out {shlex.join(link_flags)}",
+        f"  command = $cxx $flags $in -o $out {_joined(link_flags)}",
     ]
     for unit in objects:
         lines.append(f"build {unit.name}.o: compile {_escaped(CSRC / unit.source)}")
-        lines.append(f"  own = {shlex.join(unit.flags)}")
+        lines.append(f"  tool = {_joined(unit.command) or '$cxx $flags'}")
+        lines.append(f"  own = {_joined(unit.flags)}")
     lines.append(f"build {_escaped(output)}: link {' '.join(f'{unit.name}.o' for unit in objects)}")
     return "\n".join(lines) + "\n"
+
+
+def _joined(words: Sequence[str]) -> str:
+    return shlex.join(words).replace("$", "$$")
 
 
 def _escaped(path: Path) -> str:

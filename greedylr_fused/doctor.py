@@ -17,6 +17,7 @@ from greedylr_fused import available_backends, watch
 from greedylr_fused.version import __version__
 
 _BUILD_REPORT = Path(__file__).parent / "_build.json"
+_CUDA_INSTALLED = "/usr/local/cuda/bin/nvcc"
 
 
 def findings() -> dict[str, str]:
@@ -28,7 +29,7 @@ def findings() -> dict[str, str]:
         "torch": torch.__version__,
         "triton": _triton(),
         "C++ compiler": _first_program([os.environ.get("CXX", ""), "c++", "g++", "clang++"]),
-        "nvcc": _first_program(["nvcc"]),
+        "nvcc": _first_program(_nvcc_places()),
         "CPU": f"{_cpu_name()}, {os.cpu_count()} cores",
         "instruction set": _instruction_set(),
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads changes it)",
@@ -73,7 +74,13 @@ def _first_program(names: list[str]) -> str:
             lines = [line for line in asked.stdout.splitlines() if line]
             version = next((line for line in lines if "release" in line), lines[0] if lines else "version unknown")
             return f"{path}: {version}"
-    return f"not found (looked for {', '.join(filter(None, names))} on PATH)"
+    return f"not found (looked for {', '.join(filter(None, names))})"
+
+
+def _nvcc_places() -> list[str]:
+    """Where an installation looks for it."""
+    home = os.environ.get("CUDA_HOME")
+    return [os.environ.get("CUDACXX", ""), f"{home}/bin/nvcc" if home else "", "nvcc", _CUDA_INSTALLED]
 
 
 def _cpu_name() -> str:

@@ -27,9 +27,12 @@ def test_every_backend_is_on_or_off_with_a_reason():
 
 def test_a_missing_program_and_a_missing_record_are_said(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", f"{tmp_path}/cuda")
+    monkeypatch.delenv("CUDACXX", raising=False)
+    monkeypatch.setattr(doctor, "_CUDA_INSTALLED", f"{tmp_path}/installed")
     monkeypatch.setattr(doctor, "_BUILD_REPORT", tmp_path / "none.json")
     found = doctor.findings()
-    assert found["nvcc"] == "not found (looked for nvcc on PATH)"
+    assert found["nvcc"] == f"not found (looked for {tmp_path}/cuda/bin/nvcc, nvcc, {tmp_path}/installed)"
     assert found["build"].startswith("no record of a build")
 
 

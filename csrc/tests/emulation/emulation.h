@@ -1,15 +1,14 @@
 // CUDA's names for plain C++: a kernel's own source, compiled by a host compiler, runs thread for thread.
-// Every thread of a block is a fiber that runs until it must wait for others; all of them run on one OS
-// thread.
+// Every thread of a block is a fiber that runs until it must wait for others; all run on one OS thread.
 //
-// Stricter than hardware, so that what only works by luck is found: a barrier or shuffle that a thread of the
-// block or mask never reaches (or has ended before), reading a lane outside the mask, a misaligned 16-byte
-// access and shared memory that nobody has written are errors. Under the thread sanitizer
+// Stricter than hardware, to find what only works by luck. These end a launch with an error: a barrier or
+// shuffle that a thread of the block or mask never comes to or has ended before, a lane read from outside the
+// mask, a misaligned 16-byte access. Shared memory starts out as garbage, with guards for the address
+// sanitizer. Under the thread sanitizer, whatever the schedule was,
 //   - __syncthreads orders the threads of a block, __syncwarp those in its mask, a shuffle nobody;
-//   - an atomic is relaxed: as in C++, it publishes what its thread did before its last __threadfence, and
-//   what it
-//     has read is seen after the thread's next __threadfence;
-//   - the end of a launch orders all. Nothing else does, whatever the schedule was.
+//   - an atomic publishes what its thread did before its last __threadfence, and what it reads is seen after
+//     the thread's next __threadfence (fences and relaxed atomics of C++; PTX ISA, memory consistency model);
+//   - the end of a launch orders all that it did before all that follows, and nothing else orders anything.
 #pragma once
 
 #include <stddef.h>
