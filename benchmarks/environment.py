@@ -42,6 +42,7 @@ def stamp(device: torch.device) -> dict[str, Any]:
         "instruction_set": found["instruction set"],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # of others, at the start
         "CXX": found["C++ compiler"],
         "nvcc": found["nvcc"],
     }

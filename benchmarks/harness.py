@@ -7,10 +7,11 @@ rounds of the two times taken in the same round, never the ratio of two medians 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -139,6 +140,17 @@ class CudaClock:
 def clock_for(device: torch.device, cold: bool = True) -> Clock:
     """The clock of a device."""
     return CudaClock(device, cold) if device.type == "cuda" else CpuClock(cold)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For the host's time on a CPU: waking threads for a few elements is no part of what the host of a GPU does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def last_level_cache() -> int:

@@ -10,6 +10,7 @@ graph    the step captured once in a CUDA graph and replayed.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,13 @@ def build(contender: Contender, work: Workload) -> Built:
     if "graph" in contender.options:
         return Built(_captured(built.step, work.device), built.optimizer, built.traffic_known, built.remark)
     return built
+
+
+def own_state_bytes(contenders: list[Contender], elements: int) -> int:
+    """Memory of moments that contenders cannot share, of those that are installed: for the check that a case fits."""
+    families = {contender.family for contender in contenders} & set(_OWN_STATE)
+    installed = [f for f in families if importlib.util.find_spec(_OWN_STATE[f][0]) is not None]
+    return elements * sum(_OWN_STATE[family][1] for family in installed)
 
 
 def state_bytes(built: Built) -> int:
@@ -270,6 +278,9 @@ def _installed(module: str, attribute: str, note: str, **arguments: Any) -> Call
     return build
 
 
+#: Package, and bytes per parameter of moments of its own.
+_OWN_STATE = {"flashoptim": ("flashoptim", 3), "torchao-8bit": ("torchao", 3)}
+_OWN_STATE |= {"bnb-8bit": ("bitsandbytes", 3), "bnb-32bit": ("bitsandbytes", 8)}
 FAMILIES: dict[str, Callable[[Contender, Workload], Built]] = {
     **{f"ours-{name}": _ours(name) for name in ("cuda", "triton", "cpu", "reference")},
     "torch-fused": _torch(fused=True),

@@ -10,7 +10,7 @@ import ctypes
 import functools
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -51,11 +51,12 @@ def best(workload: Workload, clock: harness.Clock, seconds: float = 1.0) -> tupl
     """The fastest form on this machine, found by trying all."""
     forms = candidates(workload)
     found = harness.compare(forms, clock, seconds=seconds, rounds=(4, 20), warmup=1)
-    name = min(forms, key=lambda name: harness.Spread.of([_seconds(sample) for sample in found[name]]).median)
+    name = min(forms, key=lambda name: harness.Spread.of([device_seconds(sample) for sample in found[name]]).median)
     return name, forms[name]
 
 
-def _seconds(sample: harness.Sample) -> float:
+def device_seconds(sample: harness.Sample) -> float:
+    """What a rate is computed from: the device's own time where it can be told from the host's."""
     return sample.step if sample.device is None else sample.device
 
 
@@ -147,11 +148,11 @@ def _copy(elements: int, device: torch.device) -> harness.Step:
 
 
 def _add(found: report.Report, name: str, form: str, moved: int, samples: list[harness.Sample]) -> None:
-    rates = harness.Spread.of([moved / _seconds(sample) / 1e9 for sample in samples])
+    rates = harness.Spread.of([moved / device_seconds(sample) / 1e9 for sample in samples])
     found.add(traffic=name, form=form, bytes=moved, gb_per_s=rates.as_dict())
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.roofline",
@@ -161,7 +162,7 @@ def main() -> None:
     add_common(parser, "roofline")
     parser.add_argument("--elements", type=int, default=None, help="per array; default: 5e7 on a CPU, 2.5e8 on a GPU")
     parser.add_argument("--seconds", type=float, default=5.0, help="per mix (default: %(default)s)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     device, config = common(arguments)
     found = report.Report("roofline", device, config)
     elements = arguments.elements or (250_000_000 if device.type == "cuda" else 50_000_000)

@@ -1,0 +1,272 @@
+"""One optimizer step: models' shapes x types x contenders, beside the memory's own speed and torch's fused AdamW."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import harness, options, peers, report, roofline
+from benchmarks.harness import Sample, Spread
+from benchmarks.mixes import MIXES, Mix
+from benchmarks.peers import Built, Contender
+from benchmarks.shapes import NAMES, Shapes, shapes
+from benchmarks.workload import Workload, bytes_available, bytes_needed, peak_bytes, unsupported
+
+ROOFLINE = "roofline"
+_PAIR = ["{}", "torch-fused", "{}+clip", "torch-fused+clip"]
+_GREEDY = ["{}+clip+greedy", "torch-fused+clip+greedy"]
+_FEW = ["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is measured when the command line does not say: mixes per shapes, contenders, seconds per case."""
+
+    cases: dict[str, list[str]]
+    contenders: list[str]
+    seconds: float
+
+
+def _presets() -> dict[str, Preset]:
+    on_cpu = [name.format("ours-cpu") for name in [*_PAIR, *_GREEDY]] + ["torch-foreach"]
+    on_gpu = [name.format(ours) for ours in ("ours-cuda", "ours-triton") for name in [*_PAIR, *_GREEDY, "{}+graph"]]
+    on_gpu += ["torch-foreach", "torch-fused+graph", "torch-capturable+graph"]
+    every = [family + extra for family in peers.FAMILIES for extra in ("", "+clip", "+clip+greedy", "+graph")]
+    small = {name: _FEW for name in ("lora-llama-8b", "1000x64x64", "10000x64")}
+    return {
+        "quick": Preset({"flat-1e8": list(MIXES), "gpt2-124m": _FEW, **small}, on_cpu, seconds=4),
+        "gpu": Preset(
+            {"flat-1e9": list(MIXES), "llama-3.2-1b": _FEW, "gpt2-124m": _FEW, "unet-sd15": ["bf16"], **small},
+            list(dict.fromkeys(on_gpu)),
+            seconds=2,
+        ),
+        "full": Preset({name: list(MIXES) for name in NAMES}, every, seconds=20),
+    }
+
+
+PRESETS = _presets()
+
+
+def measure_case(
+    which: Shapes,
+    mix: Mix,
+    contenders: list[Contender],
+    device: torch.device,
+    seconds: float,
+    found: report.Report,
+    on_round: Callable[[float], object] | None = None,
+) -> None:
+    """Time all contenders that can run, and add a record for each; what cannot is left out with its reason."""
+    case = f"{which.name} {mix.name}"
+    needed, free = bytes_needed(which, mix) + peers.own_state_bytes(contenders, which.elements), bytes_available(device)
+    why = unsupported(mix) or (
+        f"needs {needed / 2**30:.1f} GiB with temporaries, {free / 2**30:.1f} GiB are free" if needed > free else None
+    )
+    if why is not None:
+        found.leave_out(case, why)
+        return
+    work = Workload(which, mix, device)
+    built = _build(work, contenders, lambda name, reason: found.leave_out(f"{case} {name}", reason))
+    clock = harness.clock_for(device)
+    steps = {name: one.step for name, one in built.items()}
+    try:
+        form, steps[ROOFLINE] = roofline.best(work, clock, seconds / 8)
+    except RuntimeError as error:
+        found.leave_out(f"{case} {ROOFLINE}", str(error))
+    times = harness.compare(steps, clock, seconds=seconds, rounds=(4, 200), warmup=1, on_round=on_round)
+    host_us = _host_us(which, mix, contenders, seconds / 4) if device.type == "cpu" else _host_us_of(times)
+    if ROOFLINE in times:
+        moved = roofline.bytes_moved(work)
+        rate = Spread.of([moved / roofline.device_seconds(sample) / 1e9 for sample in times[ROOFLINE]])
+        ms = Spread.of([sample.step for sample in times[ROOFLINE]]).scaled(1e3)
+        found.add(**_of_case(which, mix, ROOFLINE), ms=ms.as_dict(), gb_per_s=rate.as_dict(), remark=form)
+    for name, one in built.items():
+        found.add(
+            **_of_case(which, mix, name),
+            **rates(times, name, work, one.traffic_known),
+            host_us=host_us.get(name),
+            state_bytes_per_parameter=round(peers.state_bytes(one) / which.elements, 3),
+            peak_bytes=peak_bytes(one.step, device),
+            remark=one.remark,
+        )
+
+
+def _of_case(which: Shapes, mix: Mix, contender: str) -> dict[str, Any]:
+    return {
+        "shapes": which.name,
+        "tensors": len(which.sizes),
+        "parameters": which.elements,
+        "mix": mix.name,
+        "contender": contender,
+    }
+
+
+def _build(
+    work: Workload, contenders: list[Contender], refuse: Callable[[str, str], object] | None = None
+) -> dict[str, Built]:
+    built = {}
+    for contender in contenders:
+        try:
+            built[contender.name] = peers.build(contender, work)
+        except peers.NotOffered as reason:
+            if refuse is not None:
+                refuse(contender.name, str(reason))
+    return built
+
+
+def rates(times: dict[str, list[Sample]], name: str, work: Workload, traffic_known: bool = True) -> dict[str, Any]:
+    """What follows from the times of one contender and those taken in the same rounds.
+
+    Args:
+        times: of all contenders, as from `harness.compare`.
+        name: which.
+        work: what it ran over.
+        traffic_known: whether the bytes that it moves are those of the mix.
+    """
+    contender, samples = Contender.parse(name), times[name]
+    result: dict[str, Any] = {"ms": Spread.of([sample.step for sample in samples]).scaled(1e3).as_dict()}
+    device = [sample.device for sample in samples if sample.device is not None]
+    result["device_ms"] = Spread.of(device).scaled(1e3).as_dict() if device else None
+    moved = work.mix.bytes_moved(clip="clip" in contender.options)
+    seconds = [roofline.device_seconds(sample) for sample in samples]
+    gigabytes = work.shapes.elements * moved / 1e9
+    result["bytes_per_parameter"] = moved if traffic_known else None
+    result["gb_per_s"] = Spread.of([gigabytes / s for s in seconds]).as_dict() if traffic_known else None
+    result["share_of_roofline"] = None
+    if traffic_known and ROOFLINE in times:
+        factor = gigabytes * 1e9 / roofline.bytes_moved(work)
+        floor = [roofline.device_seconds(sample) * factor for sample in times[ROOFLINE]]
+        result["share_of_roofline"] = harness.paired_ratio(floor, seconds).as_dict()
+    base = contender.base.name
+    result["base"], result["ratio"], result["ratio_device"] = base, None, None
+    if base in times:
+        pairs = list(zip(times[base], samples, strict=True))
+        result["ratio"] = Spread.of([b.step / own.step for b, own in pairs]).as_dict()
+        if device:
+            of_device = [(roofline.device_seconds(b), roofline.device_seconds(own)) for b, own in pairs]
+            result["ratio_device"] = Spread.of([b / own for b, own in of_device]).as_dict()
+    return result
+
+
+def _host_us_of(times: dict[str, list[Sample]]) -> dict[str, dict[str, float]]:
+    return {name: Spread.of([s.host for s in samples]).scaled(1e6).as_dict() for name, samples in times.items()}
+
+
+def _host_us(which: Shapes, mix: Mix, contenders: list[Contender], seconds: float) -> dict[str, dict[str, float]]:
+    """On a CPU the host is the device: its own time shows with as many tensors of one element each."""
+    work = Workload(Shapes(which.name, which.about, ((1,),) * len(which.sizes)), mix, torch.device("cpu"))
+    with harness.one_thread():
+        steps = {name: one.step for name, one in _build(work, contenders).items()}
+        clock = harness.CpuClock(cold=False)
+        return _host_us_of(harness.compare(steps, clock, seconds=seconds, rounds=(4, 100), warmup=1))
+
+
+def print_report(records: list[report.Record], title: str = "step throughput") -> None:
+    """One table of all records."""
+    columns = ["shapes, types", "contender", "ms", "(p20-p80)", "GB/s", "of roofline", "x torch fused", "host us"]
+    columns += ["state B/param", "peak MB"]
+    rows, last = [], ""
+    for record in records:
+        case = f"{record['shapes']} {record['mix']}"
+        rows.append(["" if case == last else case, *_cells(record)])
+        last = case
+    report.print_table(title, columns, rows)
+
+
+def _cells(record: report.Record) -> list[str]:
+    def median(key: str, scale: float = 1.0) -> str:
+        value = record.get(key)
+        return report.number(value["median"] * scale if value else None)
+
+    ms = record.get("device_ms") or record["ms"]
+    share = record.get("share_of_roofline")
+    ratio = record.get("ratio_device") or record.get("ratio")
+    peak = record.get("peak_bytes")
+    return [
+        record["contender"],
+        report.number(ms["median"]),
+        f"({report.number(ms['p20'])}-{report.number(ms['p80'])})",
+        median("gb_per_s"),
+        f"{100 * share['median']:.0f} %" if share else "-",
+        f"{ratio['median']:.2f}" if ratio else "-",
+        median("host_us"),
+        report.number(record.get("state_bytes_per_parameter")),
+        report.number(peak / 1e6) if peak is not None else "-",
+    ]
+
+
+def run(
+    cases: dict[str, list[str]],
+    contenders: list[str],
+    device: torch.device,
+    seconds: float,
+    config: dict[str, Any],
+    out: Path | None = None,
+) -> report.Report:
+    """All cases, with a progress bar.
+
+    Args:
+        cases: mixes by the name of shapes.
+        contenders: names; what a ratio or share needs is measured along with them.
+        device: where.
+        seconds: per case, warm-up not counted.
+        config: for the result file.
+        out: folder to write it to after every case, so that a run cut short leaves what it has.
+    """
+    asked = [Contender.parse(name) for name in contenders]
+    needed = list(dict.fromkeys([*asked, *(contender.base for contender in asked)]))
+    found = report.Report("step_throughput", device, config | {"cases": cases, "contenders": [c.name for c in needed]})
+    with report.Progress("step_throughput", sum(map(len, cases.values()))) as progress:
+        for name, mixes in cases.items():
+            for mix in mixes:
+                progress.case(f"{name} {mix}")
+                measure_case(shapes(name), MIXES[mix], needed, device, seconds, found, progress.part)
+                progress.end_case()
+                if out is not None:
+                    found.write(out)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step_throughput",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"{__doc__}\n\nprotocol and columns: benchmarks/README.md",
+        epilog=f"shapes: {', '.join(NAMES)}\nmixes: {', '.join(MIXES)}\n"
+        f"contenders: {', '.join(peers.FAMILIES)}\n  each with any of {', '.join('+' + o for o in peers.OPTIONS)}, "
+        "as in ours-cpu+clip+greedy\n\nexample: python -m benchmarks.step_throughput --shapes gpt2-124m --mixes "
+        "fp32,bf16 \\\n  --contenders ours-cpu,torch-foreach --seconds 10",
+    )
+    options.add_common(parser, "step_throughput")
+    preset = parser.add_mutually_exclusive_group()
+    preset.add_argument("--quick", action="store_true", help="preset for 2 cores and 8 GB, minutes; default on a CPU")
+    preset.add_argument("--full", action="store_true", help="everything that fits into memory; an hour or more")
+    parser.add_argument("--shapes", metavar="A,B", help="only these, with the preset's mixes or else fp32 and bf16")
+    parser.add_argument("--mixes", metavar="A,B", help="only these")
+    parser.add_argument("--contenders", metavar="A,B", help="only these, and torch's fused AdamW doing the same work")
+    parser.add_argument("--seconds", type=float, help="per case, besides setting up; default: the preset's, 2 to 20")
+    arguments = parser.parse_args(argv)
+    device, config = options.common(arguments)
+    name = "full" if arguments.full else "gpu" if device.type == "cuda" and not arguments.quick else "quick"
+    chosen = PRESETS[name]
+    names = options.chosen(arguments.shapes, list(NAMES), list(chosen.cases), "shapes")
+    mixes = options.chosen(arguments.mixes, list(MIXES), [], "mixes") if arguments.mixes else None
+    cases = {shape: mixes or chosen.cases.get(shape, _FEW) for shape in names}
+    contenders = arguments.contenders.split(",") if arguments.contenders else chosen.contenders
+    try:
+        found = run(cases, contenders, device, arguments.seconds or chosen.seconds, config, arguments.out)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    print_report(found.records)
+    options.print_left_out(found)
+    options.report_paths(found.write(arguments.out))
+
+
+if __name__ == "__main__":
+    main()
