@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks import host_overhead, options, plots, report, step_throughput
+from benchmarks.presets import PRESETS
 from benchmarks.report import Record, Report
 
 Line = tuple[str, str, str, str]
@@ -19,7 +20,7 @@ Line = tuple[str, str, str, str]
 
 def throughput(device: torch.device, config: dict[str, Any], out: Path, share: float) -> Report:
     """Optimizer steps, in the preset for the device."""
-    preset = step_throughput.PRESETS["gpu" if device.type == "cuda" else "quick"]
+    preset = PRESETS["gpu" if device.type == "cuda" else "quick"]
     return step_throughput.run(preset.cases, preset.contenders, device, preset.seconds * share, config, out)
 
 

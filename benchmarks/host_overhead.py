@@ -19,6 +19,7 @@ from benchmarks.mixes import MIXES
 from benchmarks.peers import Built, Contender
 from benchmarks.shapes import Shapes
 from benchmarks.workload import Workload
+from greedylr_fused import available_backends
 
 #: Numbers of tensors. The first steps of torch's optimizers over 1,000 DTensors take a minute, over 10,000 many (they
 #: decide how each list of operands is laid out): those are for who asks for them.
@@ -29,7 +30,7 @@ ELEMENTS = 64
 
 def contenders(device: torch.device) -> list[Contender]:
     """Ours on its preferred backend, torch's two fast ones; with and without clipping."""
-    ours = next(name for name, reason in peers.available_backends(device).items() if reason is None)
+    ours = next(name for name, reason in available_backends(device).items() if reason is None)
     families = (f"ours-{ours}", "torch-fused", "torch-foreach")
     return [Contender.parse(family + clip) for clip in ("", "+clip") for family in families]
 

@@ -31,9 +31,9 @@ def table(content: dict[str, Any], source: str) -> str:
         source: link to it, relative to the document.
     """
     machine, records = content["environment"], content["records"]
-    versions = [f"torch {machine['torch']}"] + [f"CUDA {machine['cuda']}"] * ("cuda" in machine)
+    versions = f"torch {machine['torch']}" + (f", CUDA {machine['cuda']}" if "cuda" in machine else "")
     head = [
-        f"One optimizer step on {machine['device']}, {', '.join(versions)}, commit {machine['commit']}; "
+        f"One optimizer step on {machine['device']}, {versions}, commit {machine['commit']}; "
         f"median (20th to 80th percentile) ([all numbers]({source})):",
         "",
         "| shapes, types | step | ms | GB/s | of the roofline | torch fused, ms | times as fast |",
@@ -80,9 +80,10 @@ def rewritten(document: str, name: str, content: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print, rewrite or check; returns the exit code."""
-    formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.markdown", formatter_class=formatter, description=__doc__
+        prog="python -m benchmarks.markdown",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
     )
     parser.add_argument("result", type=Path, help="step_throughput.json")
     parser.add_argument("--into", type=Path, metavar="FILE", help="document to rewrite; default: print the table")

@@ -20,14 +20,11 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from benchmarks.harness import Step
+from benchmarks.unfused import ADAMW, LR, MAX_GRAD_NORM, SCHEDULE, of_one_type, unfused
 from benchmarks.workload import Workload
-from greedylr_fused import FusedAdamW, GreedyLR, available_backends
-from greedylr_fused.schedules.greedy_spec import GreedySpec
+from greedylr_fused import FusedAdamW, available_backends
 
 OPTIONS = ("clip", "greedy", "graph")
-LR, MAX_GRAD_NORM = 1e-6, 1.0
-ADAMW: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-SCHEDULE = GreedyLR(patience=10, smooth=True, window_size=50, min_lr=LR / 10, max_lr=LR * 10)
 BASE = "torch-fused"
 
 
@@ -172,72 +169,18 @@ def _torch(*, compiled: bool = False, **how: bool) -> Callable[[Contender, Workl
             raise NotOffered("capturable is for CUDA devices")
         if compiled and cuda or graph:
             options["capturable"] = True
-        params, convert = _of_one_type(work)
+        params, convert = of_one_type(work)
         lr = torch.tensor(LR, device=work.device) if options.get("capturable") or compiled else LR
         optimizer = AdamW(params, lr=lr, **ADAMW, amsgrad=work.mix.amsgrad, **options)
         on_device = bool(options.get("capturable") or options.get("fused"))
         _share_moments(optimizer, work, params, step_device=work.device if on_device else torch.device("cpu"))
         update = torch.compile(optimizer.step) if compiled else optimizer.step
         remark = "" if convert is None else "gradients are converted to the parameters' type first"
-        built = Built(_unfused(contender, optimizer, params, work, update, convert), optimizer, remark=remark)
+        built = Built(unfused(contender.options, optimizer, params, work, update, convert), optimizer, remark=remark)
         mixed = work.mix.state != work.mix.param
         return _tried(built, errors=(RuntimeError, TypeError) if mixed else ())
 
     return build
-
-
-def _of_one_type(work: Workload) -> tuple[list[torch.nn.Parameter], Step | None]:
-    """Parameters whose gradients have their type, as torch wants them, and what brings those up to date."""
-    if work.mix.param == work.mix.grad:
-        return work.params, None
-    params = [torch.nn.Parameter(param.detach()) for param in work.params]
-    grads = [param.grad for param in work.params]
-    for param in params:
-        param.grad = torch.empty_like(param)
-    wide = [param.grad for param in params]
-    return params, lambda: torch._foreach_copy_(wide, grads)
-
-
-def _unfused(
-    contender: Contender,
-    optimizer: torch.optim.Optimizer,
-    params: list[torch.nn.Parameter],
-    work: Workload,
-    update: Step,
-    convert: Step | None = None,
-) -> Step:
-    """What one writes around an optimizer today."""
-    clip = "clip" in contender.options
-    observe = _host_greedy(optimizer, work) if "greedy" in contender.options else None
-
-    def step() -> None:
-        if convert is not None:
-            convert()
-        if clip:
-            torch.nn.utils.clip_grad_norm_(params, MAX_GRAD_NORM)
-        update()
-        if observe is not None:
-            observe()
-
-    return step
-
-
-def _host_greedy(optimizer: torch.optim.Optimizer, work: Workload) -> Step:
-    """GreedyLR that waits for the loss: that of transformers where it is installed, or the same decisions in floats."""
-    loss, lr = work.loss, [float(group["lr"]) for group in optimizer.param_groups]
-    try:
-        upstream = importlib.import_module("transformers.optimization").GreedyLR
-    except (ImportError, AttributeError):
-        spec = GreedySpec(SCHEDULE, lr)
-
-        def observe() -> None:
-            for group, rate in zip(optimizer.param_groups, spec.observe(loss.item()), strict=True):
-                group["lr"] = rate
-
-        return observe
-    same = {name: getattr(SCHEDULE, name) for name in ("factor", "patience", "smooth", "window_size")}
-    scheduler = upstream(optimizer, min_lr=LR / 10, max_lr=LR * 10, **same)
-    return lambda: scheduler.step(loss.item())
 
 
 def _share_moments(
@@ -272,7 +215,7 @@ def _installed(module: str, attribute: str, note: str, **arguments: Any) -> Call
             optimizer = make(work.params, lr=LR, **ADAMW, **arguments)
         except Exception as error:
             raise NotOffered(f"{type(error).__name__}: {error}") from None
-        step = _unfused(contender, optimizer, work.params, work, optimizer.step)
+        step = unfused(contender.options, optimizer, work.params, work, optimizer.step)
         return _tried(Built(step, optimizer, traffic_known=False, remark=note), errors=(Exception,))
 
     return build

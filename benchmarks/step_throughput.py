@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +13,11 @@ from benchmarks import harness, options, peers, report, roofline
 from benchmarks.harness import Sample, Spread
 from benchmarks.mixes import MIXES, Mix
 from benchmarks.peers import Built, Contender
+from benchmarks.presets import FEW, PRESETS
 from benchmarks.shapes import NAMES, Shapes, shapes
 from benchmarks.workload import Workload, bytes_available, bytes_needed, peak_bytes, unsupported
 
 ROOFLINE = "roofline"
-_PAIR = ["{}", "torch-fused", "{}+clip", "torch-fused+clip"]
-_GREEDY = ["{}+clip+greedy", "torch-fused+clip+greedy"]
-_FEW = ["fp32", "bf16"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What is measured when the command line does not say: mixes per shapes, contenders, seconds per case."""
-
-    cases: dict[str, list[str]]
-    contenders: list[str]
-    seconds: float
-
-
-def _presets() -> dict[str, Preset]:
-    on_cpu = [name.format("ours-cpu") for name in [*_PAIR, *_GREEDY]] + ["torch-foreach"]
-    on_gpu = [name.format(ours) for ours in ("ours-cuda", "ours-triton") for name in [*_PAIR, *_GREEDY, "{}+graph"]]
-    on_gpu += ["torch-foreach", "torch-fused+graph", "torch-capturable+graph"]
-    every = [family + extra for family in peers.FAMILIES for extra in ("", "+clip", "+clip+greedy", "+graph")]
-    small = {name: _FEW for name in ("lora-llama-8b", "1000x64x64", "10000x64")}
-    return {
-        "quick": Preset({"flat-1e8": list(MIXES), "gpt2-124m": _FEW, **small}, on_cpu, seconds=4),
-        "gpu": Preset(
-            {"flat-1e9": list(MIXES), "llama-3.2-1b": _FEW, "gpt2-124m": _FEW, "unet-sd15": ["bf16"], **small},
-            list(dict.fromkeys(on_gpu)),
-            seconds=2,
-        ),
-        "full": Preset({name: list(MIXES) for name in NAMES}, every, seconds=20),
-    }
-
-
-PRESETS = _presets()
 
 
 def measure_case(
@@ -257,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = PRESETS[name]
     names = options.chosen(arguments.shapes, list(NAMES), list(chosen.cases), "shapes")
     mixes = options.chosen(arguments.mixes, list(MIXES), [], "mixes") if arguments.mixes else None
-    cases = {shape: mixes or chosen.cases.get(shape, _FEW) for shape in names}
+    cases = {shape: mixes or chosen.cases.get(shape, FEW) for shape in names}
     contenders = arguments.contenders.split(",") if arguments.contenders else chosen.contenders
     try:
         found = run(cases, contenders, device, arguments.seconds or chosen.seconds, config, arguments.out)

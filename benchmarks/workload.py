@@ -57,7 +57,7 @@ class Workload:
         self.params = [torch.nn.Parameter(tensor) for tensor in self._tensors("param")]
         for param, grad in zip(self.params, self._tensors("grad"), strict=True):
             if grad.dtype != param.dtype:
-                param.grad_dtype = grad.dtype  # type: ignore[attr-defined]
+                param.grad_dtype = grad.dtype
             param.grad = grad
         columns = {name: self._tensors(name) for name in MOMENTS[: mix.moments]}
         self.moments = [{name: column[i] for name, column in columns.items()} for i in range(len(self.params))]

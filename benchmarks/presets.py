@@ -1,0 +1,42 @@
+"""What `step_throughput` measures when the command line does not say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks import peers
+from benchmarks.mixes import MIXES
+from benchmarks.shapes import NAMES
+
+_PAIR = ["{}", "torch-fused", "{}+clip", "torch-fused+clip"]
+_GREEDY = ["{}+clip+greedy", "torch-fused+clip+greedy"]
+FEW = ["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is measured when the command line does not say: mixes per shapes, contenders, seconds per case."""
+
+    cases: dict[str, list[str]]
+    contenders: list[str]
+    seconds: float
+
+
+def _presets() -> dict[str, Preset]:
+    on_cpu = [name.format("ours-cpu") for name in [*_PAIR, *_GREEDY]] + ["torch-foreach"]
+    on_gpu = [name.format(ours) for ours in ("ours-cuda", "ours-triton") for name in [*_PAIR, *_GREEDY, "{}+graph"]]
+    on_gpu += ["torch-foreach", "torch-fused+graph", "torch-capturable+graph"]
+    every = [family + extra for family in peers.FAMILIES for extra in ("", "+clip", "+clip+greedy", "+graph")]
+    small = {name: FEW for name in ("lora-llama-8b", "1000x64x64", "10000x64")}
+    return {
+        "quick": Preset({"flat-1e8": list(MIXES), "gpt2-124m": FEW, **small}, on_cpu, seconds=4),
+        "gpu": Preset(
+            {"flat-1e9": list(MIXES), "llama-3.2-1b": FEW, "gpt2-124m": FEW, "unet-sd15": ["bf16"], **small},
+            list(dict.fromkeys(on_gpu)),
+            seconds=2,
+        ),
+        "full": Preset({name: list(MIXES) for name in NAMES}, every, seconds=20),
+    }
+
+
+PRESETS = _presets()
