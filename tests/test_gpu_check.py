@@ -1,0 +1,138 @@
+"""The runner of `make gpu-check`, with stages that pass, fail, hang, die and cannot run."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import stages
+from benchmarks.stages import FAILED, PASSED, SKIPPED, Command, Runner, Stage
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def python(code, limit=30.0, **options):
+    return Command([sys.executable, "-c", code], limit, **options)
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def runner(tmp_path, said):
+    return Runner(tmp_path, dict(os.environ), seconds=60, say=said.append)
+
+
+def only(runner, plan, **options):
+    (result,) = runner.run([Stage("one", lambda: plan, **options)])
+    return result
+
+
+def test_a_stage_passes_with_what_pytest_counted(runner):
+    outputs = ("=== 12 passed, 2 skipped in 3.1s ===", "1 passed in 0.02s", "3 passed in a sentence")
+    result = only(runner, [python(f"print({output!r})") for output in outputs])
+    assert (result.outcome, result.detail) == (PASSED, "13 passed, 2 skipped")
+
+
+def test_a_failure_names_the_first_lost_test(runner):
+    code = "print('FAILED tests/gpu/test_a.py::test_b[x] - assert 0\\n1 failed, 3 passed in 0.1s'); exit(1)"
+    result = only(runner, [python(code)])
+    assert (result.outcome, result.detail) == (FAILED, "1 failed, 3 passed: test_a.py::test_b[x]")
+
+
+def test_a_failure_without_tests_shows_its_last_line(runner):
+    result = only(runner, [python("print('half'); raise SystemExit('out of paper')")])
+    assert (result.outcome, result.detail) == (FAILED, "exit code 1: out of paper")
+    result = only(runner, [python("import os; os.abort()")])
+    assert result.outcome == FAILED and result.detail.startswith("signal 6")
+    result = only(runner, [Command(["no-such-program"], 5)])
+    assert result.outcome == FAILED and "cannot be started" in result.detail
+
+
+HANGS = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("child", child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_process_that_hangs_loses_neither_its_output_nor_the_stages_after_it(runner, monkeypatch):
+    """It ignores the polite request, and has started another process, which ends with it."""
+    monkeypatch.setattr(stages, "GRACE", 0.5)
+    hung = Stage("hung", lambda: [python(HANGS, limit=3.0), python("print('1 passed in 1s')")])
+    results = runner.run([hung, Stage("beside", lambda: [python("")])], workers=3)
+    assert [result.outcome for result in results] == [FAILED, PASSED]
+    assert results[0].detail == "not done within 3 s"
+    child = int(results[0].commands[0].output.split()[1])
+    status = Path(f"/proc/{child}/stat")
+    for _ in range(100):
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the child still runs")
+    assert only(runner, [python("")]).outcome == PASSED
+
+
+def test_what_a_machine_cannot_do_is_left_out_with_the_reason(runner):
+    unusable = python("print('Device not supported'); exit(1)", unusable=("Device not supported",))
+    result = only(runner, [unusable])
+    assert (result.outcome, result.detail) == (SKIPPED, "cannot run here: Device not supported")
+    result = only(runner, [unusable, python("print('2 passed in 1s')")])
+    assert result.outcome == PASSED
+    assert result.detail == "2 passed; left out 1 of 2 processes: cannot run here: Device not supported"
+    assert only(runner, "no sanitizer").detail == "no sanitizer"
+    assert only(runner, [unusable, python("exit(3)")]).outcome == FAILED
+
+
+def test_time_that_is_used_up_is_said(tmp_path):
+    runner = Runner(tmp_path, dict(os.environ), seconds=2.5, say=lambda line: None)
+    assert only(runner, [python("import time; time.sleep(600)", limit=300)]).outcome == FAILED
+    result = only(runner, [python("")])
+    assert (result.outcome, result.detail) == (SKIPPED, "no time left")
+
+
+def test_plans_see_what_the_stages_before_have_done(runner, tmp_path):
+    made = tmp_path / "made"
+    runner.run([Stage("make", lambda: [python(f"open({str(made)!r}, 'w')")])])
+    assert only(runner, [python("")] if made.exists() else "not made").outcome == PASSED
+
+
+def test_table_files_and_exit_code(runner, tmp_path, said):
+    runner.run([Stage("good", lambda: [python("print('1 passed in 1s')")]), Stage("left out", lambda: "no tool")])
+    assert stages.exit_code(runner.results) == 0
+    runner.run([Stage("bad", lambda: [python("print('secret of the failure'); exit(2)")])])
+    assert stages.exit_code(runner.results) == 1
+    lines = stages.table(runner.results).splitlines()
+    assert [line.split()[0] for line in lines] == ["passed", "skipped", "failed", "1"]
+    assert lines[-1] == "1 passed, 1 failed, 1 skipped"
+    assert lines[0].endswith("good      1 passed") and lines[1].endswith("left out  no tool")
+    assert len(said) == 3 and "bad: failed" in said[2]
+    stages.write(runner.results, tmp_path / "out", "check", environment={"device": "none"})
+    content = json.loads((tmp_path / "out/check.json").read_text())
+    assert content["environment"] == {"device": "none"}
+    assert [stage["outcome"] for stage in content["stages"]] == [PASSED, SKIPPED, FAILED]
+    assert content["stages"][2]["commands"][0]["argv"][0] == sys.executable
+    assert "secret of the failure" in (tmp_path / "out/check.log").read_text()
+
+
+def test_without_a_gpu_it_says_so_and_exits_with_2(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"OUT": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 2
+    assert "no GPU" in done.stderr
+    assert not list(tmp_path.iterdir())
