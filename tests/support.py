@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from greedylr_fused import FusedAdamW
+from greedylr_fused.mirror import Metrics
+
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 #: For float64 the oracle is itself rounded. Most with clipping: the coefficient by three half ulp (norm, sum,
 #: quotient), its product with the gradient by one more, all doubled in the square, and the formula's own operations.
@@ -59,6 +62,14 @@ def snapshot(opt: torch.optim.Optimizer, *, control: bool = True) -> dict[str, T
     if control:
         found["control"] = opt._control.vector.clone()
     return found
+
+
+def latest(opt: FusedAdamW) -> Metrics:
+    """The snapshot of the last step: `metrics()` alone may show an older one, since it waits for nothing."""
+    for _ in range(2):  # the first may find a copy under way that was asked for earlier
+        opt.metrics()
+        opt._control.vector.tolist()  # waits for all that was enqueued
+    return opt.metrics()
 
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from support import parameter
+from support import latest, parameter
 
 from greedylr_fused import FusedAdamW, GreedyLR
 
@@ -24,7 +24,7 @@ def test_a_checkpoint_of_another_kind_of_schedule_starts_this_one_anew(device, b
             opt = FusedAdamW([param], lr=source.last_lr()[0], schedule=schedule, backend=backend)
             if load:
                 opt.load_state_dict(source.state_dict())
-                assert opt.metrics().step == 3
+                assert latest(opt).step == 3
             traces.append([(opt.step(loss=loss), opt.last_lr())[1] for loss in losses])
         assert traces[0] == traces[1]
 
@@ -48,7 +48,7 @@ def test_hooks_see_whole_checkpoints(device, backend):
     opt.register_load_state_dict_post_hook(lambda loaded: seen.append(loaded.last_lr()))
     opt.step(loss=0.5)
     opt.load_state_dict(wrapped)
-    assert seen == [[0.1]] and opt.metrics().best == 1.0
+    assert seen == [[0.1]] and latest(opt).best == 1.0
 
 
 def test_a_copy_in_mid_accumulation_goes_on(device, backend):
@@ -99,7 +99,7 @@ def test_a_plain_checkpoint_continues_from_its_lr_not_from_where_it_began(device
     assert "control" not in plain.state_dict()["param_groups"][0]
     opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(min_lr=1e-5, max_lr=1e-2), backend=backend)
     opt.load_state_dict(plain.state_dict())
-    assert opt.last_lr() == [1e-3] and opt.metrics().step == 1
+    assert opt.last_lr() == [1e-3] and latest(opt).step == 1
 
 
 def test_a_hook_before_saving_is_saved(device, backend):
@@ -133,4 +133,4 @@ def test_a_parameter_whose_saved_state_is_empty(device, backend):
     saved["state"][1] = {}
     opt.load_state_dict(saved)
     opt.step(loss=1.0)
-    assert [int(opt.state[param]["step"]) for param in params] == [2, 1] and opt.metrics().step == 2
+    assert [int(opt.state[param]["step"]) for param in params] == [2, 1] and latest(opt).step == 2

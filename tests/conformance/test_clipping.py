@@ -10,6 +10,7 @@ from support import (
     assert_same,
     assert_same_bits,
     generator,
+    latest,
     parameter,
     short,
     snapshot,
@@ -70,7 +71,7 @@ def test_clip_and_step(backend, device, dtype, share):
     stepped(opt, multiplier=coefficient, prepare=lambda grad: grad * coefficient)
     for param, grad in zip(params, kept, strict=True):
         assert_same_bits(param.grad, grad, "the gradient is left as it is")
-    assert opt.metrics().grad_norm == pytest.approx(norm, rel=1e-13)
+    assert latest(opt).grad_norm == pytest.approx(norm, rel=1e-13)
 
 
 def test_clip_then_step_by_torch(backend, device):
@@ -84,7 +85,7 @@ def test_clip_then_step_by_torch(backend, device):
         norm = torch.nn.utils.clip_grad_norm_(twins, 0.5)
         opt.step()
         torchs.step()
-        assert opt.metrics().grad_norm == pytest.approx(norm.item(), rel=1e-13)
+        assert latest(opt).grad_norm == pytest.approx(norm.item(), rel=1e-13)
     for param, twin in zip(params, twins, strict=True):
         torch.testing.assert_close(param, twin, rtol=1e-13, atol=1e-15)
 
@@ -95,7 +96,7 @@ def test_one_norm_over_all_dtypes(backend, device):
     opt = FusedAdamW(params, max_grad_norm=norm / 3, backend=backend)
     coefficient = norm / 3 / (norm + 1e-6)
     stepped(opt, multiplier=coefficient, prepare=lambda grad: grad * coefficient)
-    assert opt.metrics().grad_norm == pytest.approx(norm, rel=1e-13)
+    assert latest(opt).grad_norm == pytest.approx(norm, rel=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +120,8 @@ def test_norm_of_numbers_whose_squares_leave_float32(backend, device, dtype, siz
         prepare=lambda g: g * min(1.0, 1.0 / (norm + 1e-6)),
         measured=Measured(),
     )
-    assert opt.metrics().grad_norm == pytest.approx(norm, rel=1e-13)
-    assert param.isfinite().all() and opt.metrics().skipped == 0
+    assert latest(opt).grad_norm == pytest.approx(norm, rel=1e-13)
+    assert param.isfinite().all() and latest(opt).skipped == 0
 
 
 def test_norm_over_several_chunks(backend, device):
@@ -131,7 +132,7 @@ def test_norm_over_several_chunks(backend, device):
     param.grad[at] = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], device=device)
     opt = FusedAdamW([param], max_grad_norm=1e9, backend=backend)
     opt.step()
-    assert opt.metrics().grad_norm == math.sqrt(sum(4.0**i for i in range(6)))
+    assert latest(opt).grad_norm == math.sqrt(sum(4.0**i for i in range(6)))
 
 
 def test_zero_gradients(backend, device):
@@ -140,10 +141,10 @@ def test_zero_gradients(backend, device):
         param.grad = torch.zeros_like(param)
     opt = FusedAdamW(params, max_grad_norm=1e-9, backend=backend)
     stepped(opt)
-    assert opt.metrics().grad_norm == 0.0
+    assert latest(opt).grad_norm == 0.0
 
 
 def test_norm_is_nan_where_it_was_not_needed(backend, device):
     opt = FusedAdamW(problem(device), backend=backend)
     opt.step()
-    assert math.isnan(opt.metrics().grad_norm)
+    assert math.isnan(latest(opt).grad_norm)

@@ -16,7 +16,7 @@ from oracle import (
     upstream_trace,
     with_nonfinite,
 )
-from support import assert_same, parameter, snapshot
+from support import assert_same, latest, parameter, snapshot
 from transformers.optimization import GreedyLR as Upstream
 
 from greedylr_fused import FusedAdamW, GreedyLR
@@ -75,8 +75,8 @@ def test_step_equals_bare_control(backend, device, budget):
         for loss, want in zip(case.losses, upstream_trace(case), strict=True):
             opt.step(loss=torch.tensor(loss, dtype=torch.float64, device=device))
             assert opt.last_lr() == want[: len(groups)]
-            assert opt.metrics().lr == tuple(want[: len(groups)])
-            assert opt.metrics().best == want[len(groups)]
+            assert latest(opt).lr == tuple(want[: len(groups)])
+            assert latest(opt).best == want[len(groups)]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -95,7 +95,7 @@ def test_difference_1_a_nonfinite_loss_is_a_bad_observation(backend, device, bad
         opt.step(loss=bad)
         assert opt.last_lr() == [want]  # patience 0: one bad observation cuts
         assert slots(opt, before) == before
-        assert not math.isfinite(opt.metrics().loss)
+        assert not math.isfinite(latest(opt).loss)
     opt.step(loss=losses[0] * 0.01 if mode == "min" else losses[1] * 100)
     assert opt.last_lr() == [2.0]  # and the next better one raises
 
@@ -126,10 +126,10 @@ def test_difference_2_a_skipped_step_skips_control(backend, device):
     opt.step(loss=1.0)
     assert_same(snapshot(opt, control=False), state)
     assert slots(opt, before) == before and opt.last_lr() == [2.0]
-    assert opt.metrics().skipped == 1
+    assert latest(opt).skipped == 1
     param.grad = grad
     opt.step(loss=2.5)  # the loss of the skipped step is forgotten, not added
-    assert opt.metrics().loss == 2.5 and opt.last_lr() == [4.0]
+    assert latest(opt).loss == 2.5 and opt.last_lr() == [4.0]
 
 
 def test_difference_3_bounds_are_ratios_of_the_starting_lr(backend, device):
@@ -166,21 +166,21 @@ def test_a_weighted_mean_is_observed(backend, device):
     opt.observe(torch.tensor(2.0, device=device), weight=3)
     opt.observe(4.0, weight=torch.tensor(1.0, device=device))
     opt.step()
-    assert opt.metrics().loss == 2.5
+    assert latest(opt).loss == 2.5
     opt.observe(8.0, weight=0.0)  # a micro-batch without tokens
     opt.observe(1.0, weight=2.0)
     opt.step()
-    assert opt.metrics().loss == 1.0
+    assert latest(opt).loss == 1.0
 
 
 def test_no_loss_is_no_observation(backend, device):
     opt = build(backend, device, None, 1.0)
     opt.step(loss=3.0)
     opt.step()
-    metrics = opt.metrics()
+    metrics = latest(opt)
     assert (metrics.step, metrics.loss, metrics.smoothed_loss) == (2, 3.0, 3.0)
     opt.step(loss=math.inf)
-    assert opt.metrics().loss == math.inf and opt.last_lr() == [1.0]
+    assert latest(opt).loss == math.inf and opt.last_lr() == [1.0]
 
 
 def test_observations_of_zero_weight_are_none(backend, device):
@@ -188,7 +188,7 @@ def test_observations_of_zero_weight_are_none(backend, device):
     opt.step(loss=3.0)
     opt.observe(1.0, weight=0.0)
     opt.step()
-    assert opt.last_lr() == [2.0] and opt.metrics().step == 2 and opt.metrics().loss == 3.0
+    assert opt.last_lr() == [2.0] and latest(opt).step == 2 and latest(opt).loss == 3.0
 
 
 def test_no_fused_multiply_add_in_control(backend, device):

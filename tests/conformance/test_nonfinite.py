@@ -4,7 +4,18 @@ import math
 
 import pytest
 import torch
-from support import assert_same, assert_same_bits, generator, parameter, set_grad, short, snapshot, spread, stepped
+from support import (
+    assert_same,
+    assert_same_bits,
+    generator,
+    latest,
+    parameter,
+    set_grad,
+    short,
+    snapshot,
+    spread,
+    stepped,
+)
 
 from greedylr_fused import FusedAdamW, GreedyLR
 from greedylr_fused.control import GROUPS_BEGIN, SLOT
@@ -76,11 +87,11 @@ def test_skipped_step_leaves_every_bit(backend, device, mix, bad):
     for skipped in (1, 2):
         opt.step(loss=1.0)
         assert_same(lasting(opt), before)
-        assert opt.metrics().skipped == skipped
-        assert opt.metrics().step == 2
+        assert latest(opt).skipped == skipped
+        assert latest(opt).step == 2
     params_of(opt)[1].grad[128] = 0.5
     opt.step(loss=1.0)
-    assert opt.metrics().step == 3 and opt.metrics().skipped == 2
+    assert latest(opt).step == 3 and latest(opt).skipped == 2
     assert lasting(opt)["step 0"] == 3.0
     assert not torch.equal(lasting(opt)["param 2"], before["param 2"])
 
@@ -109,7 +120,7 @@ def test_skips(backend, device, options):
     for param, old in zip(params_of(opt), before, strict=True):
         assert_same_bits(param, old)
         assert float(opt.state[param]["step"]) == 0.0
-    assert opt.metrics().skipped == 1
+    assert latest(opt).skipped == 1
 
 
 @pytest.mark.parametrize("limit", [None, 1.0])
@@ -130,7 +141,7 @@ def test_without_skipping_what_torch_does(backend, device, limit):
             torch.testing.assert_close(param, twin, equal_nan=True)
             for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
                 torch.testing.assert_close(opt.state[param][name], torchs.state[twin][name], equal_nan=True)
-        assert opt.metrics().skipped == 0 and opt.metrics().step == 1
+        assert latest(opt).skipped == 0 and latest(opt).step == 1
 
 
 def test_an_infinite_moment_stays_infinite(backend, device):
@@ -167,7 +178,7 @@ def test_gradscaler_without_unscale(backend, device, mix, limit):
     for param, grad in zip(params_of(opt), kept, strict=True):
         assert_same_bits(param.grad, grad, "unscaled gradients are not written back")
     if limit:
-        assert opt.metrics().grad_norm == pytest.approx(norm, rel=1e-12)
+        assert latest(opt).grad_norm == pytest.approx(norm, rel=1e-12)
     scaler.update()
 
 
@@ -203,10 +214,10 @@ def test_gradscaler_finds_inf(backend, device, mix, limit, unscale):
     scaler.step(opt, loss=1.0)
     scaler.update()
     assert_same(lasting(opt), before)
-    assert opt.metrics().skipped == 1 and scaler.get_scale() == 32.0
+    assert latest(opt).skipped == 1 and scaler.get_scale() == 32.0
     params_of(opt)[0].grad[5] = 1.0
     opt.step(loss=1.0)
-    assert opt.metrics().step == 2
+    assert latest(opt).step == 2
 
 
 @pytest.mark.parametrize("found", [1.0, 2.0, 0.5, -1.0, math.nan])
@@ -219,7 +230,7 @@ def test_any_found_inf_but_zero_skips(backend, device, found):
     del opt.grad_scale, opt.found_inf
     assert_same(lasting(opt), before)
     opt.step()
-    assert opt.metrics().step == 2 and opt.metrics().skipped == 1
+    assert latest(opt).step == 2 and latest(opt).skipped == 1
 
 
 def test_skipped_steps_leave_the_learning_rate_slots(backend, device):
