@@ -33,7 +33,7 @@ class Engine:
         self.table: Table | None = None
         self.backend: Backend | None = None
         self.watch: Any = None
-        self._captured: list[Table] = []
+        self._captured: list[tuple[Table, Backend | None]] = []
 
     def ready(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> Backend | None:
         """The backend with its table brought up to date; None if it needs to be `rebuilt`."""
@@ -64,7 +64,7 @@ class Engine:
     def discard(self) -> None:
         """Forget the table: parameters, groups or states were replaced. What a captured graph reads is kept."""
         if self.table is not None and self.table.captured:
-            self._captured.append(self.table)
+            self._captured.append((self.table, self.backend))
         self.table = self.backend = self.watch = None
 
     def init_states(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> None:

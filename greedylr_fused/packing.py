@@ -41,6 +41,7 @@ class Table:
         chunk_tensor, chunk_index: int32 [C]; chunk c covers `chunk` elements of its tensor from
             `chunk_index[c] * chunk` on, or those that are left.
         launches: one per mix of storage types.
+        captured: whether there is a graph that reads and writes all this memory at each replay.
     """
 
     def __init__(self, entries: Sequence[Entry], control: Control, chunk: int) -> None:
@@ -65,7 +66,8 @@ class Table:
         self._staged: dict[int, Tensor] = {}
         self._stepped: list[Tensor] = []
         self._due = MOVED | COUNT | HYPER  # what the kernels have not been told yet
-        self.captured: list[Tensor] = []
+        self.captured = False
+        self._kept: list[Tensor] = []
 
     def _upload(self, values: Any, dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device="cpu").to(self.device)
@@ -180,9 +182,9 @@ class Table:
         capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         # A captured graph repeats its copies at each replay: what they read is kept for good, and from then on every
         # other step sends its own values, since a replay may have come between.
-        always = capturing or bool(self.captured)
+        self.captured = self.captured or capturing
         for flag, target, words in ((MOVED, self._grads, self.row), (HYPER, self.hyper, self._hyper)):
-            if always or self._due & flag:
+            if self.captured or self._due & flag:
                 kept = send(target, words)
                 if capturing and kept is not None:
-                    self.captured.append(kept)
+                    self._kept.append(kept)

@@ -106,6 +106,11 @@ class Rates:
 
     def _write(self, index: int, lr: float) -> None:
         self._check(index, lr)
+        if self._control.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"learning rate of parameter group {index}: got {lr!r} while a CUDA graph is captured, whose replays "
+                "would write it again; allowed is before the capture, by set_lr(), or after it, which replays see"
+            )
         self._control.lr[index].fill_(lr)
         self._known[index] = lr
         self._stale = self._mirror.under_way

@@ -94,6 +94,7 @@ class Training:
         self._input = torch.empty_like(self._data[0])
         start = [spread(generator(50 + i), n, -1, 0).to(machine.device) for i, n in enumerate(sizes)]
         self.params = [parameter(values.to(dtype, copy=True)) for dtype in dtypes for values in start]
+        self._grads: list[Tensor] = []
         defaults = {"lr": 0.01, "schedule": RESTLESS, "backend": machine.backend}
         self.opt = FusedAdamW(self.params, **(defaults | options))
 
@@ -115,6 +116,15 @@ class Training:
     def step(self, i: int) -> None:
         """One eager step."""
         self.opt.zero_grad()
+        self.feed(i)
+        self.body()
+
+    def step_in_place(self, i: int) -> None:
+        """One eager step with gradients in memory that is this training's own, the same each time."""
+        if not self._grads:
+            self._grads = [torch.empty_like(param) for param in self.params]
+        for param, grad in zip(self.params, self._grads, strict=True):
+            param.grad = grad.zero_()
         self.feed(i)
         self.body()
 

@@ -41,20 +41,56 @@ def test_replays_are_eager_steps(machine, options):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_a_graph_survives_eager_steps_between_replays(machine, options):
+@pytest.mark.parametrize("place", ["new", "same"])
+def test_a_graph_survives_eager_steps_between_replays(machine, options, place):
     """Those have gradients at other addresses, which the next replay must not use, nor the next eager step the
-    graph's.
+    graph's: neither when that step's gradients lie where none lay before, nor when they lie where the last eager
+    step's did, so that for the host nothing has changed.
     """
     eager, captured, replay = twins(machine, **OPTIONS[options])
     held = []
     for i in range(WARM_UP, WARM_UP + REPLAYS):
         eager.step(i)
-        if i % 3 == 1:
+        if i % 3 < 2:
+            replay(i)
+        elif place == "same":
+            captured.step_in_place(i)
+        else:
             captured.step(i)
             held.append([param.grad for param in captured.params])  # so that each has an address of its own
-        else:
-            replay(i)
     assert_same(snapshot(captured.opt), snapshot(eager.opt))
+
+
+def test_an_eager_step_between_capture_and_first_replay(machine):
+    """Capturing runs nothing: what the graph will send was not sent yet."""
+    eager, captured, replay = twins(machine, max_grad_norm=0.01)
+    graphs = [param.grad for param in captured.params]
+    if machine.on_gpu:  # at the graph's own addresses
+        for grad in graphs:
+            grad.zero_()
+        captured.feed(5)
+        captured.body()
+    else:
+        captured.step(5)
+    eager.step(5)
+    for i in (6, 7):
+        eager.step(i)
+        replay(i)
+    assert_same(snapshot(captured.opt), snapshot(eager.opt))
+
+
+def test_an_lr_written_before_a_capture_is_refused_in_it(gpu):
+    """The graph would write it again at every replay, over what set_lr() or the schedule decided since."""
+    training = Training(gpu)
+    training.step(0)
+    for group in training.opt.param_groups:
+        group["lr"] = 0.02
+    training.opt.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="while a CUDA graph is captured"), torch.cuda.graph(graph):
+        training.body()
+    training.step(1)
+    assert all(0.001 <= lr <= 0.1 for lr in training.opt.last_lr())
 
 
 @pytest.mark.parametrize("schedule", [None, RESTLESS], ids=["no_schedule", "schedule"])
