@@ -12,13 +12,16 @@ TORCH_STAMP := $(VENV)/.$(subst =,-,$(subst >,,$(TORCH)))
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 
-.PHONY: help train test lint format doctor clean
+.PHONY: help train test bench gpu-check lint format doctor clean
 
 help:
 	@echo "make train    pretrain a small GPT on real text, beside the unfused baseline (about 3 minutes on 2 cores)"
 	@echo "              Ctrl-C saves; go on with: make train ARGS='--resume runs/train'"
 	@echo "              other options (--data FILE_OR_DIR, --steps N, ...): make train ARGS=--help"
 	@echo "make test     run all tests"
+	@echo "make bench    measure speed beside other optimizers and the memory's own: minutes; results in runs/bench"
+	@echo "make gpu-check   on a machine with a GPU: its tests, sanitizers and benchmarks, in 9 minutes; with the"
+	@echo "              $(PYTHON) at hand, no network; results in \$$OUT or gpu-check-out"
 	@echo "make lint     check style, types and the rules of csrc/"
 	@echo "make format   put Python and C++ in shape"
 	@echo "make doctor   show what was detected, and why each backend is on or off"
@@ -50,6 +53,12 @@ train: $(BUILT)
 
 test: $(BUILT)
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(BUILT)
+	@$(BIN)/python -m benchmarks $(if $(findstring --out,$(ARGS)),,--out runs/bench) $(ARGS)
+
+gpu-check:
+	@$(PYTHON) -m benchmarks.gpu_check $(ARGS)
 
 lint: $(BUILT)
 	@$(BIN)/ruff check .
