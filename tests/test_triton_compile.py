@@ -10,121 +10,122 @@ import subprocess
 import sys
 from collections import Counter
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
+from machine_code import (  # noqa: E402
+    BYTES,
+    TARGETS,
+    TOOLS,
+    accesses,
+    disassemble,
+    elements,
+    float64,
+    floor,
+    main_loops,
+    matching,
+    mix_name,
+    moved,
+    needs_tools,
+)
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from greedylr_fused.backends import triton_control, triton_elements  # noqa: E402
-from greedylr_fused.backends.triton import CONTROL_OPTIONS, STREAM_OPTIONS, TritonBackend, blocks  # noqa: E402
+from greedylr_fused.backends import triton_access, triton_control, triton_elements, triton_measure  # noqa: E402
+from greedylr_fused.backends.triton import OPTIONS, TritonBackend, blocks  # noqa: E402
 from greedylr_fused.formats import MIXES, DType  # noqa: E402
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 pytestmark = [
-    pytest.mark.skipif(triton_elements.INTERPRETED.value, reason="TRITON_INTERPRET=1: nothing is compiled"),
-    pytest.mark.skipif(not (TOOLS / "nvdisasm").exists(), reason="this build of triton has no nvdisasm"),
+    pytest.mark.skipif(triton_access.INTERPRETED.value, reason="TRITON_INTERPRET=1: nothing is compiled"),
+    needs_tools,
 ]
 
-TARGETS = [80, 90, 100]
 F32, F64, BF16, F16 = DType.F32, DType.F64, DType.BF16, DType.F16
 TYPES = {F32: triton.language.float32, F64: triton.language.float64}
 TYPES |= {BF16: triton.language.bfloat16, F16: triton.language.float16}
-#: Registers per thread. 72 lets 7 programs run at once on a multiprocessor, 96 lets 5, which keeps 40 KB of loads in
-#: flight. The assembler is free to take fewer: over Triton 3.5 to 3.9 it takes 62 to 72, 72 to 90 and 62 to 69.
-REGISTERS = {(F32, F32, F32): 72, (BF16, BF16, BF16): 96, (BF16, BF16, F32): 72}
+#: All mixes for one target; for the others those whose code differs in more than conversions.
+FEW = [(F32, F32, F32), (BF16, BF16, BF16), (BF16, BF16, F32)]
+CASES = [(90, mix) for mix in sorted(MIXES)] + [(target, mix) for target in (80, 100) for mix in FEW]
 POINTERS = {"numel": "*i64", "ptrs": "*i64", "hyper": "*fp64", "control": "*fp64", "c": "*fp64", "steps": "*fp32"}
-POINTERS |= {"group": "*i32", "chunk_tensor": "*i32", "chunk_index": "*i32", "nonfinite": "*i32"}
-POINTERS |= {"square_sums": "*fp64", "first_chunk": "i32", "n_tensors": "i32", "n_chunks": "i32"}
-KERNELS = [triton_elements.update_kernel, triton_elements.measure_kernel]
-KERNELS += [triton_control.finish_kernel, triton_control.decide_kernel, triton_control.commit_kernel]
+POINTERS |= {"group": "*i32", "chunk_tensor": "*i32", "chunk_index": "*i32", "nonfinite": "*i32", "others": "*i32"}
+POINTERS |= {"square_sums": "*fp64", "counter": "*i32", "counters": "*i32"}
+KERNELS = [triton_elements.update_kernel, triton_measure.measure_kernel]
+KERNELS += [triton_control.conclude_kernel, triton_control.decide_kernel, triton_control.commit_kernel]
 CONTROL_KERNELS = KERNELS[2:]
 
 
-def compiled(kernel, target, options, **constants):
-    signature = {name: "constexpr" if name in constants else POINTERS[name] for name in kernel.arg_names}
+def registers(mix):
+    """Budget per thread. 64 lets 8 programs of 128 threads run at once on a multiprocessor; 80 lets 6, which keep as
+    many bytes of loads under way where every element is 16 bits wide or 64.
+    """
+    return 64 if F32 in mix else 80
+
+
+def compiled(kernel, target, **constants):
+    signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in kernel.arg_names}
     source = ASTSource(kernel, signature, constants)
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=OPTIONS)
 
 
 @cache
-def update(target, mix):
-    block, tail = blocks(mix)
+def update(target, mix, closes=True):
+    block, rest = blocks(mix)
     constants = dict(zip("PGS", (TYPES[dtype] for dtype in mix), strict=True))
-    constants |= {"CHUNK": TritonBackend.chunk_size, "BLOCK": block, "TAIL": tail}
-    return compiled(triton_elements.update_kernel, target, STREAM_OPTIONS, **constants)
+    constants |= {"CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest, "CLOSES": closes}
+    return compiled(triton_elements.update_kernel, target, **constants)
+
+
+@cache
+def measure(target, dtype):
+    block, rest = blocks([dtype])
+    constants = {"G": TYPES[dtype], "CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest, "CLOSES": True}
+    return compiled(triton_measure.measure_kernel, target, **constants)
 
 
 @cache
 def control(target, kernel):
-    constants = {"BLOCK": 1024} if "BLOCK" in kernel.arg_names else {}
-    return compiled(kernel, target, CONTROL_OPTIONS, **constants)
+    return compiled(kernel, target)
 
 
-def disassemble(cubin, tmp_path):
-    """Machine code as (label or opcode, rest of the line), in order, and registers per thread."""
+def machine_code(kernel, tmp_path):
     path = tmp_path / "kernel.cubin"
-    path.write_bytes(cubin)
-    text = subprocess.run([TOOLS / "nvdisasm", "-c", path], capture_output=True, text=True, check=True).stdout
-    usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True)
-    registers = int(re.search(r"REG:(\d+)", usage.stdout + usage.stderr).group(1))
-    lines = []
-    for line in text.splitlines():
-        if label := re.match(r"(\.L_x_\d+):", line):
-            lines.append((label.group(1), ""))
-        elif code := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", line):
-            lines.append((code.group(1), code.group(2)))
-    assert len(lines) > 50, text[:2000]
-    return lines, registers
+    path.write_bytes(kernel.asm["cubin"])
+    (code,) = disassemble(path).values()
+    return code
 
 
-def streaming_loops(lines):
-    """Opcode counts of the innermost loops that load 16 bytes at a time."""
-    labels = {name: i for i, (name, _) in enumerate(lines) if name.startswith(".L")}
-    spans = []
-    for end, (opcode, rest) in enumerate(lines):
-        target = re.search(r"\.L_x_\d+", rest)
-        if opcode.startswith("BRA") and target and labels[target.group()] < end:
-            spans.append((labels[target.group()], end))
-    inner = set()
-    for i, (opcode, _) in enumerate(lines):
-        around = [span for span in spans if span[0] < i < span[1]]
-        if opcode.startswith("LDG.E.128") and around:  # none around the remainder of an unrolled loop
-            inner.add(min(around, key=lambda span: span[1] - span[0]))
-    return [Counter(opcode for opcode, _ in lines[begin:end]) for begin, end in sorted(inner)]
-
-
-def accesses(loop):
-    """Global accesses of a loop by kind and width in bits, cache hints left out."""
-    found = Counter()
-    for opcode, count in loop.items():
-        if opcode.startswith(("LDG", "STG")):
-            width = re.search(r"\.(128|64|U16|U8)(?:\.|$)", opcode)
-            found[opcode[:3], {"128": 128, "64": 64, "U16": 16, "U8": 8}[width.group(1)] if width else 32] += count
-    return found
-
-
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("mix", REGISTERS, ids=lambda mix: "-".join(dtype.name for dtype in mix))
+@pytest.mark.parametrize(("target", "mix"), CASES, ids=lambda case: case if isinstance(case, int) else mix_name(case))
 def test_update_code(target, mix, tmp_path, record_property):
     kernel = update(target, mix)
-    lines, registers = disassemble(kernel.asm["cubin"], tmp_path)
-    record_property("registers", registers)
-    assert registers <= REGISTERS[mix]
-    assert not [opcode for opcode, _ in lines if opcode.startswith(("LDL", "STL"))], "values spilled to memory"
-    assert kernel.metadata.shared == 0, "streams are rearranged through shared memory"
-    without, amsgrad = sorted(streaming_loops(lines), key=lambda loop: accesses(loop).total())
+    code = machine_code(kernel, tmp_path)
+    record_property("registers", code.registers)
+    assert code.registers <= registers(mix)
+    assert not code.spills(), "values spilled to memory"
+    # The atomic counter's value goes to all threads through shared memory, and nothing else does.
+    assert kernel.metadata.shared <= 16, "streams are rearranged through shared memory"
+    without, amsgrad = sorted(main_loops(code), key=moved)
+    # One access per stream and thread: 16 bytes of the widest type, as many elements of the others.
     wide = {dtype: 128 if dtype == F32 or F32 not in mix else 64 for dtype in mix}
-    param, grad, state = mix
-    loads = [("LDG", wide[param]), ("LDG", wide[grad]), *[("LDG", wide[state])] * 2]
-    stores = [("STG", wide[param]), *[("STG", wide[state])] * 2]
-    assert accesses(without) == Counter(loads + stores), "one access per stream and thread"
-    assert accesses(amsgrad) == Counter([*loads, *stores, ("LDG", wide[state]), ("STG", wide[state])])
+    param, grad, state = (wide[dtype] for dtype in mix)
+    loads, stores = [("LDG", param), ("LDG", grad), *[("LDG", state)] * 2], [("STG", param), *[("STG", state)] * 2]
+    assert accesses(without) == Counter(loads + stores)
+    assert accesses(amsgrad) == Counter([*loads, *stores, ("LDG", state), ("STG", state)])
+    assert moved(without) == floor(mix) * elements(without)
+    assert moved(amsgrad) == floor(mix, amsgrad=True) * elements(amsgrad)
     for loop in (without, amsgrad):
-        assert not [op for op in loop if re.match(r"D(ADD|MUL|FMA|SETP)|F2F\S*64", op)], "float64 in the element loop"
+        assert matching(loop, r"MUFU\.(EX2|LG2|SIN|COS)") == 0
+        assert matching(loop, "MUFU") == 2 * elements(loop), "more than a root and a quotient per element"
+        assert F64 in mix or not float64(loop), "float64 in the element loop"
+        assert matching(loop, "BAR|LDS|STS|SHFL|ATOM") == 0
+
+
+def test_only_the_last_launch_closes():
+    closing, other = (update(90, (F32, F32, F32), closes=closes).asm["ptx"] for closes in (True, False))
+    assert re.search(r"atom\.\S*acq_rel\S*\.add", closing) and "atom" not in other
+    before = closing[: closing.index("atom.")]
+    assert re.search(r"bar(rier)?\.(cta\.)?sync", before), "threads may store after their program was counted"
 
 
 def test_update_arithmetic():
@@ -137,26 +138,20 @@ def test_update_arithmetic():
         assert root in ("sqrt.rn.f64", "div.rn.f64")
 
 
-@pytest.mark.parametrize("mix", sorted(MIXES), ids=lambda mix: "-".join(dtype.name for dtype in mix))
-def test_every_mix_compiles(mix, tmp_path):
-    lines, _ = disassemble(update(90, mix).asm["cubin"], tmp_path)
-    assert not [opcode for opcode, _ in lines if opcode.startswith(("LDL", "STL"))]
-    assert update(90, mix).metadata.shared == 0
-
-
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("dtype", sorted(TYPES), ids=lambda dtype: dtype.name)
 def test_measure_code(target, dtype, tmp_path, record_property):
-    block, tail = blocks([dtype])
-    constants = {"G": TYPES[dtype], "CHUNK": TritonBackend.chunk_size, "BLOCK": block, "TAIL": tail}
-    kernel = compiled(triton_elements.measure_kernel, target, STREAM_OPTIONS, **constants)
-    lines, registers = disassemble(kernel.asm["cubin"], tmp_path)
-    record_property("registers", registers)
-    assert registers <= 48
-    assert not [opcode for opcode, _ in lines if opcode.startswith(("LDL", "STL"))]
-    loops = streaming_loops(lines)
-    assert loops and all(accesses(loop).keys() == {("LDG", 128)} for loop in loops)
-    assert any(opcode.startswith("DFMA") for loop in loops for opcode in loop), "squares are not summed in float64"
+    kernel = measure(target, dtype)
+    code = machine_code(kernel, tmp_path)
+    record_property("registers", code.registers)
+    assert code.registers <= 48
+    assert not code.spills()
+    assert kernel.metadata.shared <= 1024, "more than the sums of four warps goes through shared memory"
+    (loop,) = main_loops(code)
+    assert accesses(loop).keys() == {("LDG", 128)}
+    added = matching(loop, "DFMA")  # one per element
+    assert added and moved(loop) == BYTES[dtype] * added
+    assert matching(loop, "MUFU|BAR|LDS|STS|SHFL|DADD|DMUL") == 0
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -176,8 +171,8 @@ def test_control_is_exact_float64(kernel, target, tmp_path):
     assembler = newest if newest.exists() else TOOLS / "ptxas"
     gpu_name = re.search(r"\.target (sm_\w+)", ptx).group(1)
     subprocess.run([assembler, f"--gpu-name={gpu_name}", source, "-o", cubin], check=True)
-    lines, _ = disassemble(cubin.read_bytes(), tmp_path)
-    assert not [opcode for opcode, _ in lines if opcode.startswith("DFMA")]
+    (code,) = disassemble(cubin).values()
+    assert not [opcode for opcode, _ in code.lines if opcode.startswith("DFMA")]
 
 
 def test_control_constants():

@@ -1,13 +1,14 @@
 """Backend `triton`: the step as Triton kernels over the pointer table, on NVIDIA, AMD and Intel GPUs.
 
-A step is one launch per mix of storage types (twice with clipping, plus two single-program launches) and one
-single-program launch that closes it. Nothing depends on step, learning rate, shapes or the number of tensors, so
-nothing is recompiled and a captured graph stays valid.
+A step is one launch per mix of storage types, and with clipping one before it per type of gradient; the last program of
+the last launch closes the step. Nothing depends on step, learning rate, shapes or the number of tensors, so nothing is
+recompiled and a captured graph stays valid.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -15,16 +16,16 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.backends.base import staged
-from greedylr_fused.formats import DType, Launch
+from greedylr_fused.formats import DType, real
 from greedylr_fused.packing import Table
 
 #: What PyTorch calls the devices that Triton compiles for ("cuda" is also AMD's).
 _DEVICES = ("cuda", "xpu")
 #: Threads per program of every kernel.
 _THREADS = 128
-#: How kernels are compiled. Where decisions are compared bit for bit with Python floats, nothing may be contracted.
-STREAM_OPTIONS = {"num_warps": _THREADS // 32, "enable_fp_fusion": True}
-CONTROL_OPTIONS = {"num_warps": _THREADS // 32, "enable_fp_fusion": False}
+#: How kernels are compiled. Where decisions are compared bit for bit with Python floats, nothing may be contracted, and
+#: decisions are made at the end of every launch.
+OPTIONS = {"num_warps": _THREADS // 32, "enable_fp_fusion": False}
 #: The interpreter pays per operation, not per element.
 _INTERPRETED_BLOCK = 1024
 
@@ -37,6 +38,20 @@ def blocks(dtypes: Sequence[DType]) -> tuple[int, int]:
     """
     widest = max({DType.F64: 8, DType.F32: 4}.get(dtype, 2) for dtype in dtypes)
     return _THREADS * (16 // widest), _THREADS
+
+
+def _types(dtypes: Sequence[DType]) -> list[Any]:
+    import triton.language as tl
+
+    names = {DType.F32: tl.float32, DType.F64: tl.float64, DType.BF16: tl.bfloat16, DType.F16: tl.float16}
+    return [names[dtype] for dtype in dtypes]
+
+
+def _shape(table: Table, dtypes: Sequence[DType]) -> tuple[int, int, int]:
+    """Elements per chunk, and of both paths per iteration."""
+    from greedylr_fused.backends.triton_access import INTERPRETED
+
+    return (table.chunk, *((_INTERPRETED_BLOCK,) * 2 if INTERPRETED.value else blocks(dtypes)))
 
 
 def _guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -56,15 +71,15 @@ class _Kernel:
     has this kernel.
     """
 
-    def __init__(self, function: Any, programs: int, args: Sequence[Any], **options: Any) -> None:
-        self._function, self._grid, self._args, self._options = function, (programs, 1, 1), tuple(args), options
+    def __init__(self, function: Any, programs: int, args: Sequence[Any]) -> None:
+        self._function, self._grid, self._args = function, (programs, 1, 1), tuple(args)
         self._launch: Callable[..., None] | None = None
 
     def __call__(self) -> None:
         if self._launch is not None:
             self._launch(*self._args)
             return
-        compiled = self._function[self._grid](*self._args, **self._options)
+        compiled = self._function[self._grid](*self._args, **OPTIONS)
         if compiled is not None:  # the interpreter compiles nothing
             self._launch = compiled[self._grid]
 
@@ -83,38 +98,65 @@ class TritonBackend:
     chunk_size: ClassVar[int] = 16384
 
     def __init__(self, table: Table) -> None:
-        import triton.language as tl
+        from greedylr_fused.backends import triton_control
 
-        from greedylr_fused.backends import triton_control, triton_elements
+        self._table, self._device = table, table.control.device
+        self._n_tensors = len(table.entries)
+        self._measures = self._plan_measures()
+        self._decide = _Kernel(triton_control.decide_kernel, 1, (table.control,))
+        self._updates = self._plan_updates()
 
-        types = {DType.F32: tl.float32, DType.F64: tl.float64, DType.BF16: tl.bfloat16, DType.F16: tl.float16}
-        interpreted = triton_elements.INTERPRETED.value
-        self._device = table.control.device
-        n_tensors, n_chunks = table.numel.numel(), table.chunk_tensor.numel()
-        sums = torch.empty(n_chunks, dtype=torch.float64, device=self._device)
-        nonfinite = torch.empty(n_chunks, dtype=torch.int32, device=self._device)
-        work = (table.chunk_tensor, table.chunk_index)
+    def _zeros(self, count: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(count, dtype=dtype, device=self._device)
 
-        def shape(*dtypes: DType) -> tuple[int, int, int]:
-            return (table.chunk, *((_INTERPRETED_BLOCK,) * 2 if interpreted else blocks(dtypes)))
+    def _plan_updates(self) -> list[_Kernel]:
+        """One launch per mix; the last closes the step."""
+        from greedylr_fused.backends.triton_control import commit_kernel
+        from greedylr_fused.backends.triton_elements import update_kernel
 
-        def update(at: Launch) -> _Kernel:
+        table = self._table
+        sizes = [real(entry.param).numel() for entry in table.entries]
+        others = [i for i, size in enumerate(sizes) if not 0 < size <= table.chunk]
+        steps = (self._n_tensors, torch.tensor(others, dtype=torch.int32, device="cpu").to(self._device), len(others))
+        if not table.launches:
+            return [_Kernel(commit_kernel, 1, (table.control, table.ptrs, table.steps, *steps))]
+        kernels = []
+        counter = self._zeros(1, torch.int32)
+        for at in table.launches:
             mix = (at.param, at.grad, at.state)
-            tensors: tuple[Tensor, ...] = (table.ptrs, table.numel, table.group, table.hyper, table.steps, *work)
-            args = (*tensors, table.control, at.first, n_tensors, *(types[d] for d in mix), *shape(*mix))
-            return _Kernel(triton_elements.update_kernel, at.count, args, **STREAM_OPTIONS)
+            tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, at.first)
+            scalars = (table.group, table.hyper, table.steps)
+            closes = at is table.launches[-1]
+            args = (*tensors, *scalars, *steps, counter, *_types(mix), *_shape(table, mix), closes)
+            kernels.append(_Kernel(update_kernel, at.count, args))
+        return kernels
 
-        def measure(at: Launch) -> _Kernel:
-            args = (table.ptrs, table.numel, *work, sums, nonfinite, at.first, n_tensors, types[at.grad])
-            return _Kernel(triton_elements.measure_kernel, at.count, (*args, *shape(at.grad)), **STREAM_OPTIONS)
+    def _plan_measures(self) -> list[_Kernel]:
+        """One launch per type of gradient (mixes of the same that follow each other); the last decides."""
+        from greedylr_fused.backends.triton_control import conclude_kernel
+        from greedylr_fused.backends.triton_measure import GROUP, measure_kernel
 
-        self._updates = [update(at) for at in table.launches if at.count]
-        self._measures = [measure(at) for at in table.launches if at.count]
-        finish_args = (sums, nonfinite, table.control, n_chunks, 1024)
-        self._measures.append(_Kernel(triton_control.finish_kernel, 1, finish_args, **CONTROL_OPTIONS))
-        self._decide = _Kernel(triton_control.decide_kernel, 1, (table.control,), **CONTROL_OPTIONS)
-        commit_args = (table.control, table.ptrs, table.steps, n_tensors, 1024)
-        self._commit = _Kernel(triton_control.commit_kernel, 1, commit_args, **CONTROL_OPTIONS)
+        table = self._table
+        spans = []  # (type, first chunk, chunks, first group of chunks)
+        n_groups = 0
+        for grad, mixes in itertools.groupby(table.launches, key=lambda at: at.grad):
+            first, *more = mixes
+            count = sum(at.count for at in (first, *more))
+            spans.append((grad, first.first, count, n_groups))
+            n_groups += -(-count // GROUP)
+        n_sums = table.chunk_tensor.numel() + n_groups
+        sums = (self._zeros(n_sums, torch.float64), self._zeros(n_sums, torch.int32))
+        if not spans:
+            return [_Kernel(conclude_kernel, 1, (table.control, *sums, 0))]
+        kernels = []
+        counters = self._zeros(1 + n_groups, torch.int32)
+        for grad, begin, count, group in spans:
+            tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, begin)
+            work = (self._n_tensors, table.chunk_tensor.numel(), *sums, counters, group, n_groups)
+            closes = group == spans[-1][3]
+            args = (*tensors, *work, *_types([grad]), *_shape(table, [grad]), closes)
+            kernels.append(_Kernel(measure_kernel, count, args))
+        return kernels
 
     def _run(self, *kernels: _Kernel) -> None:
         with _guard(self._device):
@@ -122,13 +164,13 @@ class TritonBackend:
                 kernel()
 
     def measure(self) -> None:
-        self._run(*self._measures, self._decide)
+        self._run(*self._measures)
 
     def decide(self) -> None:
         self._run(self._decide)
 
     def update(self) -> None:
-        self._run(*self._updates, self._commit)
+        self._run(*self._updates)
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:
@@ -138,7 +180,7 @@ class TritonBackend:
     def unavailable(device: torch.device) -> str | None:
         """Why it cannot run on `device`, None if it can."""
         try:
-            from greedylr_fused.backends.triton_elements import INTERPRETED
+            from greedylr_fused.backends.triton_access import INTERPRETED
         except ImportError as error:
             return f"triton cannot be imported: {error}"
         interpreted = INTERPRETED.value

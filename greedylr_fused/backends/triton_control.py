@@ -1,14 +1,15 @@
-"""The control vector in Triton: sums of the gradient measurement, G1-G4 and C1-C9, each one tiny program.
+"""The control vector in Triton: G1-G4 and C1-C9, run by the last program of a launch or as a tiny program of their own.
 
 Scalars are stored by one thread of the program, which sees its own stores in order; what the others compute is
-thrown away, so no barrier is needed. float64 throughout; launch with `enable_fp_fusion=False`, or the compiler may
-round less often than the schedulers written in Python floats that these decisions are compared with bit for bit.
+thrown away, so no barrier is needed, and none may be used where a decision taken from these slots has been branched
+on. float64 throughout; launch with `enable_fp_fusion=False`, or the compiler may round less often than the schedulers
+written in Python floats that these decisions are compared with bit for bit.
 """
 
 import triton
 import triton.language as tl
 
-from greedylr_fused.backends.triton_elements import loop_bound
+from greedylr_fused.backends.triton_access import loop_bound
 from greedylr_fused.control import GROUPS_BEGIN, SLOT
 from greedylr_fused.formats import Row
 
@@ -28,23 +29,12 @@ _WINDOW_SUM, _WINDOW_COUNT, _WINDOW_HEAD = _slots("window_sum window_count windo
 _GRAD_SQ_SUM, _GRAD_NONFINITE, _GRAD_SCALE = _slots("grad_sq_sum grad_nonfinite grad_scale")
 _FOUND_INF, _GRAD_NORM, _GRAD_MULTIPLIER, _SKIP = _slots("found_inf grad_norm grad_multiplier skip")
 _GROUPS, _GRAD = tl.constexpr(GROUPS_BEGIN), tl.constexpr(int(Row.GRAD))
+#: Sums per iteration, and step counts: one per thread, so that none changes threads between list and store.
+_SUMS, _COUNTS = tl.constexpr(512), tl.constexpr(128)
 
 
-@triton.jit(do_not_specialize=["square_sums", "nonfinite", "c", "n_chunks"])
-def finish_kernel(square_sums, nonfinite, c, n_chunks, BLOCK: tl.constexpr):
-    """Add the chunks' sums in a fixed order, into grad_sq_sum and grad_nonfinite."""
-    total = tl.zeros([BLOCK], tl.float64)
-    bad = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, loop_bound(n_chunks), BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        total += tl.load(square_sums + at, at < n_chunks, other=0)
-        bad += tl.load(nonfinite + at, at < n_chunks, other=0)
-    tl.store(c + _GRAD_SQ_SUM, tl.sum(total))
-    tl.store(c + _GRAD_NONFINITE, tl.sum(bad).to(tl.float64))
-
-
-@triton.jit(do_not_specialize=["c"])
-def decide_kernel(c):
+@triton.jit
+def decide(c):
     """Gradient norm, multiplier and skip from what was measured and what AMP told us."""
     inv = 1 / tl.load(c + _GRAD_SCALE)  # G1
     grad_norm = tl.sqrt(tl.load(c + _GRAD_SQ_SUM)) * inv
@@ -56,6 +46,39 @@ def decide_kernel(c):
     tl.store(c + _GRAD_NORM, grad_norm)
     tl.store(c + _GRAD_MULTIPLIER, clip * inv)  # G3
     tl.store(c + _SKIP, skip.to(tl.float64))  # G4
+
+
+@triton.jit
+def add_sums(square_sums, nonfinite, n):
+    """The total of `n` sums, always added in the same order, and how many of them hold a non-finite element."""
+    total = tl.zeros([_SUMS], tl.float64)
+    bad = tl.zeros([_SUMS], tl.int32)
+    for start in range(0, loop_bound(n), _SUMS):
+        at = start + tl.arange(0, _SUMS)
+        total += tl.load(square_sums + at, at < n, other=0)
+        bad += tl.load(nonfinite + at, at < n, other=0)
+    return tl.sum(total), tl.sum(bad)
+
+
+@triton.jit
+def conclude(c, square_sums, nonfinite, n):
+    """Close the measurement: `n` sums become grad_sq_sum and grad_nonfinite; decide."""
+    total, bad = add_sums(square_sums, nonfinite, n)
+    tl.store(c + _GRAD_SQ_SUM, total)
+    tl.store(c + _GRAD_NONFINITE, bad.to(tl.float64))
+    decide(c)
+
+
+@triton.jit(do_not_specialize=["c", "square_sums", "nonfinite", "n"])
+def conclude_kernel(c, square_sums, nonfinite, n):
+    """`conclude` for a table that has nothing to read."""
+    conclude(c, square_sums, nonfinite, n)
+
+
+@triton.jit(do_not_specialize=["c"])
+def decide_kernel(c):
+    """`decide` for a step whose gradients are not read."""
+    decide(c)
 
 
 @triton.jit
@@ -184,25 +207,32 @@ def _restore_lr(c):
 
 
 @triton.jit
-def _advance_steps(ptrs, steps, n_tensors, BLOCK: tl.constexpr):
-    """One more step for every tensor that has a gradient."""
-    for start in range(0, loop_bound(n_tensors), BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        inside = at < n_tensors
-        due = tl.load(ptrs + _GRAD * n_tensors + at, inside, other=0) != 0
-        tl.store(steps + at, tl.load(steps + at, inside) + 1, inside & due)
+def _advance_steps(ptrs, steps, n_tensors, others, n_others):
+    """One more step for every tensor of the list `others` that has a gradient."""
+    for start in range(0, loop_bound(n_others), _COUNTS):
+        at = start + tl.arange(0, _COUNTS)
+        inside = at < n_others
+        tensor = tl.load(others + at, inside, other=0)
+        due = inside & (tl.load(ptrs + _GRAD * n_tensors + tensor, inside, other=0) != 0)
+        tl.store(steps + tensor, tl.load(steps + tensor, due) + 1, due)
 
 
-@triton.jit(do_not_specialize=["c", "ptrs", "steps", "n_tensors"])
-def commit_kernel(c, ptrs, steps, n_tensors, BLOCK: tl.constexpr):
-    """Close the step: step counts, then the loss decides the next learning rates."""
+@triton.jit
+def commit(c, ptrs, steps, n_tensors, others, n_others):
+    """Close the step: the step counts of `others`, then the loss decides the next learning rates."""
     loss_sum, loss_weight = tl.load(c + _LOSS_SUM), tl.load(c + _LOSS_WEIGHT)
     tl.store(c + _LOSS_SUM, 0.0)
     tl.store(c + _LOSS_WEIGHT, 0.0)
     if tl.load(c + _SKIP) != 0:
         tl.store(c + _SKIPPED, tl.load(c + _SKIPPED) + 1)
     else:
-        _advance_steps(ptrs, steps, n_tensors, BLOCK)
+        _advance_steps(ptrs, steps, n_tensors, others, n_others)
         tl.store(c + _STEP, tl.load(c + _STEP) + 1)
         if loss_weight != 0:
             _observe(c, loss_sum / loss_weight)
+
+
+@triton.jit(do_not_specialize=["c", "ptrs", "steps", "n_tensors", "others", "n_others"])
+def commit_kernel(c, ptrs, steps, n_tensors, others, n_others):
+    """`commit` for a table that has nothing to update."""
+    commit(c, ptrs, steps, n_tensors, others, n_others)

@@ -1,0 +1,120 @@
+"""Reading the machine code of NVIDIA kernels, with the disassemblers that come with Triton; no GPU is needed.
+
+Bytes per parameter are counted from the instructions of a loop: what its loads and stores move, over the elements that
+one turn of it updates, which are as many as its square roots (one per element in A6; slow paths lie outside the loop).
+"""
+
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from greedylr_fused.formats import DType
+
+triton = pytest.importorskip("triton", reason="triton, which brings the disassemblers, is not installed")
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+needs_tools = pytest.mark.skipif(not (TOOLS / "nvdisasm").exists(), reason="this build of triton has no nvdisasm")
+TARGETS = [80, 90, 100]
+BYTES = {DType.F32: 4, DType.F64: 8, DType.BF16: 2, DType.F16: 2}
+
+Mix = tuple[DType, DType, DType]
+Loop = Counter[str]  # instructions by opcode
+
+
+def mix_name(mix: Mix) -> str:
+    return "-".join(dtype.name for dtype in mix)
+
+
+@dataclass(frozen=True)
+class Code:
+    """One kernel: (label or opcode, operands) in order, and registers per thread."""
+
+    lines: tuple[tuple[str, str], ...]
+    registers: int
+
+    def spills(self) -> list[str]:
+        return [f"{opcode} {rest}" for opcode, rest in self.lines if opcode.startswith(("LDL", "STL"))]
+
+
+def disassemble(cubin: Path) -> dict[str, Code]:
+    """The kernels in a file of machine code, by symbol."""
+    found = {name: int(registers) for name, registers in _usage(cubin)}
+    text = _output("nvdisasm", "-c", cubin)
+    sections = re.split(r"^\.text\.(\S+):$", text, flags=re.M)
+    codes = {}
+    for name, body in zip(sections[1::2], sections[2::2], strict=True):
+        lines = []
+        for line in body.splitlines():
+            if label := re.match(r"(\.L_x_\d+):", line):
+                lines.append((label[1], ""))
+            elif code := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", line):
+                lines.append((code[1], code[2]))
+        assert len(lines) > 10, body[:2000]
+        codes[name] = Code(tuple(lines), found[name])
+    assert codes, text[:2000]
+    return codes
+
+
+def _usage(cubin: Path) -> list[tuple[str, str]]:
+    return re.findall(r"Function (\S+):\s+REG:(\d+)", _output("cuobjdump", "-res-usage", cubin))
+
+
+def _output(tool: str, *arguments: object) -> str:
+    command = [str(TOOLS / tool), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout + done.stderr
+
+
+def main_loops(code: Code) -> list[Loop]:
+    """The innermost loops that load 16 bytes at a time, in order."""
+    labels = {name: i for i, (name, _) in enumerate(code.lines) if name.startswith(".L")}
+    spans = []
+    for end, (opcode, rest) in enumerate(code.lines):
+        target = re.search(r"\.L_x_\d+", rest)
+        if opcode.startswith("BRA") and target and labels.get(target[0], end) < end:
+            spans.append((labels[target[0]], end))
+    inner = set()
+    for i, (opcode, _) in enumerate(code.lines):
+        around = [span for span in spans if span[0] < i < span[1]]
+        if re.match(r"LDG?\.\S*128", opcode) and around:
+            inner.add(min(around, key=lambda span: span[1] - span[0]))
+    return [Counter(opcode for opcode, _ in code.lines[begin:end]) for begin, end in sorted(inner)]
+
+
+def accesses(loop: Loop) -> Counter[tuple[str, int]]:
+    """Global accesses by kind ("LDG", "STG") and width in bits, cache hints left out."""
+    found: Counter[tuple[str, int]] = Counter()
+    for opcode, count in loop.items():
+        if re.match(r"(LDG|STG|LD|ST)\.", opcode):
+            width = re.search(r"\.(?:[US])?(256|128|64|16|8)(?:\.|$)", opcode)
+            found[opcode[:3], int(width[1]) if width else 32] += count
+    return found
+
+
+def moved(loop: Loop) -> int:
+    """Bytes that one turn of the loop loads and stores per thread."""
+    return sum(bits // 8 * count for (_, bits), count in accesses(loop).items())
+
+
+def matching(loop: Loop, pattern: str) -> int:
+    return sum(count for opcode, count in loop.items() if re.match(pattern, opcode))
+
+
+def elements(loop: Loop) -> int:
+    """Elements that one turn of the loop updates per thread."""
+    return matching(loop, r"MUFU\.(RSQ|SQRT)")
+
+
+def float64(loop: Loop) -> list[str]:
+    """Arithmetic in float64 and conversions from or to it."""
+    return [opcode for opcode in loop if re.match(r"D(ADD|MUL|FMA|SETP|MNMX)|[FI]2[FI]\S*F64|MUFU\S*64", opcode)]
+
+
+def floor(mix: Mix, *, amsgrad: bool = False) -> int:
+    """Bytes per parameter that an update cannot do without: each stream read, all but the gradient written."""
+    param, grad, state = (BYTES[dtype] for dtype in mix)
+    return 2 * param + grad + (6 if amsgrad else 4) * state
