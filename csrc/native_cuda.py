@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from native_build import CSRC, BuildFailed, Missing, Object, Recipe, python_unit
+from native_build import CSRC, EMULATED, BuildFailed, Missing, Object, Recipe, emulation_objects, python_unit
 
 SWITCH = "GREEDYLR_FUSED_CUDA"
 
@@ -68,6 +68,12 @@ def recipe(compiler: Sequence[str]) -> Recipe:
     nvcc = find_nvcc()
     kernels = Object(KERNELS, "step", command=compile_command(nvcc, compiler))
     return Recipe([kernels, python_unit(BINDING)], link_flags(nvcc), f"{nvcc}, {shlex.join(compiler)}")
+
+
+def emulated_recipe(compiler: Sequence[str]) -> Recipe:
+    """The same module for tests: its kernels run on the CPU, thread for thread, on CPU tensors."""
+    kernels = Object(KERNELS, "step", ("-xc++", *EMULATED))
+    return Recipe([kernels, python_unit(BINDING), *emulation_objects()], (), shlex.join(compiler))
 
 
 def find_nvcc() -> Nvcc:

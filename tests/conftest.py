@@ -1,6 +1,8 @@
 """Which backends the conformance suite runs, where, and how many random steps it may take.
 
-pytest tests                                          reference and cpu; triton's interpreter in its own process
+pytest tests                                          reference, cpu, and cuda emulated on the CPU; triton's interpreter
+                                                      in its own process
+pytest tests/conformance --device cuda                reference, cuda, triton
 pytest tests/conformance --backend triton             triton, interpreted (with TRITON_INTERPRET=1) on CPU tensors
 pytest tests/conformance --backend triton --device cuda    triton, compiled
 pytest tests/conformance -k random_traces --control-steps 100000 --timeout 0    as many for the slow backends, too
@@ -18,7 +20,10 @@ pytest.register_assert_rewrite("support", "oracle")
 from support import Budget  # noqa: E402
 
 NATIVE = Budget(
-    control_steps={"cpu": 100_000, "reference": 100_000, "triton": 20_000}, trajectory=60, rounds=3, elements=150_000
+    control_steps={"cpu": 100_000, "cuda": 100_000, "reference": 100_000, "triton": 20_000},
+    trajectory=60,
+    rounds=3,
+    elements=150_000,
 )
 # The interpreter takes milliseconds per kernel where a GPU takes microseconds. Only amounts shrink.
 INTERPRETED = Budget(control_steps={"triton": 400}, trajectory=8, rounds=1, elements=2_000)
@@ -29,7 +34,7 @@ def interpreted() -> bool:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--backend", action="append", help="backend under conformance test (default: reference, cpu)")
+    parser.addoption("--backend", action="append", help="backend under conformance test (default: see above)")
     parser.addoption("--control-steps", type=int, help="random control steps compared with transformers, per backend")
     parser.addoption("--device", default="cpu", help="device of the parameters in the conformance suite (default: cpu)")
 
@@ -44,7 +49,7 @@ def pytest_configure(config):
 def backends(config) -> list[str]:
     if chosen := config.getoption("--backend"):
         return chosen
-    return ["reference", "cpu"] if config.getoption("--device") == "cpu" else ["reference", "triton"]
+    return ["reference", "cpu", "cuda"] if config.getoption("--device") == "cpu" else ["reference", "cuda", "triton"]
 
 
 def pytest_generate_tests(metafunc):
@@ -62,6 +67,24 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def device(request) -> torch.device:
     return torch.device(request.config.getoption("--device"))
+
+
+def emulated(request) -> bool:
+    """Whether the test is one of the CUDA backend on CPU tensors."""
+    callspec = getattr(request.node, "callspec", None)
+    return (
+        callspec is not None
+        and callspec.params.get("backend") == "cuda"
+        and request.config.getoption("--device") == "cpu"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _emulation(request, monkeypatch):
+    if emulated(request):
+        from emulated import install
+
+        install(monkeypatch)
 
 
 @pytest.fixture

@@ -35,7 +35,9 @@ PYBIND11_MODULE(_cuda, m) {
     using NoGil = py::call_guard<py::gil_scoped_release>;
     m.doc() = "AdamW and GreedyLR as CUDA kernels, over tables of addresses.";
     define_constants(m);
-    py::class_<Stepper>(m, "Table", "One optimizer's tensors, by address; the addresses must outlive it.")
+    // Local to the module: the tests load a second one, whose kernels run on the CPU, into the same process.
+    py::class_<Stepper>(m, "Table", "One optimizer's tensors, by address; the addresses must outlive it.",
+                        py::module_local())
         .def(py::init(&make_stepper), py::kw_only(), py::arg("ptrs"), py::arg("numel"), py::arg("group"),
              py::arg("hyper"), py::arg("steps"), py::arg("chunk_tensor"), py::arg("chunk_index"),
              py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"), py::arg("control"),

@@ -1,9 +1,9 @@
-// The CUDA runtime as this backend uses it: everything that has an error code. Without nvcc,
-// emulation.h offers the same names.
+// The CUDA runtime as this backend uses it: everything that has an error code. Without nvcc, the same names
+// come from csrc/tests/emulation.
 #pragma once
 
 #ifndef __CUDACC__
-#include "emulation.h"
+#include "emulated_runtime.h"
 #else
 
 #include <cuda_runtime.h>
