@@ -30,7 +30,7 @@ REFUSED = [
     ({"max_grad_norm": -1.0}, ValueError, ("max_grad_norm", "got -1.0")),
     ({"max_grad_norm": math.inf}, ValueError, ("max_grad_norm", "got inf")),
     ({"skip_nonfinite": "yes"}, ValueError, ("skip_nonfinite", "'yes'", "True, False or None")),
-    ({"backend": "metal"}, ValueError, ("backend", "'metal'", "auto, cpu, triton, reference")),
+    ({"backend": "metal"}, ValueError, ("backend", "'metal'", "auto, cpu, cuda, triton, reference")),
     ({"state_dtype": torch.int8}, ValueError, ("state_dtype", "int8", "float32")),
     ({"differentiable": True}, ValueError, ("differentiable", "False", "torch.optim.AdamW(differentiable=True)")),
     ({"schedule": "greedy"}, TypeError, ("schedule", "str", "GreedyLR()")),
