@@ -48,7 +48,7 @@ class Problem:
         chunks = [(i, k) for i, n in enumerate(sizes) for k in range(-(-n // CHUNK))]
         self.chunk_tensor, self.chunk_index = torch.tensor(chunks, dtype=torch.int32).T.contiguous()
         self.control = torch.zeros(len(SLOT) + 4, dtype=torch.float64)
-        for name, value in {"n_groups": 1, "grad_scale": 1, "grad_multiplier": 0.5}.items():
+        for name, value in {"n_groups": 1, "grad_scale": 2, "max_grad_norm": float("inf")}.items():
             self.control[SLOT[name]] = value
         self.control[len(SLOT)] = 0.01
         tensors = ("ptrs", "numel", "group", "hyper", "steps", "chunk_tensor", "chunk_index", "control")
@@ -65,7 +65,6 @@ class Problem:
         for _ in range(3):
             self.table.measure(threads)
             self.table.update(threads)
-            self.table.commit()
         return self
 
     def results(self):

@@ -63,8 +63,7 @@ PYBIND11_MODULE(_cpu, m) {
              py::arg("launches"))
         .def("measure", &Stepper::measure, py::arg("threads"), NoGil())
         .def("decide", &Stepper::decide)
-        .def("update", &Stepper::update, py::arg("threads"), NoGil())
-        .def("commit", &Stepper::commit, NoGil());
+        .def("update", &Stepper::update, py::arg("threads"), NoGil());
     m.def("isa", [] { return loops().isa; }, "Instruction set of the loops in use.");
     m.def("isas", &isa_names, "Instruction sets that this processor can run, best first.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use the loops of one instruction set (for tests).");

@@ -12,15 +12,21 @@ namespace greedylr {
 inline namespace GREEDYLR_ISA {
 namespace {
 
+// Not inlined: a compiler that inlines a function may forget that its arrays do not overlap, and then does
+// not vectorise.
 template <bool AMSGRAD, bool FROM_OLD, typename T>
-void update_arrays(T* __restrict param, const T* __restrict grad, T* __restrict exp_avg,
-                   T* __restrict exp_avg_sq, T* __restrict max_exp_avg_sq, int64_t n,
-                   const Coefficients<T>& scalars) {
+__attribute__((noinline)) void update_arrays(T* __restrict param, const T* __restrict grad,
+                                             T* __restrict exp_avg, T* __restrict exp_avg_sq,
+                                             T* __restrict max_exp_avg_sq, int64_t n,
+                                             const Coefficients<T>& scalars) {
     const Coefficients<T> k = scalars;
-    T unused = T(0);
     for (int64_t i = 0; i < n; ++i) {
-        T& vmax = AMSGRAD ? max_exp_avg_sq[i] : unused;
-        adamw_element<AMSGRAD, FROM_OLD>(param[i], grad[i], exp_avg[i], exp_avg_sq[i], vmax, k);
+        T p = param[i], m = exp_avg[i], v = exp_avg_sq[i], vmax = AMSGRAD ? max_exp_avg_sq[i] : T(0);
+        adamw_element<AMSGRAD, FROM_OLD>(p, grad[i], m, v, vmax, k);
+        param[i] = p;
+        exp_avg[i] = m;
+        exp_avg_sq[i] = v;
+        if (AMSGRAD) max_exp_avg_sq[i] = vmax;
     }
 }
 
@@ -44,12 +50,17 @@ void update_blocks(const Range& range, int64_t begin, const Coefficients<typenam
 }
 
 // bf16 everywhere, two neighbours as one 32-bit word: halves become floats by a shift or a mask, so that the
-// whole loop has elements of one width and needs neither buffers nor shuffles.
+// whole loop has elements of one width and needs no shuffles. At most BLOCK pairs.
+//
+// Parameters are rounded in a loop of their own. Their rounding waits for the division, at the end of a chain
+// that is as long as some processors can look ahead: in one loop it would hold up the next elements' start.
 template <bool AMSGRAD, bool FROM_OLD>
-void update_bf16_pairs(Pair* __restrict param, const Pair* __restrict grad, Pair* __restrict exp_avg,
-                       Pair* __restrict exp_avg_sq, Pair* __restrict max_exp_avg_sq, int64_t n,
-                       const Coefficients<float>& scalars) {
+__attribute__((noinline)) void update_bf16_pairs(Pair* __restrict param, const Pair* __restrict grad,
+                                                 Pair* __restrict exp_avg, Pair* __restrict exp_avg_sq,
+                                                 Pair* __restrict max_exp_avg_sq, int64_t n,
+                                                 const Coefficients<float>& scalars) {
     const Coefficients<float> k = scalars;
+    alignas(64) float first[BLOCK], second[BLOCK];
     for (int64_t i = 0; i < n; ++i) {
         float p0 = first_of(param[i]), p1 = second_of(param[i]);
         float m0 = first_of(exp_avg[i]), m1 = second_of(exp_avg[i]);
@@ -58,22 +69,37 @@ void update_bf16_pairs(Pair* __restrict param, const Pair* __restrict grad, Pair
         float vmax1 = AMSGRAD ? second_of(max_exp_avg_sq[i]) : 0.0f;
         adamw_element<AMSGRAD, FROM_OLD>(p0, first_of(grad[i]), m0, v0, vmax0, k);
         adamw_element<AMSGRAD, FROM_OLD>(p1, second_of(grad[i]), m1, v1, vmax1, k);
-        param[i] = joined(p0, p1);
+        first[i] = p0;
+        second[i] = p1;
         exp_avg[i] = joined(m0, m1);
         exp_avg_sq[i] = joined(v0, v1);
         if (AMSGRAD) max_exp_avg_sq[i] = joined(vmax0, vmax1);
     }
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        param[i] = joined(first[i], second[i]);
+        const uint32_t a = bits_of(first[i]) << 1, b = bits_of(second[i]) << 1;
+        largest = largest > a ? largest : a;
+        largest = largest > b ? largest : b;
+    }
+    if (largest <= INFINITY_SHIFTED) return;
+    Pair* const written[] = {param, exp_avg, exp_avg_sq, max_exp_avg_sq};
+    for (int i = 0; i < (AMSGRAD ? 4 : 3); ++i) one_nan(written[i], n);
 }
 
 template <DType P, DType G, DType S, bool AMSGRAD, bool FROM_OLD>
 void update_range(const Range& range, const Coefficients<typename Format<P>::Math>& k) {
     int64_t begin = 0;
     if constexpr (P == BF16 && G == BF16 && S == BF16) {
-        begin = range.n / 2 * 2;
-        const auto pairs = [](auto* array) { return static_cast<Pair*>(const_cast<void*>(array)); };
-        update_bf16_pairs<AMSGRAD, FROM_OLD>(pairs(range.param), pairs(range.grad), pairs(range.exp_avg),
-                                             pairs(range.exp_avg_sq), pairs(range.max_exp_avg_sq), begin / 2,
-                                             k);
+        const auto pairs = [&begin](auto* array) {
+            return array == nullptr ? nullptr : static_cast<Pair*>(const_cast<void*>(array)) + begin / 2;
+        };
+        while (range.n - begin >= 2 && keeps_nan(k)) {
+            const int64_t n = range.n - begin < 2 * BLOCK ? (range.n - begin) / 2 : BLOCK;
+            update_bf16_pairs<AMSGRAD, FROM_OLD>(pairs(range.param), pairs(range.grad), pairs(range.exp_avg),
+                                                 pairs(range.exp_avg_sq), pairs(range.max_exp_avg_sq), n, k);
+            begin += 2 * n;
+        }
     }
     update_blocks<P, G, S, AMSGRAD, FROM_OLD>(range, begin, k);
 }

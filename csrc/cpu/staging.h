@@ -1,6 +1,7 @@
 // How the loops of one instruction set see arrays whose elements are narrower than the arithmetic.
 #pragma once
 
+#include "../core/adamw.h"
 #include "../core/common.h"
 
 #ifdef __F16C__
@@ -89,8 +90,32 @@ typedef uint32_t Pair __attribute__((aligned(2), may_alias));
 
 inline float first_of(Pair w) { return float_of(w << 16); }
 inline float second_of(Pair w) { return float_of(w & 0xffff0000u); }
+
+// The rounding of float_to_bf16 without its care for NaN. It turns a NaN into something else only by carrying
+// out of the mantissa, so not if the low half of the NaN is zero. A NaN has that half from the operand that
+// it comes from, or from the processor, which makes 0x7fc00000 or its negative.
+inline uint32_t rounded_bits(float x) { return bits_of(x) + 0x7fffu + ((bits_of(x) >> 16) & 1u); }
+
 inline uint32_t joined(float first, float second) {
-    return uint32_t(float_to_bf16(first)) | uint32_t(float_to_bf16(second)) << 16;
+    return rounded_bits(first) >> 16 | (rounded_bits(second) & 0xffff0000u);
+}
+
+// Whether every NaN of an update with bf16 operands gets through `joined`: it does if it comes from one of
+// those, since bf16 is the upper half of a float; the scalars may hold a NaN of any kind.
+inline bool keeps_nan(const Coefficients<float>& k) {
+    const float sum = k.mult + k.decay + k.w1 + k.w2 + k.step_size + k.inv_bc2_sqrt + k.eps;
+    return sum == sum;
+}
+
+// Above these bits, shifted left by one to lose the sign, lie the NaN.
+constexpr uint32_t INFINITY_SHIFTED = 0xff000000u;
+
+// Every NaN the one that float_to_bf16 gives: which operand it came from is the compiler's choice.
+inline void one_nan(Pair* array, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        array[i] = uint32_t(float_to_bf16(first_of(array[i]))) | uint32_t(float_to_bf16(second_of(array[i])))
+                                                                     << 16;
+    }
 }
 
 }  // namespace

@@ -147,17 +147,14 @@ void Stepper::measure(int threads) {
     }
     table_.control[slot::grad_sq_sum] = total.squares;
     table_.control[slot::grad_nonfinite] = double(total.nonfinite);
+    decide();
 }
 
 void Stepper::decide() const { greedylr::decide(table_.control); }
 
 void Stepper::update(int threads) {
-    if (table_.control[slot::skip] != 0.0) return;
-    run(UpdateBody{table_, loops()}, threads);
-}
-
-void Stepper::commit() const {
     if (table_.control[slot::skip] == 0.0) {
+        run(UpdateBody{table_, loops()}, threads);
         const int64_t* grads = table_.ptrs + GRAD * table_.n_tensors;
         for (int64_t i = 0; i < table_.n_tensors; ++i) table_.steps[i] += grads[i] != 0 ? 1.0f : 0.0f;
     }

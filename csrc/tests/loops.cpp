@@ -123,7 +123,8 @@ struct Problem {
     void update_one_by_one() {
         for (int64_t n = 0; n < TENSORS; ++n) {
             if (ptrs[size_t(GRAD * TENSORS + n)] == 0) continue;
-            const auto k = rounded<T>(coefficients(hyper, 0.01, 0.75, steps[size_t(n)]));
+            const auto k =
+                rounded<T>(coefficients(hyper, 0.01, control[slot::grad_multiplier], steps[size_t(n)]));
             CHECK(starts_at_old(k) == FROM_OLD, "beta1 %g", hyper[BETA1]);
             for (int64_t i = 0; i < size_of(n); ++i) {
                 T x[ROW_COUNT];
@@ -154,8 +155,32 @@ struct Problem {
     std::vector<double> control;
 };
 
-void check_update(int mix, bool amsgrad, double beta1, int threads) {
+double nan_of_ones() {
+    const uint64_t bits = ~uint64_t(0);
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// NaN of every kind, signalling ones too, here and there in every array of bf16.
+void poison(Problem& p, double multiplier) {
+    p.control[slot::grad_multiplier] = multiplier;
+    constexpr uint16_t PATTERNS[] = {0x7fc0, 0xffc0, 0x7f81, 0xff80 | 1, 0x7fff, 0xffff};
+    for (int row = 0; row < ROW_COUNT; ++row) {
+        for (int64_t n = 1; n < TENSORS; n += 2) {
+            for (int64_t i = row; i < size_of(n); i += 97) {
+                memcpy(p.arrays[row][size_t(n)].at(i), &PATTERNS[(n + i) % 6], 2);
+            }
+        }
+    }
+}
+
+void check_update(int mix, bool amsgrad, double beta1, int threads, const double* poisoned = nullptr) {
     Problem expected(mix, amsgrad, beta1), actual(mix, amsgrad, beta1);
+    if (poisoned != nullptr) {
+        poison(expected, *poisoned);
+        poison(actual, *poisoned);
+    }
     MIXES[mix].param == F64 ? expected.update_one_by_one<double>(amsgrad)
                             : expected.update_one_by_one<float>(amsgrad);
     actual.stepper().update(threads);
@@ -187,17 +212,16 @@ void check_measure(int mix, double& first_sum, int threads) {
     CHECK(p.control[slot::grad_nonfinite] > 0, "%s mix %d: inf in the last element", loops().isa, mix);
 }
 
-void check_skip_and_commit() {
+void check_skip_and_steps() {
     Problem before(0, true, 0.9), p(0, true, 0.9);
     p.control[slot::skip] = 1.0;
     Stepper stepper = p.stepper();
     stepper.update(2);
-    stepper.commit();
     for (int row = 0; row < ROW_COUNT; ++row)
         CHECK(p.arrays[row] == before.arrays[row], "skipped, row %d", row);
     CHECK(p.steps == before.steps && p.control[slot::skipped] == 1, "a skipped step is only counted");
     p.control[slot::skip] = 0.0;
-    stepper.commit();
+    stepper.update(2);
     for (int64_t n = 0; n < TENSORS; ++n) {
         const float taken = n % 7 == 3 ? 0.0f : 1.0f;
         CHECK(p.steps[size_t(n)] == before.steps[size_t(n)] + taken, "step count of tensor %d", int(n));
@@ -213,10 +237,13 @@ int main() {
             CHECK(force_loops((*set)->isa), "%s", (*set)->isa);
             for (bool amsgrad : {false, true}) {
                 for (double beta1 : {0.9, 0.3}) check_update(mix, amsgrad, beta1, 1 + 3 * amsgrad);
+                for (double multiplier : {0.75, nan_of_ones()}) {
+                    if (mix == find_mix(BF16, BF16, BF16)) check_update(mix, amsgrad, 0.9, 1, &multiplier);
+                }
             }
             check_measure(mix, sum, 1);
             check_measure(mix, sum, 4);
         }
     }
-    check_skip_and_commit();
+    check_skip_and_steps();
 }

@@ -47,14 +47,12 @@ class CpuBackend:
 
     def measure(self) -> None:
         self._native.measure(torch.get_num_threads())
-        self._native.decide()
 
     def decide(self) -> None:
         self._native.decide()
 
     def update(self) -> None:
         self._native.update(torch.get_num_threads())
-        self._native.commit()
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:
