@@ -118,7 +118,9 @@ def python_unit(source: str) -> Object:
     import pybind11
 
     includes = (pybind11.get_include(), sysconfig.get_paths()["include"], sysconfig.get_paths()["platinclude"])
-    return Object(source, Path(source).stem, tuple(f"-isystem{path}" for path in dict.fromkeys(includes)))
+    # Without NDEBUG, pybind11 asks at every counted reference whether the thread holds the interpreter.
+    flags = ("-DNDEBUG", *(f"-isystem{path}" for path in dict.fromkeys(includes)))
+    return Object(source, Path(source).stem, flags)
 
 
 def cpu_recipe(compiler: Sequence[str]) -> Recipe:

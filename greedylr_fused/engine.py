@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,8 +54,14 @@ class Engine:
 
     def _refreshed(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
         assert self.table is not None and self.backend is not None
-        found = self.watch.look(groups, state)
+        with self._subclass_overrides_off() if self.table.sharded else contextlib.nullcontext():
+            found = self.watch.look(groups, state)
         return not found & STALE and self.table.refresh(self.watch, found, groups, self.backend.send)
+
+    @staticmethod
+    def _subclass_overrides_off() -> contextlib.AbstractContextManager[None]:
+        """DTensor has none, and PyTorch takes as long to find that out as to read its gradient."""
+        return torch._C.DisableTorchFunctionSubclass()
 
     def release(self) -> None:
         """After the step: see `Table.release`."""

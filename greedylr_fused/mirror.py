@@ -64,19 +64,19 @@ class Mirror:
         on_cuda = self._source.is_cuda
         shape = (2, *self._source.shape)  # one may be written to while the other is read
         hosts = torch.full(shape, math.nan, dtype=torch.float64, device="cpu", pin_memory=on_cuda)
-        self._shown, self._awaited = hosts.unbind()
+        self._shown, self._awaited = ((host, host[GROUPS_BEGIN - STATE_BEGIN :]) for host in hosts.unbind())
         self._arrived: Any = torch.cuda.Event() if on_cuda else None  # type: ignore[no-untyped-call]
         self.under_way = False
-        self._shown.copy_(self._source)
+        self._shown[0].copy_(self._source)
 
     @property
     def metrics(self) -> Metrics:
-        return Metrics.of(self._shown.tolist())
+        return Metrics.of(self._shown[0].tolist())
 
     @property
     def lr(self) -> list[float]:
         """As `metrics.lr`, in half the time."""
-        lrs: list[float] = self._shown[GROUPS_BEGIN - STATE_BEGIN :].tolist()
+        lrs: list[float] = self._shown[1].tolist()
         return lrs
 
     def update(self) -> bool:
@@ -85,7 +85,7 @@ class Mirror:
         Nothing happens while a graph is captured.
         """
         if self._arrived is None:
-            self._shown.copy_(self._source)
+            self._shown[0].copy_(self._source)
             return True
         if torch.cuda.is_current_stream_capturing():
             return False
@@ -93,7 +93,7 @@ class Mirror:
             self._shown, self._awaited = self._awaited, self._shown
             self.under_way = False
         if not self.under_way:
-            self._awaited.copy_(self._source, non_blocking=True)
+            self._awaited[0].copy_(self._source, non_blocking=True)
             self._arrived.record(torch.cuda.current_stream(self._source.device))
             self.under_way = True
         return arrived

@@ -42,6 +42,7 @@ class Table:
             `chunk_index[c] * chunk` on, or those that are left.
         launches: one per mix of storage types.
         captured: whether there is a graph that reads and writes all this memory at each replay.
+        sharded: whether a parameter is a DTensor.
     """
 
     def __init__(self, entries: Sequence[Entry], control: Control, chunk: int) -> None:
@@ -62,6 +63,7 @@ class Table:
         on_host = self.device.type == "cpu"  # the table's own memory can be written to
         self.row = self._grads if on_host else torch.zeros_like(self._grads, device="cpu")
         self._hyper = self.hyper if on_host else self.hyper.cpu()
+        self.sharded = any(e.spec is not None for e in self.entries)
         self._copied = [entry for entry in self.entries if entry.dense_copy is not None]
         self._staged: dict[int, Tensor] = {}
         self._stepped: list[Tensor] = []
@@ -112,6 +114,7 @@ class Table:
         Raises:
             RuntimeError: a gradient is sparse, has no memory, or has another shape than its parameter.
         """
+        self._staged.clear()
         self._due |= found  # until it has arrived, for all that may fail here
         if found & ODD:
             for i in watch.odd():

@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 #include <stdint.h>
+#include <structmember.h>
 
 #include "dlpack.h"
 
@@ -29,12 +30,51 @@ inline const Names& names() {
     return all;
 }
 
-// Null if it cannot be read.
-inline py::object attribute(PyObject* object, PyObject* name) {
-    PyObject* value = PyObject_GetAttr(object, name);
-    if (value == nullptr) PyErr_Clear();
-    return py::reinterpret_steal<py::object>(value);
-}
+// One attribute of many objects, mostly of one type: its getter in C is called, or its slot read, without
+// being looked up each time.
+class Attribute {
+  public:
+    explicit Attribute(PyObject* name) : name_(name) {}
+
+    // Null if it cannot be read.
+    py::object operator()(PyObject* object) const {
+        if (Py_TYPE(object) != type_) look_up(Py_TYPE(object));
+        if (slot_ != 0) {
+            return py::reinterpret_borrow<py::object>(
+                *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + slot_));
+        }
+        PyObject* value = getter_ != nullptr ? getter_(object, closure_) : PyObject_GetAttr(object, name_);
+        if (value == nullptr) PyErr_Clear();
+        return py::reinterpret_steal<py::object>(value);
+    }
+
+  private:
+    void look_up(PyTypeObject* type) const {
+        slot_ = 0;
+        getter_ = nullptr;
+        type_ = type;
+        kept_ = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(type));
+        if (type->tp_getattro != PyObject_GenericGetAttr) return;
+        const auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(kept_.ptr(), name_));
+        if (!found) {
+            PyErr_Clear();
+        } else if (Py_IS_TYPE(found.ptr(), &PyGetSetDescr_Type)) {
+            const PyGetSetDef* const getset = reinterpret_cast<PyGetSetDescrObject*>(found.ptr())->d_getset;
+            getter_ = getset->get;
+            closure_ = getset->closure;
+        } else if (Py_IS_TYPE(found.ptr(), &PyMemberDescr_Type)) {
+            const PyMemberDef* const member = reinterpret_cast<PyMemberDescrObject*>(found.ptr())->d_member;
+            if (member->type == T_OBJECT_EX) slot_ = member->offset;
+        }
+    }
+
+    PyObject* name_;
+    mutable PyTypeObject* type_ = nullptr;
+    mutable py::object kept_;  // so that no other type can have its address
+    mutable Py_ssize_t slot_ = 0;
+    mutable getter getter_ = nullptr;
+    mutable void* closure_ = nullptr;
+};
 
 // Borrowed; null if it is not there or this is no dictionary.
 inline PyObject* item(PyObject* dict, PyObject* key) {

@@ -2,8 +2,6 @@
 // operation of PyTorch called.
 #include "watch.h"
 
-#include <algorithm>
-
 #include "reading.h"
 
 namespace greedylr {
@@ -65,9 +63,12 @@ py::list Watch::stepped() const {
 bool Watch::same(PyObject* tensor, const Memory& memory) const {
     dlpack::Tensor now;
     const int64_t* shape = dims_.data() + memory.dims;
-    return read(api_, tensor, &now) && address(now) == memory.address && same_type(now.dtype, memory.dtype) &&
-           now.ndim == memory.ndim && std::equal(shape, shape + now.ndim, now.shape) &&
-           std::equal(shape + now.ndim, shape + 2 * now.ndim, now.strides);
+    if (!read(api_, tensor, &now) || address(now) != memory.address) return false;
+    if (!same_type(now.dtype, memory.dtype) || now.ndim != memory.ndim) return false;
+    for (int32_t d = 0; d < now.ndim; ++d) {  // few: a call of memcmp would take longer
+        if (now.shape[d] != shape[d] || now.strides[d] != shape[now.ndim + d]) return false;
+    }
+    return true;
 }
 
 // 1: a sign yet to be applied, 2: a conjugation. DLPack has no word for either. Views of more than one
@@ -82,7 +83,7 @@ bool Watch::same_parameter(const Entry& entry) const {
     PyObject* tensor = entry.param;
     py::object local;
     if (entry.spec) {
-        local = attribute(tensor, names().local);
+        local = local_(tensor);
         if (!local) return false;
         tensor = local.ptr();
     }
@@ -135,7 +136,7 @@ bool Watch::same_items(const Own& own) const {
         if (!own.distributed) {
             if (!same(value, item.memory)) return false;
         } else {
-            const py::object local = attribute(value, names().local);
+            const py::object local = local_(value);
             if (!local || !same(local.ptr(), item.memory)) return false;
         }
     }
@@ -144,7 +145,7 @@ bool Watch::same_items(const Own& own) const {
 
 bool Watch::no_newcomers() const {
     for (PyObject* param : stateless_) {
-        if (!attribute(param, names().grad).is_none()) return false;
+        if (!grad_(param).is_none()) return false;
     }
     return true;
 }
@@ -162,12 +163,12 @@ bool Watch::fits(const dlpack::Tensor& tensor, const Entry& entry) const {
 }
 
 int64_t Watch::address_of(const Entry& entry) const {
-    py::object gradient = attribute(entry.param, names().grad);
+    py::object gradient = grad_(entry.param);
     if (!gradient) return NONE;
     if (gradient.is_none()) return 0;
     if (entry.spec) {
-        if (!attribute(gradient.ptr(), names().spec).is(entry.spec)) return NONE;
-        gradient = attribute(gradient.ptr(), names().local);
+        if (!spec_(gradient.ptr()).is(entry.spec)) return NONE;
+        gradient = local_(gradient.ptr());
         if (!gradient) return NONE;
     }
     dlpack::Tensor now;

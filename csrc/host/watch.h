@@ -9,10 +9,9 @@
 #include <vector>
 
 #include "dlpack.h"
+#include "reading.h"
 
 namespace greedylr {
-
-namespace py = pybind11;
 
 // What a look found: any of them together, but STALE alone.
 namespace found {
@@ -105,6 +104,7 @@ class Watch {
     Memory steps_memory_;
     int64_t* row_;
     std::vector<int64_t> odd_;
+    Attribute grad_{names().grad}, local_{names().local}, spec_{names().spec};
 };
 
 }  // namespace greedylr

@@ -102,9 +102,11 @@ def test_a_parameter_with_a_sign_yet_to_be_applied(device, backend):
 
 
 def test_an_error_in_refresh_leaves_nothing_stale(device, backend):
-    dense = parameter(torch.zeros(3, 2, device=device), torch.full((2, 3), -5.0, device=device).t())
-    sparse = parameter(torch.zeros(3, 2, device=device))
+    dense, sparse = (parameter(torch.zeros(3, 2, device=device)) for _ in range(2))
     opt = FusedAdamW([dense, sparse], lr=0.1, weight_decay=0.0, backend=backend)
+    dense.grad, sparse.grad = torch.zeros(3, 2, device=device), torch.zeros(3, 2, device=device)
+    opt.step()
+    dense.grad = torch.full((2, 3), -5.0, device=device).t()
     sparse.grad = torch.ones(3, 2, device=device).to_sparse()
     with pytest.raises(RuntimeError, match="layout torch.sparse_coo"):
         opt.step()

@@ -1,0 +1,123 @@
+"""What a step leaves behind on the host (nothing), and what it asks of PyTorch (the same for any number of tensors)."""
+
+import ctypes
+import gc
+import sys
+import tracemalloc
+
+import pytest
+import torch
+from support import parameter
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from greedylr_fused import FusedAdamW, GreedyLR
+
+STEPS = 10_000
+SCHEDULE = GreedyLR(patience=2, smooth=True, window_size=5)
+
+
+def build(n, **options):
+    params = [parameter(torch.randn(4), torch.randn(4)) for _ in range(n)]
+    return params, FusedAdamW(params, lr=1e-3, schedule=SCHEDULE, max_grad_norm=1.0, **options)
+
+
+def unchanged(params):
+    pass
+
+
+def written_in_place(params):
+    for param in params:
+        param.grad.mul_(0.5)
+
+
+def reallocated(params):
+    for param in params:
+        param.grad = torch.ones(4)
+
+
+def gone_at_every_other_step(params):
+    params[0].grad = None if params[0].grad is not None else torch.ones(4)
+
+
+def restrided(params):
+    params[0].grad = torch.ones(8)[::2]
+
+
+class Mallinfo2(ctypes.Structure):
+    """What glibc says of its heap, in bytes."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", *"bcdefg", "in_use", "free", "top")]
+
+
+def heap() -> int:
+    """Bytes in use on the heap of C and C++, 0 where nobody counts them."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return 0
+    mallinfo2.restype = Mallinfo2
+    return int(mallinfo2().in_use)
+
+
+@pytest.mark.parametrize(
+    "change", [unchanged, reallocated, gone_at_every_other_step, restrided], ids=lambda f: f.__name__
+)
+def test_nothing_grows(change):
+    """Python objects, blocks and bytes of Python's allocator, bytes of the heap."""
+    params, opt = build(3)
+    loss = torch.tensor(2.0)
+
+    def steps(n):
+        for _ in range(n):
+            change(params)
+            opt.step(loss=loss)
+        opt.metrics()
+
+    def counts():
+        gc.collect()
+        return len(gc.get_objects()), sys.getallocatedblocks(), heap()
+
+    steps(200)
+    before = counts()
+    steps(STEPS)
+    objects, blocks, in_use = (now - then for now, then in zip(counts(), before, strict=True))
+    # What grows once (a pool, this test's own numbers) is no growth per step: that would be STEPS at least.
+    assert objects < STEPS / 1000 and blocks < STEPS / 100 and in_use < STEPS
+    tracemalloc.start()
+    try:
+        steps(100)
+        gc.collect()
+        allocated = tracemalloc.get_traced_memory()[0]
+        steps(STEPS // 2)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - allocated < STEPS // 2, "less than a byte per step"
+    finally:
+        tracemalloc.stop()
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operations that reach PyTorch's dispatcher."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function._schema.name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("change", [unchanged, written_in_place, reallocated], ids=lambda f: f.__name__)
+def test_operations_of_a_step_do_not_depend_on_the_number_of_tensors(change):
+    found = []
+    for n in (1, 10, 100):
+        params, opt = build(n, backend="auto")
+        if opt._engine.choice.backend.name == "reference":
+            pytest.skip("the portable backend is made of operations")
+        loss = torch.tensor(2.0)
+        opt.step(loss=loss)
+        change(params)
+        with Counted() as counted:
+            opt.step(loss=loss)
+        found.append(counted.names)
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) <= 6

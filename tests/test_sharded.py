@@ -1,0 +1,259 @@
+"""DTensor parameters: alone in this process, and sharded by FSDP2 over two. No test here can hang."""
+
+import contextlib
+import datetime
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from greedylr_fused import FusedAdamW, GreedyLR
+
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo"),
+    pytest.mark.timeout(110),
+]
+WORLD = 2
+LIMIT = datetime.timedelta(seconds=30)
+SCHEDULE = GreedyLR(patience=0, factor=0.7, smooth=True, window_size=3)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    """One rank: this process."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=LIMIT)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def sharded(mesh, *shape, placements=None):
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    param = torch.nn.Parameter(distribute_tensor(torch.randn(shape), mesh, placements or [Shard(0)]))
+    param.grad = distribute_tensor(torch.randn(shape), mesh, placements or [Shard(0)])
+    return param
+
+
+def twins(params):
+    found = [torch.nn.Parameter(param.full_tensor().detach().clone()) for param in params]
+    for twin, param in zip(found, params, strict=True):
+        twin.grad = param.grad.full_tensor().clone()
+    return found
+
+
+def assert_equal(params, others, opt, other):
+    for param, twin in zip(params, others, strict=True):
+        assert torch.equal(param.full_tensor(), twin)
+        for name, value in other.state[twin].items():
+            own = opt.state[param][name]
+            assert torch.equal(own.full_tensor() if name != "step" else own, value)
+
+
+def test_a_dtensor_is_updated_as_its_values_are(mesh, backend):
+    params = [sharded(mesh, *shape) for shape in ((6, 3), (5,), (0, 2), (1,))]
+    plain = twins(params)
+    opt, other = (
+        FusedAdamW(p, lr=0.1, amsgrad=True, schedule=SCHEDULE, max_grad_norm=1.0, backend=backend)
+        for p in (params, plain)
+    )
+    addresses = [param._local_tensor.data_ptr() for param in params]
+    for loss in (3.0, 2.0, 4.0):
+        opt.step(loss=loss)
+        other.step(loss=loss)
+        assert_equal(params, plain, opt, other)
+    assert [param._local_tensor.data_ptr() for param in params] == addresses
+    for param in params:
+        for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            moment = opt.state[param][name]
+            assert (moment.device_mesh, moment.placements) == (param.device_mesh, param.placements)
+
+
+def test_gradients_in_other_strides_and_places(mesh):
+    params = [sharded(mesh, 6, 4), sharded(mesh, 3)]
+    opt = FusedAdamW(params, lr=0.1)
+    plain = twins(params)
+    other = FusedAdamW(plain, lr=0.1)
+    for change in (lambda g: g, lambda g: g.t().contiguous().t() if g.dim() == 2 else g, lambda g: g.clone()):
+        for param, twin in zip(params, plain, strict=True):
+            param.grad = change(param.grad)
+            twin.grad = param.grad.full_tensor().clone()
+        opt.step()
+        other.step()
+        assert_equal(params, plain, opt, other)
+    params[0].grad = plain[0].grad = None
+    opt.step()
+    other.step()
+    assert_equal(params, plain, opt, other)
+
+
+def test_what_is_replaced_is_noticed(mesh):
+    params = [sharded(mesh, 6, 4)]
+    opt = FusedAdamW(params, lr=0.1)
+    plain = twins(params)
+    other = FusedAdamW(plain, lr=0.1)
+    changes = (
+        lambda p, o: setattr(p, "_local_tensor", p._local_tensor.clone()),
+        lambda p, o: setattr(o.state[p]["exp_avg"], "_local_tensor", o.state[p]["exp_avg"]._local_tensor.clone()),
+        lambda p, o: o.state[p].update(exp_avg_sq=o.state[p]["exp_avg_sq"].clone()),
+    )
+    for change in changes:
+        opt.step()
+        other.step()
+        change(params[0], opt)
+    opt.step()
+    other.step()
+    assert_equal(params, plain, opt, other)
+
+
+def test_autograd_is_told(mesh):
+    param = sharded(mesh, 4)
+    opt = FusedAdamW([param], lr=0.1)
+    loss = (param * param).sum()
+    opt.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_other_placements_are_refused(mesh):
+    from torch.distributed.tensor import Replicate
+
+    param = sharded(mesh, 4)
+    opt = FusedAdamW([param], lr=0.1)
+    opt.step()
+    before = param.full_tensor().clone()
+    param.grad = param.grad.redistribute(mesh, [Replicate()])
+    with pytest.raises(RuntimeError, match=r"a gradient with placements \(Replicate.*Shard.*redistribute"):
+        opt.step()
+    assert torch.equal(param.full_tensor(), before)
+
+
+def test_a_checkpoint_of_dtensors(mesh):
+    params = [sharded(mesh, 6, 4), sharded(mesh, 3)]
+    opt = FusedAdamW(params, lr=0.1, schedule=SCHEDULE)
+    opt.step(loss=3.0)
+    saved = opt.state_dict()
+    again = [torch.nn.Parameter(param.detach().clone()) for param in params]
+    other = FusedAdamW(again, lr=0.1, schedule=SCHEDULE)
+    other.load_state_dict(saved)
+    for param, twin in zip(params, again, strict=True):
+        twin.grad = param.grad.clone()
+    opt.step(loss=2.0)
+    other.step(loss=2.0)
+    for param, twin in zip(params, again, strict=True):
+        assert torch.equal(param.full_tensor(), twin.full_tensor())
+    assert opt.last_lr() == other.last_lr()
+
+
+def test_plain_and_distributed_parameters_together(mesh):
+    plain = torch.nn.Parameter(torch.ones(3))
+    plain.grad = torch.ones(3)
+    opt = FusedAdamW([sharded(mesh, 4), plain], lr=0.1)
+    plain_alone = FusedAdamW([plain], lr=0.1)
+    assert plain_alone is not opt
+    opt.step()
+    assert (plain < 1).all()
+
+
+def worker(rank, store, results):
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", store=dist.FileStore(store, WORLD), rank=rank, world_size=WORLD, timeout=LIMIT)
+        results.put((rank, fully_sharded(rank), ""))
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
+    finally:
+        with contextlib.suppress(Exception):
+            dist.destroy_process_group()
+
+
+def model():
+    """Layers that two ranks cannot share evenly, and one of which the second gets nothing."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1))
+    for layer in (net[0], net[2], net):
+        fully_shard(layer)
+    return net
+
+
+def backward(net, x):
+    loss = (net(x) - x.sum(1, keepdim=True)).square().mean()
+    loss.backward()
+    return loss.detach()
+
+
+def fully_sharded(rank):
+    net, twin = model(), model()
+    opt = FusedAdamW(net.parameters(), lr=0.01, schedule=SCHEDULE)
+    torchs = torch.optim.AdamW(twin.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(rank)
+    worst, lrs = 0.0, []
+    for _ in range(8):
+        x = torch.randn(6, 4, generator=generator)
+        opt.zero_grad()
+        torchs.zero_grad()
+        loss = backward(net, x)
+        backward(twin, x)
+        torchs.param_groups[0]["lr"] = opt.last_lr()[0]
+        opt.step(loss=loss)
+        torchs.step()
+        lrs.append(opt.last_lr()[0].hex())
+        for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+            worst = max(worst, (a - b).detach().to_local().abs().sum().item())
+    empty = [param.to_local().numel() for param in net.parameters()].count(0)
+    clipping = FusedAdamW(net.parameters(), lr=0.01, max_grad_norm=1.0)
+    try:
+        clipping.step()
+        refused = ""
+    except RuntimeError as error:
+        refused = str(error)
+    counts = sorted({float(own["step"]) for own in opt.state.values()})
+    fresh = FusedAdamW(net.parameters(), lr=0.0)
+    fresh.step()  # with gradients on one rank only this must not be taken for the materialisation of state
+    return {
+        **{"worst": worst, "lrs": lrs, "empty": empty, "refused": refused, "counts": counts},
+        "first": sorted({float(own["step"]) for own in fresh.state.values()}),
+    }
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    context = mp.get_context("spawn")
+    answers = context.SimpleQueue()
+    store = str(tmp_path_factory.mktemp("gloo") / "store")
+    processes = [context.Process(target=worker, args=(rank, store, answers)) for rank in range(WORLD)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(80)
+    stuck = [process for process in processes if process.is_alive()]
+    for process in stuck:
+        process.kill()
+        process.join()
+    found = []
+    while not answers.empty():
+        found.append(answers.get())
+    errors = [f"rank {rank}:\n{error}" for rank, _, error in found if error]
+    assert not errors and not stuck and len(found) == WORLD, "\n".join(errors) or "a rank did not answer"
+    return [value for _, value, _ in sorted(found, key=lambda item: item[0])]
+
+
+def test_fsdp2_equals_torch_adamw(ranks):
+    assert all(rank["worst"] < 1e-5 for rank in ranks), ranks
+    assert ranks[0]["lrs"] == ranks[1]["lrs"] and len(set(ranks[0]["lrs"])) > 1
+    assert [rank["empty"] for rank in ranks] == [0, 2], "the second rank holds nothing of two parameters"
+    assert all(rank["counts"] == [8.0] for rank in ranks)
+
+
+def test_a_norm_over_several_ranks_is_refused(ranks):
+    for rank in ranks:
+        assert "on a mesh of 2 ranks" in rank["refused"] and "clip_grad_norm_" in rank["refused"]
+
+
+def test_all_ranks_agree_whether_state_is_materialised(ranks):
+    assert ranks[0]["first"] == ranks[1]["first"] == [1.0]
