@@ -98,7 +98,7 @@ def _of_host(record: Record, records: Sequence[Record]) -> Line:
 
 
 def _of_control(record: Record) -> Line:
-    what = f"GreedyLR on {record['schedule']}, {record['family']}, {record['shapes']}"
+    what = f"{record['schedule']}, {record['family']}, {record['shapes']}"
     added = f"{record['added_us']['median']:+.1f} us, {record['host_syncs_per_step']:g} host syncs"
     return what, added, _value(record["us"], "us in all"), f"{record['added_percent']['median']:+.2f} %"
 

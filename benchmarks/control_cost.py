@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from benchmarks import harness, host_syncs, options, peers, report
 from benchmarks.harness import Sample, Spread, Step
 from benchmarks.mixes import MIXES
 from benchmarks.shapes import Shapes, shapes
+from benchmarks.unfused import ADAMW, LR, SCHEDULE
 from benchmarks.workload import MOMENTS, Workload
 from greedylr_fused import FusedAdamW, GreedyLR, available_backends
 
@@ -21,8 +23,8 @@ TEN = Shapes("10x64", "ten tensors of 64 elements", ((64,),) * 10)
 CASES = {TEN.name: lambda: TEN, "gpt2-124m": lambda: shapes("gpt2-124m")}
 SCHEDULES: dict[str, GreedyLR | None] = {
     "no schedule": None,
-    "GreedyLR": replace(peers.SCHEDULE, smooth=False),
-    "GreedyLR smooth": peers.SCHEDULE,
+    "GreedyLR": replace(SCHEDULE, smooth=False),
+    "GreedyLR smooth": SCHEDULE,
 }
 
 
@@ -40,7 +42,7 @@ def contenders(work: Workload) -> dict[str, dict[str, Step]]:
 
 
 def _ours(work: Workload, backend: str, schedule: GreedyLR | None) -> Step:
-    optimizer = FusedAdamW(work.params, lr=peers.LR, **peers.ADAMW, schedule=schedule, backend=backend)
+    optimizer = FusedAdamW(work.params, lr=LR, **ADAMW, schedule=schedule, backend=backend)
     for param, moments in zip(work.params, work.moments, strict=True):
         optimizer.state[param] = {"step": torch.ones((), device=work.device), **{n: moments[n] for n in MOMENTS[:2]}}
     loss = work.loss
@@ -92,14 +94,18 @@ def _added(without: Sequence[Sample], samples: Sequence[Sample]) -> dict[str, An
     return found
 
 
-def run(names: Sequence[str], device: torch.device, seconds: float, config: dict[str, Any]) -> report.Report:
-    """All cases, with a progress bar; `seconds` per case."""
+def run(
+    names: Sequence[str], device: torch.device, seconds: float, config: dict[str, Any], out: Path | None = None
+) -> report.Report:
+    """All cases, with a progress bar; `seconds` per case; written to `out` after each."""
     found = report.Report("control_cost", device, config)
     with report.Progress(found.benchmark, len(names)) as progress:
         for name in names:
             progress.case(name)
             measure(CASES[name](), device, seconds, found, progress.part)
             progress.end_case()
+            if out is not None:
+                found.write(out)
     return found
 
 
@@ -146,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     device, config = options.common(chosen)
     names = options.chosen(chosen.shapes, list(CASES), list(CASES), "shapes")
-    found = run(names, device, chosen.seconds, config)
+    found = run(names, device, chosen.seconds, config, chosen.out)
     print_report(found.records)
     options.report_paths(found.write(chosen.out))
 

@@ -78,21 +78,7 @@ def figure(folder: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    steps = [r for r in records(folder, "step_throughput") if r["contender"].startswith(("ours", "torch-fused"))]
-    shares = [
-        (f"{_case(r)} {r['contender']}", r["share_of_roofline"]["median"]) for r in steps if r.get("share_of_roofline")
-    ]
-    ratios = [
-        (f"{_case(r)} {r['contender']}", r["ratio_device"]["median"])
-        for r in steps
-        if r.get("ratio_device") and r["contender"].startswith("ours")
-    ]
-    trained = [(f"{r['model']} {r['contender']}", r["ms"]["median"]) for r in records(folder, "train_step")]
-    panels = [
-        ("share of the roofline, device time", shares),
-        ("times as fast as torch fused, device time", ratios),
-        ("training step, ms", trained),
-    ]
+    panels = _panels(folder)
     drawing, axes = pyplot.subplots(1, 3, figsize=(21, 7), layout="constrained")
     for axis, (title, bars) in zip(axes, panels, strict=True):
         names, values = [name for name, _ in bars[:MOST]], [value for _, value in bars[:MOST]]
@@ -106,6 +92,23 @@ def figure(folder: Path, path: Path) -> None:
             axis.axvline(1.0, color="black", linewidth=0.8)
     pyplot.close(drawing)
     drawing.savefig(path, dpi=110)
+
+
+def _panels(folder: Path) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Titles, and names with values; device time where there is one."""
+    steps = [r for r in records(folder, "step_throughput") if r["contender"].startswith(("ours", "torch-fused"))]
+    shares = [(r, r["share_of_roofline"]) for r in steps]
+    ratios = [(r, r.get("ratio_device") or r["ratio"]) for r in steps if r["contender"].startswith("ours")]
+    trained = [(f"{r['model']} {r['contender']}", r["ms"]["median"]) for r in records(folder, "train_step")]
+
+    def named(pairs: list[tuple[dict[str, Any], dict[str, float] | None]]) -> list[tuple[str, float]]:
+        return [(f"{_case(r)} {r['contender']}", spread["median"]) for r, spread in pairs if spread]
+
+    return [
+        ("share of the roofline", named(shares)),
+        ("times as fast as torch fused", named(ratios)),
+        ("training step, ms", trained),
+    ]
 
 
 def main() -> None:

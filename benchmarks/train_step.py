@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,14 +82,18 @@ def _optimizer(step: GPTStep, seconds: Sequence[float], in_a_row: int, samples: 
     }
 
 
-def run(names: Sequence[str], device: torch.device, seconds: float, config: dict[str, Any]) -> report.Report:
-    """All sizes, with a progress bar; `seconds` per size."""
+def run(
+    names: Sequence[str], device: torch.device, seconds: float, config: dict[str, Any], out: Path | None = None
+) -> report.Report:
+    """All sizes, with a progress bar; `seconds` per size; written to `out` after each."""
     found = report.Report("train_step", device, config)
     with report.Progress(found.benchmark, len(names)) as progress:
         for name in names:
             progress.case(name)
             measure(SIZES[name], device, seconds, found, progress.part)
             progress.end_case()
+            if out is not None:
+                found.write(out)
     return found
 
 
@@ -133,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     device, config = options.common(chosen)
     names = options.chosen(chosen.sizes, list(SIZES), defaults(device), "sizes")
-    found = run(names, device, chosen.seconds, config)
+    found = run(names, device, chosen.seconds, config, chosen.out)
     print_report(found.records)
     options.print_left_out(found)
     options.report_paths(found.write(chosen.out))
