@@ -130,13 +130,16 @@ def small(gpu, n, dtypes=(torch.float32,), **options):
 @pytest.mark.parametrize("clip", [None, 1.0], ids=["plain", "clipping"])
 @pytest.mark.parametrize("dtypes", [(torch.float32,), (torch.float32, torch.bfloat16)], ids=["one_mix", "two_mixes"])
 def test_one_launch_per_mix_of_dtypes(gpu, clip, dtypes):
-    """Two with clipping, whether there are 10 tensors or 10,000."""
+    """At most two with clipping (some read all gradients in one), whether there are 10 tensors or 10,000."""
+    launched = []
     for n in (10, 10_000):
         opt = small(gpu, n, dtypes, max_grad_norm=clip)
         for _ in range(3):
             opt.step()
-        found = kernels(opt.step)
-        assert len(found) == len(dtypes) * (1 if clip is None else 2), f"{n} tensors: {found}"
+        launched.append(kernels(opt.step))
+    assert launched[0] == launched[1]
+    most = len(dtypes) * (1 if clip is None else 2)
+    assert len(dtypes) <= len(launched[0]) <= most, launched[0]
 
 
 def test_the_schedule_launches_the_same_for_every_number_of_tensors(gpu):
