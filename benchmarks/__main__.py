@@ -18,30 +18,32 @@ from benchmarks.report import Record, Report
 Line = tuple[str, str, str, str]
 
 
-def throughput(device: torch.device, config: dict[str, Any], out: Path, share: float) -> Report:
+def throughput(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
     """Optimizer steps, in the preset for the device."""
     preset = PRESETS["gpu" if device.type == "cuda" else "quick"]
-    return step_throughput.run(preset.cases, preset.contenders, device, preset.seconds * share, config, out)
+    return step_throughput.run(preset.cases, preset.contenders, device, preset.seconds * share, config, out, until)
 
 
-def host(device: torch.device, config: dict[str, Any], out: Path, share: float) -> Report:
+def host(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
     """Host time."""
-    return host_overhead.run(host_overhead.COUNTS, device, 2.0 * share, config, out)
+    return host_overhead.run(host_overhead.COUNTS, device, 2.0 * share, config, out, until)
 
 
-def control(device: torch.device, config: dict[str, Any], out: Path, share: float) -> Report:
+def control(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
     """What GreedyLR adds."""
     module = importlib.import_module("benchmarks.control_cost")
     return module.run(list(module.CASES), device, 5.0 * share, config)  # type: ignore[no-any-return]
 
 
-def training(device: torch.device, config: dict[str, Any], out: Path, share: float) -> Report:
+def training(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
     """Whole training steps."""
     module = importlib.import_module("benchmarks.train_step")
     return module.run(module.defaults(device), device, 10.0 * share, config)  # type: ignore[no-any-return]
 
 
-BENCHMARKS: dict[str, Callable[[torch.device, dict[str, Any], Path, float], Report]] = {
+#: Of the minutes that all may take, the part in which each begins its last case.
+LATEST = {"step_throughput": 0.55, "host_overhead": 0.7, "control_cost": 0.85, "train_step": 0.95}
+BENCHMARKS: dict[str, Callable[[torch.device, dict[str, Any], Path, float, float], Report]] = {
     "step_throughput": throughput,
     "host_overhead": host,
     "control_cost": control,
@@ -116,12 +118,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_common(parser, "each benchmark's JSON")
     parser.add_argument("--only", metavar="A,B", help=f"of {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--speed", type=float, default=1.0, metavar="X", help="X times less time per case (default: 1)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=9.5,
+        help="on a machine with other work cases are left out so as not to take longer (default: %(default)s)",
+    )
     arguments = parser.parse_args(argv)
     device, config = options.common(arguments)
     names = options.chosen(arguments.only, list(BENCHMARKS), list(BENCHMARKS), "only")
     begin, lines, written = time.perf_counter(), [], []
     for name in names:
-        found = BENCHMARKS[name](device, config, arguments.out, 1 / arguments.speed)
+        until = time.monotonic() + 60 * arguments.minutes * LATEST[name] - (time.perf_counter() - begin)
+        found = BENCHMARKS[name](device, config, arguments.out, 1 / arguments.speed, until)
         written.append(found.write(arguments.out))
         lines += summary(name, found.records)
         options.print_left_out(found)

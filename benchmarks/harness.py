@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,12 +48,11 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value; percentiles are values that occurred."""
+        """Of at least one value; percentiles are values that occurred, of few values the outer ones."""
         ordered = sorted(values)
         last = len(ordered) - 1
-        return cls(
-            statistics.median(ordered), ordered[round(last * 0.2)], ordered[round(last * 0.8)], count=len(ordered)
-        )
+        p20, p80 = ordered[last // 5], ordered[-(-last * 4 // 5)]
+        return cls(statistics.median(ordered), p20, p80, count=len(ordered))
 
     def scaled(self, factor: float) -> Spread:
         """In another unit."""
@@ -170,7 +170,8 @@ def compare(
     clock: Clock,
     *,
     seconds: float,
-    rounds: tuple[int, int] = (5, 200),
+    rounds: tuple[int, int] = (6, 200),
+    longest: float = math.inf,
     warmup: int = 2,
     on_round: Callable[[float], object] | None = None,
 ) -> dict[str, list[Sample]]:
@@ -182,6 +183,7 @@ def compare(
         seconds: go on until so much time has passed (warm-up not counted) ...
         rounds: ... but for at least and at most so many rounds. An even number is done, so that each order occurs
             equally often.
+        longest: after so many seconds two rounds are enough.
         warmup: calls of each step before, unmeasured.
         on_round: is given the share of the work done so far, between 0 and 1.
 
@@ -200,7 +202,8 @@ def compare(
         begin = time.perf_counter()
         for index in range(most):
             passed = time.perf_counter() - begin
-            if index >= least and index % 2 == 0 and passed > seconds:
+            enough = passed > longest if 0 < index < least else passed > seconds
+            if index > 0 and index % 2 == 0 and enough:
                 break
             for name in in_turn(list(steps), index):
                 found[name].append(clock(steps[name]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +104,8 @@ def measure_case(
     on_gpu = device.type == "cuda"
     clock = harness.CudaClock(device, cold=False, device_time=False) if on_gpu else harness.CpuClock(cold=False)
     steps = {name: one.step for name, one in built.items()}
-    times = harness.compare(steps, clock, seconds=seconds, rounds=(4, 1000), warmup=1, on_round=on_round)
+    limits = {"seconds": seconds, "longest": 3 * seconds}
+    times = harness.compare(steps, clock, **limits, rounds=(6, 1000), warmup=1, on_round=on_round)
     for name, samples in times.items():
         host, base = [sample.host for sample in samples], times[Contender.parse(name).base.name]
         found.add(
@@ -122,6 +125,7 @@ def run(
     seconds: float,
     config: dict[str, Any],
     out: Path | None = None,
+    until: float = math.inf,
 ) -> report.Report:
     """All cases, with a progress bar.
 
@@ -131,6 +135,7 @@ def run(
         seconds: per case.
         config: for the result file.
         out: folder to write it to after every case.
+        until: after this `time.monotonic()` no case is begun.
     """
     found = report.Report("host_overhead", device, config | {"cases": cases})
     with report.Progress("host_overhead", sum(map(len, cases.values()))) as progress:
@@ -144,7 +149,10 @@ def run(
                     over = stack.enter_context(mesh(device))
                 for count in counts:
                     progress.case(f"{count} {kind} tensors")
-                    measure_case(count, kind, over, device, seconds, found, progress.part)
+                    if time.monotonic() > until:
+                        found.leave_out(f"{count} {kind} tensors", report.OVER)
+                    else:
+                        measure_case(count, kind, over, device, seconds, found, progress.part)
                     progress.end_case()
                     if out is not None:
                         found.write(out)

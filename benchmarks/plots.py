@@ -10,7 +10,6 @@ from typing import Any
 from benchmarks import report
 from benchmarks.report import Record
 
-ROOFLINE = "roofline"
 _OURS, _THEIRS, _OTHERS = "#1f77b4", "#d62728", "#999999"
 
 

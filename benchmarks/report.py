@@ -19,6 +19,8 @@ import torch
 from benchmarks import environment
 
 Record = dict[str, Any]
+#: Why a case was left out of a run that may take only so long.
+OVER = "the time for this benchmark was over"
 
 
 class Report:

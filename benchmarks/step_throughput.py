@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,9 @@ from benchmarks.harness import Sample, Spread
 from benchmarks.mixes import MIXES, Mix
 from benchmarks.peers import Built, Contender
 from benchmarks.presets import FEW, PRESETS
+from benchmarks.rates import ROOFLINE, rates
 from benchmarks.shapes import NAMES, Shapes, shapes
 from benchmarks.workload import Workload, bytes_available, bytes_needed, peak_bytes, unsupported
-
-ROOFLINE = "roofline"
 
 
 def measure_case(
@@ -39,14 +40,18 @@ def measure_case(
         found.leave_out(case, why)
         return
     work = Workload(which, mix, device)
-    built = _build(work, contenders, lambda name, reason: found.leave_out(f"{case} {name}", reason))
+
+    def refuse(name: str, reason: str) -> None:
+        found.leave_out(f"{case} {name}", reason)
+
+    built = _affordable(_build(work, contenders, refuse), device, seconds, refuse)
     clock = harness.clock_for(device)
     steps = {name: one.step for name, one in built.items()}
     try:
         form, steps[ROOFLINE] = roofline.best(work, clock, seconds / 8)
     except RuntimeError as error:
         found.leave_out(f"{case} {ROOFLINE}", str(error))
-    times = harness.compare(steps, clock, seconds=seconds, rounds=(4, 200), warmup=1, on_round=on_round)
+    times = harness.compare(steps, clock, seconds=seconds, longest=3 * seconds, warmup=0, on_round=on_round)
     host_us = _host_us(which, mix, contenders, seconds / 4) if device.type == "cpu" else _host_us_of(times)
     if ROOFLINE in times:
         moved = roofline.bytes_moved(work)
@@ -87,38 +92,22 @@ def _build(
     return built
 
 
-def rates(times: dict[str, list[Sample]], name: str, work: Workload, traffic_known: bool = True) -> dict[str, Any]:
-    """What follows from the times of one contender and those taken in the same rounds.
-
-    Args:
-        times: of all contenders, as from `harness.compare`.
-        name: which.
-        work: what it ran over.
-        traffic_known: whether the bytes that it moves are those of the mix.
-    """
-    contender, samples = Contender.parse(name), times[name]
-    result: dict[str, Any] = {"ms": Spread.of([sample.step for sample in samples]).scaled(1e3).as_dict()}
-    device = [sample.device for sample in samples if sample.device is not None]
-    result["device_ms"] = Spread.of(device).scaled(1e3).as_dict() if device else None
-    moved = work.mix.bytes_moved(clip="clip" in contender.options)
-    seconds = [roofline.device_seconds(sample) for sample in samples]
-    gigabytes = work.shapes.elements * moved / 1e9
-    result["bytes_per_parameter"] = moved if traffic_known else None
-    result["gb_per_s"] = Spread.of([gigabytes / s for s in seconds]).as_dict() if traffic_known else None
-    result["share_of_roofline"] = None
-    if traffic_known and ROOFLINE in times:
-        factor = gigabytes * 1e9 / roofline.bytes_moved(work)
-        floor = [roofline.device_seconds(sample) * factor for sample in times[ROOFLINE]]
-        result["share_of_roofline"] = harness.paired_ratio(floor, seconds).as_dict()
-    base = contender.base.name
-    result["base"], result["ratio"], result["ratio_device"] = base, None, None
-    if base in times:
-        pairs = list(zip(times[base], samples, strict=True))
-        result["ratio"] = Spread.of([b.step / own.step for b, own in pairs]).as_dict()
-        if device:
-            of_device = [(roofline.device_seconds(b), roofline.device_seconds(own)) for b, own in pairs]
-            result["ratio_device"] = Spread.of([b / own for b, own in of_device]).as_dict()
-    return result
+def _affordable(
+    built: dict[str, Built], device: torch.device, seconds: float, refuse: Callable[[str, str], object]
+) -> dict[str, Built]:
+    """Warms all up by a step more, and keeps those that leave time to the others."""
+    kept = {}
+    for name, one in built.items():
+        begin = time.perf_counter()
+        one.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        took = time.perf_counter() - begin
+        if took <= max(seconds, 2.0):
+            kept[name] = one
+        else:
+            refuse(name, f"one step took {took:.1f} s, more than there is for the case; give it more with --seconds")
+    return kept
 
 
 def _host_us_of(times: dict[str, list[Sample]]) -> dict[str, dict[str, float]]:
@@ -130,8 +119,8 @@ def _host_us(which: Shapes, mix: Mix, contenders: list[Contender], seconds: floa
     work = Workload(Shapes(which.name, which.about, ((1,),) * len(which.sizes)), mix, torch.device("cpu"))
     with harness.one_thread():
         steps = {name: one.step for name, one in _build(work, contenders).items()}
-        clock = harness.CpuClock(cold=False)
-        return _host_us_of(harness.compare(steps, clock, seconds=seconds, rounds=(4, 100), warmup=1))
+        limits = {"seconds": seconds, "longest": 2 * seconds}
+        return _host_us_of(harness.compare(steps, harness.CpuClock(cold=False), **limits, rounds=(6, 100), warmup=1))
 
 
 def print_report(records: list[report.Record], title: str = "step throughput") -> None:
@@ -175,6 +164,7 @@ def run(
     seconds: float,
     config: dict[str, Any],
     out: Path | None = None,
+    until: float = math.inf,
 ) -> report.Report:
     """All cases, with a progress bar.
 
@@ -185,6 +175,7 @@ def run(
         seconds: per case, warm-up not counted.
         config: for the result file.
         out: folder to write it to after every case, so that a run cut short leaves what it has.
+        until: after this `time.monotonic()` no case is begun.
     """
     asked = [Contender.parse(name) for name in contenders]
     needed = list(dict.fromkeys([*asked, *(contender.base for contender in asked)]))
@@ -193,7 +184,10 @@ def run(
         for name, mixes in cases.items():
             for mix in mixes:
                 progress.case(f"{name} {mix}")
-                measure_case(shapes(name), MIXES[mix], needed, device, seconds, found, progress.part)
+                if time.monotonic() > until:
+                    found.leave_out(f"{name} {mix}", report.OVER)
+                else:
+                    measure_case(shapes(name), MIXES[mix], needed, device, seconds, found, progress.part)
                 progress.end_case()
                 if out is not None:
                     found.write(out)

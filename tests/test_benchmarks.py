@@ -16,6 +16,7 @@ from benchmarks import (
     markdown,
     options,
     plots,
+    rates,
     report,
     roofline,
     shapes,
@@ -95,17 +96,29 @@ def test_a_ratio_is_of_times_from_the_same_round():
     work = Workload(SMALL, MIXES["fp32"], CPU)
     times = {"torch-fused+clip": base, "ours-cpu+clip": ours, "roofline": [0.5 * t for t in ours]}
     samples = {name: [Sample(t, t) for t in values] for name, values in times.items()}
-    found = step_throughput.rates(samples, "ours-cpu+clip", work)
+    found = rates.rates(samples, "ours-cpu+clip", work)
     assert found["base"] == "torch-fused+clip" and found["ratio"]["median"] == 2.5
     per_roofline_byte = work.shapes.elements * 32 / roofline.bytes_moved(work)
     assert math.isclose(found["share_of_roofline"]["median"], 0.5 * per_roofline_byte)
     assert math.isclose(found["gb_per_s"]["median"], Spread.of([311 * 32 / t / 1e9 for t in ours]).median)
 
 
+def test_what_takes_too_long_is_done_twice_and_begun_no_more():
+    steps = {name: lambda name=name: name for name in "AB"}
+    found = harness.compare(steps, FakeClock(), seconds=0, rounds=(6, 9), longest=0, warmup=0)
+    assert {name: len(samples) for name, samples in found.items()} == {"A": 2, "B": 2}
+    late = step_throughput.run({"gpt2-124m": ["fp32"]}, ["ours-cpu"], CPU, 1.0, {}, until=0.0)
+    assert late.left_out == [{"what": "gpt2-124m fp32", "why": report.OVER}] and not late.records
+    late = host_overhead.run({"plain": [10]}, CPU, 1.0, {}, until=0.0)
+    assert late.left_out == [{"what": "10 plain tensors", "why": report.OVER}] and not late.records
+
+
 def test_percentiles_are_values_that_occurred():
     spread = Spread.of([5.0, 1.0, 2.0, 3.0, 4.0, 6.0])
     assert (spread.median, spread.p20, spread.p80, spread.count) == (3.5, 2.0, 5.0, 6)
     assert spread.scaled(10).as_dict() == {"median": 35.0, "p20": 20.0, "p80": 50.0, "count": 6}
+    few = Spread.of([4.0, 1.0, 3.0, 2.0])
+    assert (few.median, few.p20, few.p80) == (2.5, 1.0, 4.0)
 
 
 def test_graphs_and_options_are_compared_with_the_same_work():

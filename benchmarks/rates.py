@@ -1,0 +1,47 @@
+"""What follows from times: rates, shares and ratios, always of times from the same rounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks import harness, roofline
+from benchmarks.harness import Sample, Spread
+from benchmarks.peers import Contender
+from benchmarks.workload import Workload
+
+#: Its name among the times.
+ROOFLINE = "roofline"
+
+
+def rates(times: dict[str, list[Sample]], name: str, work: Workload, traffic_known: bool = True) -> dict[str, Any]:
+    """The entries of one contender's record.
+
+    Args:
+        times: of all contenders, as from `harness.compare`.
+        name: which.
+        work: what it ran over.
+        traffic_known: whether the bytes that it moves are those of the mix.
+    """
+    contender, samples = Contender.parse(name), times[name]
+    result: dict[str, Any] = {"ms": Spread.of([sample.step for sample in samples]).scaled(1e3).as_dict()}
+    device = [sample.device for sample in samples if sample.device is not None]
+    result["device_ms"] = Spread.of(device).scaled(1e3).as_dict() if device else None
+    moved = work.mix.bytes_moved(clip="clip" in contender.options)
+    seconds = [roofline.device_seconds(sample) for sample in samples]
+    gigabytes = work.shapes.elements * moved / 1e9
+    result["bytes_per_parameter"] = moved if traffic_known else None
+    result["gb_per_s"] = Spread.of([gigabytes / s for s in seconds]).as_dict() if traffic_known else None
+    result["share_of_roofline"] = None
+    if traffic_known and ROOFLINE in times:
+        factor = gigabytes * 1e9 / roofline.bytes_moved(work)
+        floor = [roofline.device_seconds(sample) * factor for sample in times[ROOFLINE]]
+        result["share_of_roofline"] = harness.paired_ratio(floor, seconds).as_dict()
+    base = contender.base.name
+    result["base"], result["ratio"], result["ratio_device"] = base, None, None
+    if base in times:
+        pairs = list(zip(times[base], samples, strict=True))
+        result["ratio"] = Spread.of([b.step / own.step for b, own in pairs]).as_dict()
+        if device:
+            of_device = [(roofline.device_seconds(b), roofline.device_seconds(own)) for b, own in pairs]
+            result["ratio_device"] = Spread.of([b / own for b, own in of_device]).as_dict()
+    return result
