@@ -74,8 +74,12 @@ def recipe(compiler: Sequence[str]) -> Recipe:
 
 def emulated_recipe(compiler: Sequence[str]) -> Recipe:
     """The same module for tests: its kernels run on the CPU, thread for thread, on CPU tensors."""
-    kernels = Object(KERNELS, "step", ("-xc++", *EMULATED))
-    return Recipe([kernels, python_unit(BINDING), *emulation_objects()], (), shlex.join(compiler))
+    return Recipe([python_unit(BINDING), *emulated_objects()], (), shlex.join(compiler))
+
+
+def emulated_objects() -> list[Object]:
+    """The kernels, compiled as plain C++, and what runs them."""
+    return [Object(KERNELS, "cuda_step", ("-xc++", *EMULATED)), *emulation_objects()]
 
 
 def find_nvcc() -> Nvcc:

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import native_build as native
+import native_cuda
 import pytest
 from sanitizers import FLAGS, OPTIONS, compiler_here, needs
 
@@ -15,9 +17,9 @@ def compiler() -> list[str]:
     return compiler_here()
 
 
-def _run(compiler: list[str], program: str, sanitizer: str, folder: Path, *, loops: bool) -> None:
+def _run(compiler: list[str], program: str, sanitizer: str, folder: Path, tested: Sequence[native.Object] = ()) -> None:
     checks = needs(compiler, sanitizer, folder)
-    objects = [native.Object(f"tests/{program}.cpp", program)] + (native.cpu_objects(compiler) if loops else [])
+    objects = [native.Object(f"tests/{program}.cpp", program, native.EMULATED), *tested]
     links = ("-pthread", *(() if sys.platform == "darwin" else ("-ldl",)))
     native.build(compiler, objects, folder / program, folder / "objects", (*FLAGS, *checks), links)
     env = {**os.environ, **OPTIONS}
@@ -27,12 +29,18 @@ def _run(compiler: list[str], program: str, sanitizer: str, folder: Path, *, loo
 
 @pytest.mark.parametrize("program", ["formats", "control"])
 def test_core(compiler, program, tmp_path):
-    _run(compiler, program, "address,undefined", tmp_path, loops=False)
+    _run(compiler, program, "address,undefined", tmp_path)
 
 
 def test_loops(compiler, tmp_path):
-    _run(compiler, "loops", "address,undefined", tmp_path, loops=True)
+    _run(compiler, "loops", "address,undefined", tmp_path, native.cpu_objects(compiler))
 
 
 def test_threads_race_nowhere(compiler, tmp_path):
-    _run(compiler, "loops", "thread", tmp_path, loops=True)
+    _run(compiler, "loops", "thread", tmp_path, native.cpu_objects(compiler))
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_cuda_kernels(compiler, sanitizer, tmp_path):
+    loops = native.Object(native.CPU_LOOPS, "loops", ("-DGREEDYLR_ISA=baseline",))
+    _run(compiler, "cuda", sanitizer, tmp_path, [*native_cuda.emulated_objects(), loops])

@@ -12,69 +12,17 @@
 #include "../core/control.h"
 #include "../cpu/step.h"
 #include "check.h"
+#include "guarded.h"
 
 using namespace greedylr;
 
 namespace {
 
-constexpr unsigned char GUARD = 0xa5;
 constexpr int64_t CHUNKS[] = {48, 640};  // less than a block of staging, and several with a remainder
 constexpr int64_t TENSORS = 132;
 
 // Every size from 0 to 129, and two of several blocks.
 int64_t size_of(int64_t tensor) { return tensor < 130 ? tensor : tensor == 130 ? 257 : 1031; }
-
-double load(DType d, const void* at) {
-    uint16_t h;
-    float f;
-    double x;
-    memcpy(&h, at, 2);
-    if (d == BF16) return bf16_to_float(h);
-    if (d == F16) return f16_to_float(h);
-    memcpy(&f, at, 4);
-    if (d == F32) return f;
-    memcpy(&x, at, 8);
-    return x;
-}
-
-void store(DType d, void* at, double x) {
-    const uint16_t h = d == BF16 ? float_to_bf16(float(x)) : float_to_f16(float(x));
-    const float f = float(x);
-    memcpy(at,
-           d == F64   ? static_cast<const void*>(&x)
-           : d == F32 ? static_cast<const void*>(&f)
-                      : &h,
-           size_t(element_size(d)));
-}
-
-// One array in an allocation of its own, with guards on both sides, off any alignment but its element's.
-class Guarded {
-  public:
-    Guarded(DType dtype, int64_t n, unsigned seed, bool positive)
-        : dtype_(dtype), n_(n), memory_(size_t(2 * PAD + (n + 1) * 8), GUARD) {
-        for (int64_t i = 0; i < n; ++i) {
-            seed = seed * 1664525u + 1013904223u;
-            const double x = double(seed >> 8) / (1 << 24);
-            store(dtype, at(i), positive ? x * 0.1 : x - 0.5);
-        }
-    }
-    unsigned char* at(int64_t i) { return memory_.data() + PAD + (1 + i) * element_size(dtype_); }
-    double value(int64_t i) { return load(dtype_, at(i)); }
-    void set(int64_t i, double x) { store(dtype_, at(i), x); }
-    bool operator==(const Guarded& other) const { return memory_ == other.memory_; }
-    bool guards_intact() {
-        const unsigned char *begin = at(0), *end = at(n_), *last = memory_.data() + memory_.size();
-        const auto is_guard = [](unsigned char c) { return c == GUARD; };
-        return std::all_of(static_cast<const unsigned char*>(memory_.data()), begin, is_guard) &&
-               std::all_of(end, last, is_guard);
-    }
-
-  private:
-    static constexpr int64_t PAD = 64;
-    DType dtype_;
-    int64_t n_;
-    std::vector<unsigned char> memory_;
-};
 
 // Tensors of all sizes and one mix; every 7th has no gradient.
 struct Problem {
@@ -188,7 +136,7 @@ void check_update(int mix, bool amsgrad, double beta1, int threads, const double
         for (size_t n = 0; n < size_t(TENSORS); ++n) {
             CHECK(actual.arrays[row][n] == expected.arrays[row][n], "%s mix %d amsgrad %d row %d tensor %zu",
                   loops().isa, mix, amsgrad, row, n);
-            CHECK(actual.arrays[row][n].guards_intact(), "%s mix %d row %d tensor %zu", loops().isa, mix, row,
+            CHECK(actual.arrays[row][n].guard_intact(), "%s mix %d row %d tensor %zu", loops().isa, mix, row,
                   n);
         }
     }

@@ -1,0 +1,246 @@
+// The CUDA kernels' own source on the emulated GPU, through the table: every mix gives the bits of the CPU's
+// loops, in every schedule and with any number of blocks, and touches nothing else. Meant for the sanitizers;
+// the thread sanitizer sees the GPU's threads.
+#include <math.h>
+#include <string.h>
+
+#include <vector>
+
+#include "../core/control.h"
+#include "../cpu/loops.h"
+#include "../cuda/step.h"
+#include "check.h"
+#include "emulation.h"
+#include "guarded.h"
+
+using namespace greedylr;
+
+namespace {
+
+constexpr int64_t CHUNK = 256, TENSORS = 140, GROUPS = 3;
+constexpr double HYPER[GROUPS][HYPER_COUNT] = {
+    {0.9, 0.99, 1e-6, 0.1, 0.0, 0.0}, {0.3, 0.95, 1e-8, 0.0, 1.0, 0.0}, {0.9, 0.999, 1e-6, 0.01, 1.0, 0.0}};
+
+// How a GPU may run the same launches: the order of threads, and how many blocks at a time.
+struct Schedule {
+    uint64_t seed;
+    unsigned blocks;
+};
+constexpr Schedule SCHEDULES[] = {{0, 1}, {1, 3}, {2, 8}};
+
+// Every size from 0 to 129, and some of several chunks: exact, one less and one more, also after a head of up
+// to 7.
+int64_t size_of(int64_t tensor) {
+    constexpr int64_t LARGE[] = {CHUNK - 1,     CHUNK,         CHUNK + 1,     CHUNK + 7, CHUNK + 8,
+                                 2 * CHUNK - 1, 2 * CHUNK + 1, 2 * CHUNK + 9, 1500,      131};
+    return tensor < 130 ? tensor : LARGE[tensor - 130];
+}
+
+// Two mixes in one table, the second from tensor 100 on; a third of the tensors with amsgrad, every 7th
+// without a gradient, streams on and off multiples of 16 bytes, alike and not.
+struct Problem {
+    Problem(int first_mix, bool long_window) : mixes{first_mix, (first_mix + 1) % MIX_COUNT} {
+        for (int64_t n = 0; n < TENSORS; ++n) {
+            numel.push_back(size_of(n));
+            group.push_back(int32_t(n % GROUPS));
+            steps.push_back(float(n / 5 % 3));
+            for (int64_t k = 0; k * CHUNK < size_of(n); ++k) {
+                chunk_tensor.push_back(int32_t(n));
+                chunk_index.push_back(int32_t(k));
+            }
+            if (n == SECOND - 1) first_chunks = int64_t(chunk_tensor.size());
+        }
+        for (int row = 0; row < ROW_COUNT; ++row) {
+            for (int64_t n = 0; n < TENSORS; ++n) {
+                const Mix m = MIXES[mix_of(n)];
+                const DType types[ROW_COUNT] = {m.param, m.grad, m.state, m.state, m.state};
+                const int64_t offset = n % 4 == 0 ? 0 : n % 4 == 1 ? n % 9 : (n + row * (n % 4)) % 9;
+                arrays[row].emplace_back(types[row], size_of(n), unsigned(row * 1000 + n), row >= EXP_AVG_SQ,
+                                         offset);
+                const bool absent = (row == GRAD && n % 7 == 3) || (row == MAX_EXP_AVG_SQ && n % 3 != 1);
+                ptrs.push_back(absent ? 0 : int64_t(arrays[row].back().at(0)));
+            }
+        }
+        set_control(long_window ? 700 : 5);
+    }
+
+    int mix_of(int64_t tensor) const { return mixes[tensor >= SECOND]; }
+    bool has(Row row, int64_t tensor) const { return ptrs[size_t(row * TENSORS + tensor)] != 0; }
+
+    void set_control(int window) {
+        control.assign(size_t(slot::lr + 4 * GROUPS + window), 0.0);
+        const auto set = [this](slot::Slot s, double x) { control[s] = x; };
+        set(slot::kind, 1);
+        set(slot::factor, 0.5);
+        set(slot::smooth, 1);
+        set(slot::window_size, window);
+        set(slot::reset_start, 100);
+        set(slot::resets_left, 100);
+        set(slot::best, HUGE_VAL);
+        set(slot::n_groups, GROUPS);
+        set(slot::grad_scale, 1);
+        set(slot::grad_multiplier, 0.75);
+        for (int g = 0; g < GROUPS; ++g) {
+            control[size_t(slot::lr + g)] = control[size_t(slot::lr + GROUPS + g)] = 0.01 * (1 + g);
+            control[size_t(slot::lr + 3 * GROUPS + g)] = 1.0;
+        }
+    }
+
+    Table table() {
+        return {ptrs.data(),
+                numel.data(),
+                group.data(),
+                &HYPER[0][0],
+                steps.data(),
+                chunk_tensor.data(),
+                chunk_index.data(),
+                TENSORS,
+                int64_t(chunk_tensor.size()),
+                CHUNK,
+                control.data()};
+    }
+
+    std::vector<Launch> launches() const {
+        return {{mixes[0], 0, first_chunks},
+                {mixes[1], first_chunks, int64_t(chunk_tensor.size()) - first_chunks}};
+    }
+
+    // The same step by the CPU's loops, a tensor at a time.
+    void update() {
+        for (int64_t n = 0; n < TENSORS && control[slot::skip] == 0; ++n) {
+            if (!has(GRAD, n)) continue;
+            const bool amsgrad = has(MAX_EXP_AVG_SQ, n);
+            const auto at = [&](Row row) { return arrays[row][size_t(n)].at(0); };
+            const Range range = {
+                at(PARAM), at(GRAD), at(EXP_AVG), at(EXP_AVG_SQ), amsgrad ? at(MAX_EXP_AVG_SQ) : nullptr,
+                size_of(n)};
+            const auto k = coefficients(HYPER[n % GROUPS], control[size_t(slot::lr + n % GROUPS)],
+                                        control[slot::grad_multiplier], steps[size_t(n)]);
+            loops_baseline.update[mix_of(n)][amsgrad](range, k);
+            steps[size_t(n)] += 1;
+        }
+        commit(control.data());
+    }
+
+    long double sum_of_squares() {
+        long double sum = 0;
+        for (int64_t n = 0; n < TENSORS; ++n) {
+            for (int64_t i = 0; has(GRAD, n) && i < size_of(n); ++i)
+                sum += powl(arrays[GRAD][size_t(n)].value(i), 2);
+        }
+        return sum;
+    }
+
+    static constexpr int64_t SECOND = 100;
+    const int mixes[2];
+    std::vector<Guarded> arrays[ROW_COUNT];
+    std::vector<int64_t> ptrs, numel;
+    std::vector<int32_t> group, chunk_tensor, chunk_index;
+    std::vector<float> steps;
+    std::vector<double> control;
+    int64_t first_chunks = 0;
+};
+
+bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
+    return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
+}
+
+// A stepper on the emulated GPU with the memory of its own that it needs.
+class Gpu {
+  public:
+    Gpu(const Table& table, const std::vector<Launch>& launches)
+        : scratch_(size_t(cuda::scratch_bytes())), stepper(table, launches, scratch_.data(), 0) {}
+
+  private:
+    std::vector<unsigned char> scratch_;
+
+  public:
+    const cuda::Stepper stepper;
+};
+
+void compare(Problem& actual, const Problem& expected, const char* step) {
+    for (int row = 0; row < ROW_COUNT; ++row) {
+        for (size_t n = 0; n < size_t(TENSORS); ++n) {
+            CHECK(actual.arrays[row][n] == expected.arrays[row][n], "%s, mix %d row %d tensor %zu", step,
+                  actual.mix_of(int64_t(n)), row, n);
+            CHECK(actual.arrays[row][n].guard_intact(), "%s, mix %d row %d tensor %zu", step,
+                  actual.mix_of(int64_t(n)), row, n);
+        }
+    }
+    CHECK(actual.steps == expected.steps, "%s, mix %d", step, actual.mixes[0]);
+    CHECK(same_bits(actual.control, expected.control), "%s, mix %d", step, actual.mixes[0]);
+}
+
+// Plain, clipped under a loss scale, and with an inf in the last gradient; the norm in `sums` is that of the
+// first schedule that ran.
+void check_steps(int mix, const Schedule& schedule, double (&sums)[2]) {
+    emulation::set_schedule(schedule.seed);
+    emulation::set_resident_blocks(schedule.blocks);
+    Problem expected(mix, mix % 2 == 1), actual(mix, mix % 2 == 1);
+    const Gpu gpu(actual.table(), actual.launches());
+    const char* const steps[] = {"plain", "clipped", "not finite"};
+    for (int step = 0; step < 3; ++step) {
+        for (Problem* p : {&expected, &actual}) {
+            p->control[slot::loss_sum] = 1.0 + step;
+            p->control[slot::loss_weight] = 2.0;
+            p->control[slot::max_grad_norm] = step == 1 ? 0.5 : HUGE_VAL;
+            p->control[slot::grad_scale] = step == 1 ? 4.0 : 1.0;
+            p->control[slot::skip_nonfinite] = step == 2;
+            if (step == 2) p->arrays[GRAD][TENSORS - 1].set(size_of(TENSORS - 1) - 1, INFINITY);
+        }
+        if (step > 0) {
+            gpu.stepper.measure(0);
+            const double sum = actual.control[slot::grad_sq_sum];
+            const long double exact = expected.sum_of_squares();
+            CHECK(step == 2 ? !isfinite(sum) : fabsl(sum - exact) <= 1e-13L * exact, "mix %d: %.17g", mix,
+                  sum);
+            CHECK(isnan(sums[step - 1]) || sum == sums[step - 1], "mix %d: a norm of another schedule", mix);
+            sums[step - 1] = sum;
+            expected.control[slot::grad_sq_sum] = sum;
+            expected.control[slot::grad_nonfinite] = actual.control[slot::grad_nonfinite];
+            decide(expected.control.data());
+            CHECK(same_bits(actual.control, expected.control), "mix %d, after the norm", mix);
+        }
+        gpu.stepper.update(0);
+        expected.update();
+        compare(actual, expected, steps[step]);
+    }
+    CHECK(actual.control[slot::step] == 2 && actual.control[slot::skipped] == 1, "mix %d", mix);
+}
+
+void check_step_without_reading_gradients() {
+    Problem before(0, false), p(0, false);
+    const Gpu gpu(p.table(), p.launches());
+    p.control[slot::found_inf] = 1.0;
+    gpu.stepper.decide(0);
+    gpu.stepper.update(0);
+    for (int row = 0; row < ROW_COUNT; ++row)
+        CHECK(p.arrays[row] == before.arrays[row], "skipped, row %d", row);
+    CHECK(p.steps == before.steps && p.control[slot::skipped] == 1, "a skipped step is only counted");
+    Table empty = p.table();
+    empty.n_tensors = empty.n_chunks = 0;
+    p.control[slot::skip] = 0.0;
+    Gpu(empty, {}).stepper.update(0);
+    CHECK(p.control[slot::step] == 1, "a step of no tensors is a step");
+}
+
+void check_send() {
+    for (int64_t n : {0, 1, 255, 448, 449, 4000, 4001, 8449}) {
+        std::vector<int64_t> words(static_cast<size_t>(n)), target(size_t(n + 1), -1);
+        for (int64_t i = 0; i < n; ++i) words[size_t(i)] = i * 3;
+        cuda::send(target.data(), words.data(), n, 0, 0);
+        words.push_back(-1);
+        CHECK(target == words, "%d words", int(n));
+    }
+}
+
+}  // namespace
+
+int main() {
+    for (int mix = 0; mix < MIX_COUNT; ++mix) {
+        double sums[2] = {NAN, NAN};
+        for (const Schedule& schedule : SCHEDULES) check_steps(mix, schedule, sums);
+    }
+    check_step_without_reading_gradients();
+    check_send();
+}
