@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stages import Command, Stage
+from benchmarks.stages import Command, Stage, counted
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What is checked on each kind of device; the CPU is for rehearsals.
@@ -180,7 +180,11 @@ def groups(machine: Machine) -> list[tuple[int, list[Stage]]]:
                     "AMP, errors, control",
                     lambda: m.for_backends(*(f"tests/gpu/test_gpu_{name}.py" for name in others), limit=120),
                 ),
-                Stage("other GPU tests", lambda: [m.pytest("tests", "-m", "gpu", *apart, limit=100, fine=(0, 5))]),
+                Stage(
+                    "other GPU tests",
+                    lambda: [m.pytest("tests", "-m", "gpu", *apart, limit=100, fine=(0, 5))],
+                    _or_none,
+                ),
                 *(Stage(f"conformance, {name}", lambda name=name: m.conformance(name)) for name in m.backends),
             ],
         ),
@@ -207,6 +211,10 @@ def groups(machine: Machine) -> list[tuple[int, list[Stage]]]:
 def _last_line(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1][:100] if lines else ""
+
+
+def _or_none(output: str) -> str:
+    return counted(output) or "there are none"
 
 
 def _sanitized(output: str) -> str:

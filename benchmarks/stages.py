@@ -97,13 +97,18 @@ class Runner:
         self.results: list[Result] = []
         self._alive: set[subprocess.Popen[str]] = set()
 
-    def run(self, group: Sequence[Stage], workers: int = 1) -> list[Result]:
-        """Run a group with up to so many processes at a time; returns its results."""
+    def run(self, group: Sequence[Stage], workers: int = 1, reserve: float = 0.0) -> list[Result]:
+        """Run a group with up to so many processes at a time, and leave `reserve` seconds; returns its results."""
         plans = [(stage, stage.plan()) for stage in group]
         results = []
         with ThreadPoolExecutor(max_workers=workers) as pool:
             running = [
-                (stage, plan if isinstance(plan, str) else [pool.submit(self._process, command) for command in plan])
+                (
+                    stage,
+                    plan
+                    if isinstance(plan, str)
+                    else [pool.submit(self._process, command, reserve) for command in plan],
+                )
                 for stage, plan in plans
             ]
             try:
@@ -119,9 +124,9 @@ class Runner:
         self.results += results
         return results
 
-    def _process(self, command: Command) -> Done:
+    def _process(self, command: Command, reserve: float) -> Done:
         begin, argv = time.monotonic(), list(map(str, command.argv))
-        limit = min(command.limit, self._end - begin)
+        limit = min(command.limit, self._end - reserve - begin)
         if limit < 1.0:
             return Done(argv, SKIPPED, "no time left", begin, 0.0, "")
         try:

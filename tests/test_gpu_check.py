@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import stages
+from benchmarks import gpu_check, gpu_stages, stages
 from benchmarks.stages import FAILED, PASSED, SKIPPED, Command, Runner, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,3 +136,75 @@ def test_without_a_gpu_it_says_so_and_exits_with_2(tmp_path):
     assert done.returncode == 2
     assert "no GPU" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_time_is_kept_for_the_last_group(tmp_path):
+    runner = Runner(tmp_path, dict(os.environ), seconds=22, say=lambda line: None)
+    (result,) = runner.run([Stage("hungry", lambda: [python("import time; time.sleep(600)")])], reserve=20)
+    assert result.detail == "not done within 2 s"
+    assert only(runner, [python("")]).outcome == PASSED
+
+
+def test_an_interruption_leaves_no_process_behind(runner, tmp_path):
+    def interrupt(line):
+        raise KeyboardInterrupt
+
+    pid = tmp_path / "pid"
+    waits = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    runner._say = interrupt
+    quick = Stage(
+        "quick", lambda: [python(f"import os, time\nwhile not os.path.exists({str(pid)!r}): time.sleep(0.01)")]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        runner.run([quick, Stage("slow", lambda: [python(waits, limit=600)])], workers=2)
+    assert not Path(f"/proc/{int(pid.read_text())}").exists()
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return gpu_stages.Machine(tmp_path)
+
+
+def plans(machine):
+    return {stage.name: stage.plan() for _, group in gpu_stages.groups(machine) for stage in group}
+
+
+def test_every_stage_has_a_plan_for_every_backend(machine, monkeypatch):
+    monkeypatch.setattr(gpu_stages, "find_sanitizer", lambda: "/somewhere/compute-sanitizer")
+    machine.reasons = {"cuda": None, "triton": None}
+    found = plans(machine)
+    assert all(isinstance(plan, list) and plan for plan in found.values()), found
+    for name in ("graph capture", "streams", "beyond 2^31 elements", "memcheck", "racecheck"):
+        assert len(found[name]) == 2
+    for commands in found.values():
+        for command in commands:
+            assert 0 < command.limit <= 150 and all(isinstance(word, str) for word in command.argv)
+            files = [word for word in command.argv if word.endswith(".py")]
+            assert all((ROOT / file).exists() for file in files)
+    assert sum(len(found[f"conformance, {name}"]) for name in ("cuda", "triton")) == 2 * len(
+        list((ROOT / "tests/conformance").glob("test_*.py"))
+    )
+
+
+def test_a_backend_that_cannot_run_is_left_out(machine, monkeypatch):
+    monkeypatch.setattr(gpu_stages, "find_sanitizer", lambda: None)
+    machine.reasons = {"cuda": "built without nvcc", "triton": None}
+    found = plans(machine)
+    assert found["conformance, cuda"] == "built without nvcc"
+    assert len(found["graph capture"]) == 1 and "by-triton" in found["graph capture"][0].argv
+    assert "neither on PATH" in found["memcheck"]
+    machine.reasons = {"cuda": "built without nvcc", "triton": "not installed"}
+    assert plans(machine)["streams"] == "cuda: built without nvcc; triton: not installed"
+
+
+def test_missing_packages_come_from_wheels_or_are_named(machine, tmp_path):
+    assert "pytest, ninja cannot be imported" in gpu_check.install(machine, ["pytest", "ninja"], tmp_path / "wheels")
+    (command,) = gpu_check.install(machine, ["pytest"], tmp_path)
+    assert "--no-index" in command.argv and command.argv[-1] == "pytest"
+
+
+def test_a_python_without_torch_is_said():
+    def load(name):
+        raise ImportError(f"No module named {name!r}")
+
+    assert "cannot import torch: No module named 'torch'" in gpu_check.no_gpu(load)
