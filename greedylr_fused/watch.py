@@ -12,6 +12,7 @@ the table's own memory, is given other memory where it is would take intent, and
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import operator
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from greedylr_fused import direct
 from greedylr_fused.distributed import local
 from greedylr_fused.entry import Entry
 from greedylr_fused.formats import EMPTY
@@ -161,10 +163,15 @@ def watch(*args: Any) -> Any:
     """A compiled `Watch` where there is one and it can see these tensors, otherwise the one above."""
     if unavailable() is None:
         try:
-            return _native.Watch(Tensor.__dlpack_c_exchange_api__, *args)
+            return _native.Watch(Tensor.__dlpack_c_exchange_api__, _direct(), *args)
         except ValueError:  # a device or type that DLPack has no word for, or a state that is no dictionary
             pass
     return Watch(*args)
+
+
+@functools.cache
+def _direct() -> tuple[int, ...] | None:
+    return direct.find()
 
 
 def unavailable() -> str | None:

@@ -45,10 +45,12 @@ class Case:
         return found, [i for i, param in enumerate(self.params) if self.at[id(param)] in odd]
 
 
-@pytest.fixture
-def case():
+@pytest.fixture(params=["direct", "dlpack"])
+def case(request, monkeypatch):
     if reason := watch.unavailable():
         pytest.skip(reason)
+    if request.param == "dlpack":
+        monkeypatch.setattr(watch, "_direct", lambda: None)
     case = Case()
     assert type(case.watches[1]) is not Watch
     assert case.look() == (MOVED | COUNT, [])

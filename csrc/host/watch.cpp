@@ -61,12 +61,21 @@ py::list Watch::stepped() const {
 }
 
 bool Watch::same(PyObject* tensor, const Memory& memory) const {
+    if (Py_TYPE(tensor) == memory.direct) {
+        Direct::Reading now;
+        return direct_.read(tensor, &now) && uintptr_t(now.data) == memory.address &&
+               now.dtype == memory.torch_dtype && now.ndim == memory.ndim &&
+               same_dims(now.shape, now.strides, memory);
+    }
     dlpack::Tensor now;
-    const int64_t* shape = dims_.data() + memory.dims;
-    if (!read(api_, tensor, &now) || address(now) != memory.address) return false;
-    if (!same_type(now.dtype, memory.dtype) || now.ndim != memory.ndim) return false;
-    for (int32_t d = 0; d < now.ndim; ++d) {  // few: a call of memcmp would take longer
-        if (now.shape[d] != shape[d] || now.strides[d] != shape[now.ndim + d]) return false;
+    return read(api_, tensor, &now) && address(now) == memory.address && same_type(now.dtype, memory.dtype) &&
+           now.ndim == memory.ndim && same_dims(now.shape, now.strides, memory);
+}
+
+bool Watch::same_dims(const int64_t* shape, const int64_t* strides, const Memory& memory) const {
+    const int64_t* const known = dims_.data() + memory.dims;
+    for (int32_t d = 0; d < memory.ndim; ++d) {  // few: a call of memcmp would take longer
+        if (shape[d] != known[d] || strides[d] != known[memory.ndim + d]) return false;
     }
     return true;
 }

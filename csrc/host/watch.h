@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#include "direct.h"
 #include "dlpack.h"
 #include "reading.h"
 
@@ -24,10 +25,11 @@ constexpr int STALE = 16;
 
 class Watch {
   public:
-    // As in watch.py. Throws py::value_error if a tensor cannot be watched through DLPack.
-    Watch(const py::capsule& api, const py::sequence& entries, const py::sequence& stateless,
-          const py::sequence& groups, const py::object& state, const py::object& steps,
-          const py::object& row);
+    // As in watch.py, with what direct.py found, or None. Throws py::value_error if a tensor cannot be
+    // watched through DLPack.
+    Watch(const py::capsule& api, const py::object& direct, const py::sequence& entries,
+          const py::sequence& stateless, const py::sequence& groups, const py::object& state,
+          const py::object& steps, const py::object& row);
 
     int look(const py::object& groups, const py::object& state);
     py::list odd() const;
@@ -49,6 +51,8 @@ class Watch {
         dlpack::DataType dtype;
         int32_t ndim;
         size_t dims;
+        PyTypeObject* direct;  // null unless objects of this type can be read in place
+        int32_t torch_dtype;   // its number in PyTorch, if so
     };
     struct Entry {
         PyObject* param;
@@ -78,6 +82,8 @@ class Watch {
     };
 
     PyObject* keep(const py::handle& object);
+    void read_direct_from(const py::object& direct);
+    void try_direct(const py::object& tensor, Memory* memory);
     Memory memory_of(const py::object& tensor);
     void add_entry(const py::object& source);
     void add_own(const py::object& param, const py::object& dict, const py::object& entry);
@@ -85,6 +91,7 @@ class Watch {
 
     int hidden(PyObject* tensor, const Entry& entry) const;
     bool same(PyObject* tensor, const Memory& memory) const;
+    bool same_dims(const int64_t* shape, const int64_t* strides, const Memory& memory) const;
     bool same_parameter(const Entry& entry) const;
     bool same_groups(PyObject* groups, int* found);
     bool same_states(PyObject* state) const;
@@ -94,6 +101,7 @@ class Watch {
     int64_t address_of(const Entry& entry) const;
 
     const dlpack::ExchangeApi* api_;
+    Direct direct_;
     std::vector<py::object> kept_;
     std::vector<int64_t> dims_;
     std::vector<Entry> entries_;

@@ -1,4 +1,6 @@
 // Building a Watch: everything is read from Python once, so that a look compares numbers.
+#include <pybind11/stl.h>
+
 #include <string>
 #include <utility>
 
@@ -7,9 +9,9 @@
 
 namespace greedylr {
 
-Watch::Watch(const py::capsule& api, const py::sequence& entries, const py::sequence& stateless,
-             const py::sequence& groups, const py::object& state, const py::object& steps,
-             const py::object& row)
+Watch::Watch(const py::capsule& api, const py::object& direct, const py::sequence& entries,
+             const py::sequence& stateless, const py::sequence& groups, const py::object& state,
+             const py::object& steps, const py::object& row)
     : api_(static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(api.ptr(), dlpack::CAPSULE_NAME))) {
     if (api_ == nullptr) throw py::error_already_set();
     if (api_->major != dlpack::MAJOR_VERSION || api_->tensor_from_py_object == nullptr) {
@@ -17,6 +19,7 @@ Watch::Watch(const py::capsule& api, const py::sequence& entries, const py::sequ
                               std::to_string(api_->minor) +
                               ", readable is version 1 with a reader of tensors");
     }
+    read_direct_from(direct);
     const auto need = [](const py::handle& object, int is_that, const char* what) {
         if (!is_that) throw py::value_error(std::string(what) + " is a " + Py_TYPE(object.ptr())->tp_name);
     };
@@ -56,10 +59,34 @@ Watch::Memory Watch::memory_of(const py::object& tensor) {
         throw py::value_error("DLPack cannot describe the memory of a " +
                               std::string(Py_TYPE(tensor.ptr())->tp_name));
     }
-    const Memory memory = {address(found), found.dtype, found.ndim, dims_.size()};
+    Memory memory = {address(found), found.dtype, found.ndim, dims_.size(), nullptr, 0};
     dims_.insert(dims_.end(), found.shape, found.shape + found.ndim);
     dims_.insert(dims_.end(), found.strides, found.strides + found.ndim);
+    try_direct(tensor, &memory);
     return memory;
+}
+
+void Watch::read_direct_from(const py::object& direct) {
+    if (direct.is_none()) return;
+    const auto found = direct.cast<std::vector<uintptr_t>>();
+    if (found.size() != 6) throw py::value_error("direct takes the addresses of 5 functions, and an offset");
+    direct_ = {reinterpret_cast<decltype(Direct::data)>(found[0]),
+               reinterpret_cast<decltype(Direct::dim)>(found[1]),
+               reinterpret_cast<decltype(Direct::sizes)>(found[2]),
+               reinterpret_cast<decltype(Direct::strides)>(found[3]),
+               reinterpret_cast<decltype(Direct::dtype)>(found[4]),
+               Py_ssize_t(found[5])};
+}
+
+// From now on, if it says the same as DLPack.
+void Watch::try_direct(const py::object& tensor, Memory* memory) {
+    Direct::Reading now;
+    if (direct_.data == nullptr || !direct_.read(tensor.ptr(), &now)) return;
+    if (uintptr_t(now.data) != memory->address || now.ndim != memory->ndim) return;
+    if (!same_dims(now.shape, now.strides, *memory)) return;
+    memory->torch_dtype = now.dtype;
+    memory->direct = Py_TYPE(tensor.ptr());
+    keep(reinterpret_cast<PyObject*>(memory->direct));
 }
 
 void Watch::add_entry(const py::object& source) {
@@ -69,7 +96,7 @@ void Watch::add_entry(const py::object& source) {
     if (!spec.is_none()) entry.spec = spec;
     entry.memory = memory_of(source.attr("memory"));
     const auto type = source.attr("grad_code").cast<std::pair<uint8_t, uint8_t>>();
-    entry.gradient = {0, {type.first, type.second, 1}, entry.memory.ndim, dims_.size()};
+    entry.gradient = {0, {type.first, type.second, 1}, entry.memory.ndim, dims_.size(), nullptr, 0};
     int64_t numel = 1;
     for (const py::handle size : source.attr("shape")) {
         dims_.push_back(size.cast<int64_t>());

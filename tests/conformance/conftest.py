@@ -5,9 +5,11 @@ import pytest
 from greedylr_fused import watch
 
 
-@pytest.fixture(params=["compiled", "python"])
+@pytest.fixture(params=["compiled", "dlpack", "python"])
 def watched(request, monkeypatch):
-    """Both ways to look at tensors between steps, for the tests of what must be noticed."""
+    """All ways to look at tensors between steps, for the tests of what must be noticed."""
+    if request.param == "dlpack":
+        monkeypatch.setattr(watch, "_direct", lambda: None)
     if request.param == "python":
         monkeypatch.setattr(watch, "_native", None)
     elif reason := watch.unavailable():

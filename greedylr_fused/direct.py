@@ -1,0 +1,44 @@
+"""Where PyTorch's C functions find a tensor in its Python object, so that its memory can be read in nanoseconds.
+
+The functions are those of compiled models (AOTInductor), whose binary interface PyTorch keeps. What they take is the
+address of a C++ tensor, a single pointer, which a Python tensor holds at some place. That place is no interface: it is
+looked for in tensors of which the pointer is known, and nothing is read so unless it is the same in all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from pathlib import Path
+
+import torch
+
+_FUNCTIONS = ("data_ptr", "dim", "sizes", "strides", "dtype")
+
+
+def find() -> tuple[int, ...] | None:
+    """Addresses of the functions `aoti_torch_get_*` and the offset of the tensor in bytes; None if one is missing."""
+    if sys.implementation.name != "cpython":
+        return None
+    samples = [torch.zeros(2, 3), torch.zeros(()), torch.nn.Parameter(torch.zeros(1)), torch.zeros(4)[1:]]
+    offsets = set.intersection(*map(_places, samples))
+    functions = _functions()
+    return (*functions, min(offsets)) if len(offsets) == 1 and functions else None
+
+
+def _places(tensor: torch.Tensor) -> set[int]:
+    """Where in the object the pointer to the tensor's implementation stands."""
+    word = ctypes.sizeof(ctypes.c_void_p)
+    places = range(0, torch._C.TensorBase.__basicsize__ - word + 1, word)
+    return {k for k in places if ctypes.c_size_t.from_address(id(tensor) + k).value == tensor._cdata}
+
+
+def _functions() -> list[int]:
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        with contextlib.suppress(OSError, AttributeError):
+            library = ctypes.CDLL(str(folder / name))  # that is loaded already
+            found = [ctypes.cast(getattr(library, f"aoti_torch_get_{f}"), ctypes.c_void_p).value for f in _FUNCTIONS]
+            return [address for address in found if address is not None]
+    return []
