@@ -80,7 +80,8 @@ def update(target, mix, closes=True):
 @cache
 def measure(target, dtype):
     block, rest = blocks([dtype])
-    constants = {"G": TYPES[dtype], "CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest, "CLOSES": True}
+    constants = {"G": TYPES[dtype], "CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest}
+    constants |= {"GROUP": triton_measure.GROUP, "CLOSES": True}
     return compiled(triton_measure.measure_kernel, target, **constants)
 
 
@@ -152,6 +153,13 @@ def test_measure_code(target, dtype, tmp_path, record_property):
     added = matching(loop, "DFMA")  # one per element
     assert added and moved(loop) == BYTES[dtype] * added
     assert matching(loop, "MUFU|BAR|LDS|STS|SHFL|DADD|DMUL") == 0
+
+
+def test_a_gradient_that_moves_keeps_its_norm():
+    """Wide or narrow, all elements of a chunk end in one sum over the same threads."""
+    code = measure(90, BF16).asm["ttgir"]
+    block, _ = blocks([BF16])
+    assert len(re.findall(rf"\(tensor<{block}xf64, #\w+>\) -> f64", code)) == 1
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -22,6 +22,7 @@ def conformance(*options: str, **environment: str) -> str:
         "-m",
         "pytest",
         "tests/conformance",
+        "tests/test_triton_launches.py",
         "-q",
         "-p",
         "no:cacheprovider",

@@ -154,7 +154,7 @@ class TritonBackend:
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, begin)
             work = (self._n_tensors, table.chunk_tensor.numel(), *sums, counters, group, n_groups)
             closes = group == spans[-1][3]
-            args = (*tensors, *work, *_types([grad]), *_shape(table, [grad]), closes)
+            args = (*tensors, *work, *_types([grad]), *_shape(table, [grad]), GROUP, closes)
             kernels.append(_Kernel(measure_kernel, count, args))
         return kernels
 

@@ -25,7 +25,6 @@ from greedylr_fused.formats import Row
 GROUP = 512
 
 _GRAD = tl.constexpr(int(Row.GRAD))
-_GROUP = tl.constexpr(GROUP)
 
 
 @triton.jit
@@ -100,6 +99,7 @@ def measure_kernel(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     REST: tl.constexpr,
+    GROUP: tl.constexpr,
     CLOSES: tl.constexpr,
 ):
     """Sum of squares (float64) and non-finite flag (int32) of the gradient in one chunk, then, from place `n_chunks`
@@ -115,13 +115,13 @@ def measure_kernel(
     total, bad = _measure_chunk(g + first * (G.primitive_bitwidth // 8), count, G, BLOCK, REST)
     tl.store(square_sums + chunk, total)
     tl.store(nonfinite + chunk, bad)
-    group = index // _GROUP
-    size = tl.minimum(programs - group * _GROUP, _GROUP)
+    group = index // GROUP
+    size = tl.minimum(programs - group * GROUP, GROUP)
     if last_to_finish(counters + 1 + first_group + group, size):
-        begin = first_chunk + group * _GROUP
+        begin = first_chunk + group * GROUP
         total, bad = add_sums(square_sums + begin, nonfinite + begin, size)
         tl.store(square_sums + n_chunks + first_group + group, total)
         tl.store(nonfinite + n_chunks + first_group + group, bad)
         if CLOSES:
-            if last_to_finish(counters, tl.cdiv(programs, _GROUP)):
+            if last_to_finish(counters, tl.cdiv(programs, GROUP)):
                 conclude(control, square_sums + n_chunks, nonfinite + n_chunks, n_groups)
