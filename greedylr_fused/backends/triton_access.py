@@ -85,9 +85,10 @@ def pointer(start, DTYPE: tl.constexpr):
 def wide(start, begin, DTYPE: tl.constexpr):
     """Pointer to a body that begins `begin` elements from address `start` on."""
     start += begin * (DTYPE.primitive_bitwidth // 8)
-    # Changes nothing, but makes a value of its own that the hint holds for: on the address as it was loaded it would
-    # also reach the narrow pass, where it may be false.
-    return tl.multiple_of(pointer((start >> 4) << 4, DTYPE), 16)
+    # The shifts change nothing, but make a value of its own that the hint holds for: on the address as it was loaded it
+    # would also reach the narrow pass, where it may be false. Nor may the hint be on what a function returned:
+    # Triton 3.5 and 3.6 lose it there.
+    return tl.multiple_of(((start >> 4) << 4).to(tl.pointer_type(DTYPE)), 16)
 
 
 @triton.jit
