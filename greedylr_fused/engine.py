@@ -12,6 +12,7 @@ from torch import Tensor
 from greedylr_fused import options
 from greedylr_fused.backends import Backend, Choice, resolve
 from greedylr_fused.control import Control
+from greedylr_fused.copies import Copies
 from greedylr_fused.entry import Entry
 from greedylr_fused.packing import Table
 from greedylr_fused.watch import STALE, watch
@@ -34,6 +35,7 @@ class Engine:
         self.table: Table | None = None
         self.backend: Backend | None = None
         self.watch: Any = None
+        self.copies = Copies()
         self._captured: list[tuple[Table, Backend | None]] = []
 
     def ready(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> Backend | None:
@@ -56,7 +58,8 @@ class Engine:
         assert self.table is not None and self.backend is not None
         with self._subclass_overrides_off() if self.table.sharded else contextlib.nullcontext():
             found = self.watch.look(groups, state)
-        return not found & STALE and self.table.refresh(self.watch, found, groups, self.backend.send)
+        stale = found & STALE or self.copies.moved()
+        return not stale and self.table.refresh(self.watch, found, groups, self.backend.send)
 
     @staticmethod
     def _subclass_overrides_off() -> contextlib.AbstractContextManager[None]:
@@ -129,6 +132,7 @@ class Engine:
         stateless = [param for param in owner if not state.get(param)]
         amsgrad = [group["amsgrad"] for group in groups]
         entries = [Entry(p, state[p], index, amsgrad[index]) for p, index in owner.items() if state.get(p)]
-        self.table = table = Table(entries, control, self.choice.backend.chunk_size)
-        self.backend = self.choice.backend(table)
+        backend = self.choice.backend
+        self.table = table = Table(entries, control, backend.chunk_size, self.copies, backend.writes_copies)
+        self.backend = backend(table)
         self.watch = watch(table.entries, stateless, groups, state, table.steps, table.row)

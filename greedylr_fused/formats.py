@@ -26,6 +26,8 @@ class Row(IntEnum):
     EXP_AVG = 2
     EXP_AVG_SQ = 3
     MAX_EXP_AVG_SQ = 4
+    COPY_BF16 = 5
+    COPY_F16 = 6
 
 
 class Hyper(IntEnum):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import checkpoint, options
+from greedylr_fused import checkpoint, copies, options
 from greedylr_fused.backends import Backend
 from greedylr_fused.control import Control
 from greedylr_fused.distributed import sum_over_ranks
@@ -79,10 +79,9 @@ class FusedAdamW(Optimizer):
         options.check_extras(max_grad_norm, skip_nonfinite, state_dtype)
         self._schedule, self._max_grad_norm = schedule, max_grad_norm
         self._skip_nonfinite = max_grad_norm is not None if skip_nonfinite is None else skip_nonfinite
-        defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        defaults |= dict(amsgrad=amsgrad, maximize=maximize)
+        defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
         # For torch's AdamW, should it load our checkpoint: `fused` says that `step` lies on the parameter's device.
-        defaults |= dict(foreach=None, capturable=False, differentiable=differentiable, fused=True)
+        defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
         super().__init__(params, defaults | dict(decoupled_weight_decay=True))
         self._observed = False
         for index, group in enumerate(self.param_groups):
@@ -95,6 +94,7 @@ class FusedAdamW(Optimizer):
     schedule = property(attrgetter("_schedule"), doc="The loss-driven schedule, as constructed.")
     max_grad_norm = property(attrgetter("_max_grad_norm"), doc="The clipping limit, as constructed.")
     skip_nonfinite = property(attrgetter("_skip_nonfinite"), doc="Whether a non-finite gradient skips the step.")
+    write_copies = copies.write_copies
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:

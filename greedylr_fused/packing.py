@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from greedylr_fused.control import Control
+from greedylr_fused.copies import Copies
 from greedylr_fused.entry import Entry
 from greedylr_fused.formats import EMPTY, MOMENTS, Hyper, Launch, Row, real
 from greedylr_fused.watch import COUNT, HYPER, MOVED, ODD
@@ -32,9 +33,10 @@ class Table:
             amsgrad `max_exp_avg_sq`. `step` is replaced by a 0-d view into `steps`.
         control: the control vector; its device is the table's.
         chunk: elements per work item.
+        copies: what is to be written beside the parameters, and `copies_in_kernel`: whether the kernels do.
 
     Attributes:
-        ptrs: int64 [5, N], see `Row`. A gradient address of 0 means: no gradient at this step.
+        ptrs: int64 [7, N], see `Row`. A gradient address of 0 means: no gradient at this step.
         row: int64 [N] in host memory: the gradient addresses, as a `Watch` writes them.
         numel: int64 [N], complex numbers counted twice.  group: int32 [N].
         hyper: float64 [G, 6], see `Hyper`.  steps: float32 [N].
@@ -45,15 +47,18 @@ class Table:
         sharded: whether a parameter is a DTensor.
     """
 
-    def __init__(self, entries: Sequence[Entry], control: Control, chunk: int) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], control: Control, chunk: int, copies: Copies, copies_in_kernel: bool
+    ) -> None:
         self.entries = sorted(entries, key=lambda entry: entry.mix)  # stable
-        self.chunk = chunk
+        self.chunk, self._copies = chunk, copies
         self.control = control.vector
         self.n_groups = control.n_groups
         self.device = self.control.device
         moments = [[e.moment(name) if name in e.moments else None for e in self.entries] for name in MOMENTS]
         rows = [[real(e.target).data_ptr() for e in self.entries], [0] * len(self.entries)]
         rows += [[0 if t is None else real(t).data_ptr() for t in row] for row in moments]
+        rows += copies.place(self.entries, copies_in_kernel)
         self.ptrs = self._upload(rows, torch.int64)
         self.group = self._upload([e.group for e in self.entries], torch.int32)
         self.hyper = self._upload([[-1.0] * len(Hyper)] * self.n_groups, torch.float64)
@@ -136,14 +141,15 @@ class Table:
         return True
 
     def release(self) -> None:
-        """After the step: write dense copies back, let go of temporary gradients, and tell autograd, which a kernel
-        writes behind the back of, that the parameters have changed.
+        """After the step: write dense copies back, let go of temporary gradients, tell autograd, which a kernel writes
+        behind the back of, that the parameters have changed, and write their copies if no kernel did.
         """
         self._staged.clear()
         increment_version(self._stepped)
         for entry in self._copied:
             if entry.param.grad is not None:
                 entry.memory.copy_(entry.dense_copy)  # type: ignore[arg-type]
+        self._copies.finish()
 
     def gradient(self, i: int) -> Tensor | None:
         """What tensor i is updated with: its gradient, or the copy in the parameter's strides; None if it has none."""

@@ -13,6 +13,7 @@ from transformers.optimization import GreedyLR as Upstream
 from greedylr_fused import GreedyLR
 from greedylr_fused.backends import BACKENDS
 from greedylr_fused.control import GROUPS_BEGIN, SLOT, Control
+from greedylr_fused.copies import Copies
 from greedylr_fused.packing import Table
 from greedylr_fused.schedules import GreedySpec
 
@@ -63,7 +64,7 @@ class Driven:
     def __init__(self, backend: str, device: torch.device, config: GreedyLR, lrs: list[float]) -> None:
         self.control = Control(config, lrs, max_grad_norm=None, skip_nonfinite=False, device=device)
         kind = BACKENDS[backend]
-        self.table = Table([], self.control, kind.chunk_size)
+        self.table = Table([], self.control, kind.chunk_size, Copies(), kind.writes_copies)
         self.backend = kind(self.table)
         self.columns = torch.tensor(
             [*range(GROUPS_BEGIN, GROUPS_BEGIN + len(lrs)), *(SLOT[name] for name in COMPARED)], device=device

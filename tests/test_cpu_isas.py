@@ -33,13 +33,15 @@ class Problem:
     def __init__(self, mix, sizes=SIZES, amsgrad=False, beta1=0.9):
         generator = torch.Generator().manual_seed(7)
         param, grad, state = (DTYPES[code] for code in mix)
-        rows = [param, grad, state, state, state]
+        rows = [param, grad, state, state, state, torch.bfloat16, torch.float16]
         self.arrays = [[(torch.randn(n + 1, generator=generator).to(d))[1:] for n in sizes] for d in rows]
-        for moment in itertools.chain(*self.arrays[3:]):
+        for moment in itertools.chain(*self.arrays[3:5]):
             moment.abs_()
         addresses = [[t.data_ptr() for t in row] for row in self.arrays]
         if not amsgrad:
             addresses[formats.Row.MAX_EXP_AVG_SQ] = [0] * len(sizes)
+        if param != torch.float32:
+            addresses[formats.Row.COPY_BF16 :] = [[0] * len(sizes)] * 2
         self.ptrs = torch.tensor(addresses)
         self.numel = torch.tensor(sizes)
         self.group = torch.zeros(len(sizes), dtype=torch.int32)

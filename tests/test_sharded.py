@@ -118,6 +118,22 @@ def test_autograd_is_told(mesh):
         loss.backward()
 
 
+def test_copies_are_distributed_as_their_parameters(mesh, backend):
+    from torch.distributed.tensor import distribute_tensor
+
+    param, half = sharded(mesh, 6, 3), torch.zeros(6, 3, dtype=torch.bfloat16)
+    copy = torch.nn.Parameter(distribute_tensor(half, mesh, param.placements))
+    opt = FusedAdamW([param], lr=0.1, backend=backend)
+    opt.write_copies([(param, copy)])
+    squares = (copy * copy).sum()
+    opt.step()
+    assert torch.equal(copy.full_tensor(), param.full_tensor().bfloat16())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        squares.backward()
+    with pytest.raises(RuntimeError, match="got a copy that is no DTensor for a DTensor parameter"):
+        opt.write_copies([(param, half)])
+
+
 def test_other_placements_are_refused(mesh):
     from torch.distributed.tensor import Replicate
 

@@ -51,8 +51,18 @@ static_assert(
     MIX_COUNT == 13,
     "F32 and F64 with themselves, 2 x 4 of 16 bits, F32 with BF16 moments, F32 with 16-bit gradients");
 
-// Rows of Table::ptrs.
-enum Row : int { PARAM = 0, GRAD = 1, EXP_AVG = 2, EXP_AVG_SQ = 3, MAX_EXP_AVG_SQ = 4, ROW_COUNT = 5 };
+// Rows of Table::ptrs. COPY_*: where an F32 parameter is also written to, in that format, after its update; 0
+// for nowhere. Only the CPU loops read them.
+enum Row : int {
+    PARAM = 0,
+    GRAD = 1,
+    EXP_AVG = 2,
+    EXP_AVG_SQ = 3,
+    MAX_EXP_AVG_SQ = 4,
+    COPY_BF16 = 5,
+    COPY_F16 = 6,
+    ROW_COUNT = 7
+};
 
 // Columns of Table::hyper.
 enum Hyper : int { BETA1 = 0, BETA2 = 1, EPS = 2, WEIGHT_DECAY = 3, MAXIMIZE = 4, HYPER_COUNT = 6 };

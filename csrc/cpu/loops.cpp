@@ -30,6 +30,13 @@ __attribute__((noinline)) void update_arrays(T* __restrict param, const T* __res
     }
 }
 
+// While the parameters are still in the first-level cache.
+inline void write_copies(const Range& range, int64_t begin, int64_t n) {
+    const float* param = static_cast<float*>(range.param) + begin;
+    if (range.copy_bf16 != nullptr) narrow<BF16>(param, static_cast<uint16_t*>(range.copy_bf16) + begin, n);
+    if (range.copy_f16 != nullptr) narrow<F16>(param, static_cast<uint16_t*>(range.copy_f16) + begin, n);
+}
+
 // The general loop: any mix, through blocks in the type of the arithmetic.
 template <DType P, DType G, DType S, bool AMSGRAD, bool FROM_OLD>
 void update_blocks(const Range& range, int64_t begin, const Coefficients<typename Format<P>::Math>& k) {
@@ -46,6 +53,7 @@ void update_blocks(const Range& range, int64_t begin, const Coefficients<typenam
         exp_avg.store(begin, n);
         exp_avg_sq.store(begin, n);
         if (AMSGRAD) max_exp_avg_sq.store(begin, n);
+        if constexpr (P == F32) write_copies(range, begin, n);
     }
 }
 

@@ -14,6 +14,7 @@ struct Range {
     void* param;
     const void* grad;
     void *exp_avg, *exp_avg_sq, *max_exp_avg_sq;  // the last is null without amsgrad
+    void *copy_bf16, *copy_f16;                   // of an F32 param; null if there is none
     int64_t n;
 };
 

@@ -61,17 +61,21 @@ class UpdateWorker {
 
     void operator()(const Launch& launch, int64_t c) {
         const Chunk chunk = locate(t_, c);
-        char* grad = address(t_, GRAD, chunk.tensor);
-        if (grad == nullptr) return;
+        if (address(t_, GRAD, chunk.tensor) == nullptr) return;
+        const auto at = [this, &chunk](Row row, DType type) {
+            char* begin = address(t_, row, chunk.tensor);
+            return begin == nullptr ? nullptr : begin + chunk.offset * element_size(type);
+        };
         const Mix mix = MIXES[launch.mix];
-        const int64_t param_at = chunk.offset * element_size(mix.param);
-        const int64_t state_at = chunk.offset * element_size(mix.state);
-        char* vmax = address(t_, MAX_EXP_AVG_SQ, chunk.tensor);
-        const bool amsgrad = vmax != nullptr;
-        const Range range = {
-            address(t_, PARAM, chunk.tensor) + param_at,   grad + chunk.offset * element_size(mix.grad),
-            address(t_, EXP_AVG, chunk.tensor) + state_at, address(t_, EXP_AVG_SQ, chunk.tensor) + state_at,
-            amsgrad ? vmax + state_at : nullptr,           chunk.n};
+        const Range range = {at(PARAM, mix.param),
+                             at(GRAD, mix.grad),
+                             at(EXP_AVG, mix.state),
+                             at(EXP_AVG_SQ, mix.state),
+                             at(MAX_EXP_AVG_SQ, mix.state),
+                             at(COPY_BF16, BF16),
+                             at(COPY_F16, F16),
+                             chunk.n};
+        const bool amsgrad = range.max_exp_avg_sq != nullptr;
         loops_.update[launch.mix][amsgrad](range, coefficients_of(chunk.tensor));
     }
 

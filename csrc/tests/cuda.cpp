@@ -54,11 +54,12 @@ struct Problem {
         for (int row = 0; row < ROW_COUNT; ++row) {
             for (int64_t n = 0; n < TENSORS; ++n) {
                 const Mix m = MIXES[mix_of(n)];
-                const DType types[ROW_COUNT] = {m.param, m.grad, m.state, m.state, m.state};
+                const DType types[ROW_COUNT] = {m.param, m.grad, m.state, m.state, m.state, BF16, F16};
                 const int64_t offset = n % 4 == 0 ? 0 : n % 4 == 1 ? n % 9 : (n + row * (n % 4)) % 9;
                 arrays[row].emplace_back(types[row], size_of(n), unsigned(row * 1000 + n), row >= EXP_AVG_SQ,
                                          offset);
-                const bool absent = (row == GRAD && n % 7 == 3) || (row == MAX_EXP_AVG_SQ && n % 3 != 1);
+                const bool absent = (row == GRAD && n % 7 == 3) || (row == MAX_EXP_AVG_SQ && n % 3 != 1) ||
+                                    row >= COPY_BF16;  // these kernels leave copies to others
                 ptrs.push_back(absent ? 0 : int64_t(arrays[row].back().at(0)));
             }
         }
@@ -114,7 +115,7 @@ struct Problem {
             const auto at = [&](Row row) { return arrays[row][size_t(n)].at(0); };
             const Range range = {
                 at(PARAM), at(GRAD), at(EXP_AVG), at(EXP_AVG_SQ), amsgrad ? at(MAX_EXP_AVG_SQ) : nullptr,
-                size_of(n)};
+                nullptr,   nullptr,  size_of(n)};
             const auto k = coefficients(HYPER[n % GROUPS], control[size_t(slot::lr + n % GROUPS)],
                                         control[slot::grad_multiplier], steps[size_t(n)]);
             loops_baseline.update[mix_of(n)][amsgrad](range, k);

@@ -24,17 +24,18 @@ constexpr int64_t TENSORS = 132;
 // Every size from 0 to 129, and two of several blocks.
 int64_t size_of(int64_t tensor) { return tensor < 130 ? tensor : tensor == 130 ? 257 : 1031; }
 
-// Tensors of all sizes and one mix; every 7th has no gradient.
+// Tensors of all sizes and one mix; every 7th has no gradient, of three F32 parameters two have a copy.
 struct Problem {
     Problem(int mix_index, bool amsgrad, double beta1)
         : mix(mix_index), chunk(CHUNKS[amsgrad]), hyper{beta1, 0.99, 1e-6, 0.1, 1.0, 0.0} {
         const Mix m = MIXES[mix_index];
-        const DType types[ROW_COUNT] = {m.param, m.grad, m.state, m.state, m.state};
+        const DType types[ROW_COUNT] = {m.param, m.grad, m.state, m.state, m.state, BF16, F16};
         for (int row = 0; row < ROW_COUNT; ++row) {
             for (int64_t n = 0; n < TENSORS; ++n) {
                 arrays[row].emplace_back(types[row], size_of(n), unsigned(row * 1000 + n), row >= EXP_AVG_SQ);
                 const bool absent = (row == GRAD && n % 7 == 3) || (row == MAX_EXP_AVG_SQ && !amsgrad);
-                ptrs.push_back(absent ? 0 : int64_t(arrays[row].back().at(0)));
+                const bool no_copy = row >= COPY_BF16 && (m.param != F32 || n % 3 != row - COPY_BF16);
+                ptrs.push_back(absent || no_copy ? 0 : int64_t(arrays[row].back().at(0)));
             }
         }
         for (int64_t n = 0; n < TENSORS; ++n) {
@@ -81,6 +82,10 @@ struct Problem {
                                                  x[MAX_EXP_AVG_SQ], k);
                 for (int row : {int(PARAM), int(EXP_AVG), int(EXP_AVG_SQ), int(MAX_EXP_AVG_SQ)}) {
                     if (row != MAX_EXP_AVG_SQ || AMSGRAD) arrays[row][size_t(n)].set(i, double(x[row]));
+                }
+                for (int row : {int(COPY_BF16), int(COPY_F16)}) {
+                    const bool there = ptrs[size_t(row * TENSORS + n)] != 0;
+                    if (there) arrays[row][size_t(n)].set(i, double(x[PARAM]));
                 }
             }
         }

@@ -19,6 +19,8 @@ class Backend(Protocol):
     """As in `FusedAdamW(backend=...)`."""
     chunk_size: ClassVar[int]
     """Elements per work item; the table is built with it."""
+    writes_copies: ClassVar[bool]
+    """Whether `update` writes the rows COPY_* of the table; if not, the table does after it."""
 
     def __init__(self, table: Table) -> None: ...
 

@@ -33,6 +33,7 @@ class CudaBackend:
 
     name: ClassVar[str] = "cuda"
     chunk_size: ClassVar[int] = 2048
+    writes_copies: ClassVar[bool] = False
 
     def __init__(self, table: Table) -> None:
         self._table = table  # keeps the memory behind the addresses

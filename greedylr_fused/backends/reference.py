@@ -19,6 +19,7 @@ class ReferenceBackend:
 
     name: ClassVar[str] = "reference"
     chunk_size: ClassVar[int] = 1 << 16
+    writes_copies: ClassVar[bool] = False
 
     def __init__(self, table: Table) -> None:
         self.table = table

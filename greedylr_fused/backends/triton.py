@@ -96,6 +96,7 @@ class TritonBackend:
 
     name: ClassVar[str] = "triton"
     chunk_size: ClassVar[int] = 16384
+    writes_copies: ClassVar[bool] = False
 
     def __init__(self, table: Table) -> None:
         from greedylr_fused.backends import triton_control

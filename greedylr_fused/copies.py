@@ -1,0 +1,147 @@
+"""Copies of float32 parameters in 16 bits: what a model computes with while its optimizer keeps the masters.
+
+The step that updates a parameter also rounds it, to nearest even, into its copy: on the CPU in the same pass over
+memory, elsewhere right after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from greedylr_fused.distributed import local, local_part, spec_of
+from greedylr_fused.entry import Entry
+from greedylr_fused.formats import Row
+
+if TYPE_CHECKING:
+    from greedylr_fused.optimizer import FusedAdamW
+
+#: The row of a table that holds the addresses of copies of a dtype.
+ROWS = {torch.bfloat16: Row.COPY_BF16, torch.float16: Row.COPY_F16}
+
+
+class Copies:
+    """The copies of one optimizer's parameters.
+
+    Attributes:
+        of: parameter -> its copy.
+    """
+
+    def __init__(self) -> None:
+        self.of: dict[Tensor, Tensor] = {}
+        self._all: list[tuple[Entry, Tensor]] = []
+        self._by_torch: list[tuple[Entry, Tensor]] = []
+        self._memory: list[Any] = []
+
+    def place(self, entries: Sequence[Entry], in_kernel: bool) -> list[list[int]]:
+        """Rows of a table over these entries: addresses of copies that its kernels write, by dtype; 0 for none.
+
+        Args:
+            entries: in the table's order.
+            in_kernel: whether there are kernels that do.
+        """
+        rows = {dtype: [0] * len(entries) for dtype in ROWS}
+        self._all, self._by_torch = [], []
+        for i, entry in enumerate(entries):
+            copy = self.of.get(entry.param)
+            if copy is None:
+                continue
+            memory = check(entry.param, copy)
+            self._all.append((entry, copy))
+            if in_kernel and entry.dense_copy is None and memory.stride() == entry.strides and memory.numel():
+                rows[memory.dtype][i] = memory.data_ptr()
+            else:
+                self._by_torch.append((entry, memory))
+        self._memory = self._memory_now()
+        return list(rows.values())
+
+    def moved(self) -> bool:
+        """Whether a copy lies elsewhere, or otherwise, than when it was placed."""
+        return bool(self.of) and self._memory_now() != self._memory
+
+    def finish(self) -> None:
+        """After the update: write the copies that no kernel wrote, and tell autograd that they have changed."""
+        if self.of:
+            _copy([(copy, entry.memory) for entry, copy in self._by_torch if entry.param.grad is not None])
+            increment_version([copy for entry, copy in self._all if entry.param.grad is not None])
+
+    def _memory_now(self) -> list[Any]:
+        parts = map(local, self.of.values())
+        return [(part.data_ptr(), part.shape, part.stride()) for part in parts]
+
+
+def write_copies(self: FusedAdamW, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:  # noqa: D417  is its method
+    """Keep copies of parameters in 16 bits: they are written now, and from then on by every step that updates their
+    parameter. A skipped step leaves both alone. On the CPU a step of a copy with its parameter's strides is one pass.
+
+    Copies are in no checkpoint, deepcopy or pickle: call this again on the optimizer that results. Call it also after
+    writing to a parameter by hand. It replaces what was given before; with no pairs, nothing is copied any more.
+
+    Args:
+        pairs: `(parameter, copy)`: a float32 parameter of this optimizer, and a bfloat16 or float16 tensor of its shape
+            on its device, such as the model's own parameter.
+
+    Raises:
+        TypeError: not pairs of tensors, or of another dtype.
+        ValueError: a parameter that is not in the optimizer, or a copy of another shape or device, or one given twice.
+    """
+    known = {param for group in self.param_groups for param in group["params"]}
+    chosen: dict[Tensor, Tensor] = {}
+    for pair in pairs:
+        param, copy = _both(pair)
+        if param not in known:
+            raise ValueError(
+                f"write_copies: got a parameter of shape {tuple(param.shape)} that is not in the optimizer, allowed "
+                "are those in its param_groups; put the optimizer's parameter first and its copy second"
+            )
+        if param in chosen or any(copy is other for other in chosen.values()):
+            raise ValueError(
+                f"write_copies: got a tensor of shape {tuple(copy.shape)} in two pairs, allowed is one copy of each "
+                "parameter; leave tied parameters out after their first"
+            )
+        check(param, copy)
+        chosen[param] = copy
+    with torch.no_grad():
+        _copy([(check(param, copy), local(param)) for param, copy in chosen.items()])
+    self._engine.copies.of = chosen
+    self._engine.discard()
+
+
+def check(param: Tensor, copy: Tensor) -> Tensor:
+    """The memory on this rank of what is to be a copy of the parameter.
+
+    Raises:
+        TypeError: of a dtype that is not written.
+        ValueError: of another shape or device.
+        RuntimeError: distributed in another way.
+    """
+    if param.dtype != torch.float32 or copy.dtype not in ROWS:
+        raise TypeError(
+            f"write_copies: got a {copy.dtype} copy of a {param.dtype} parameter, allowed are bfloat16 and float16 "
+            "copies of float32 parameters; convert one of them"
+        )
+    if copy.shape != param.shape or copy.device != param.device:
+        raise ValueError(
+            f"write_copies: got a copy of shape {tuple(copy.shape)} on {copy.device} for a parameter of shape "
+            f"{tuple(param.shape)} on {param.device}, allowed is the same shape and device; use torch.empty_like"
+        )
+    return local(copy) if spec_of(param) is None else local_part("a copy", copy, param)
+
+
+def _both(pair: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(tensor, Tensor) for tensor in pair):
+        return pair[0], pair[1]
+    raise TypeError(
+        f"write_copies: got a {type(pair).__name__}, allowed are pairs (parameter, copy) of tensors; write "
+        "zip(masters, model.parameters())"
+    )
+
+
+def _copy(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    if pairs:
+        targets, sources = map(list, zip(*pairs, strict=True))
+        torch._foreach_copy_(targets, sources)
