@@ -94,16 +94,15 @@ def test_every_mix_has_a_kernel(kernels, target):
 def test_update_code(kernels, target, mix, record_property):
     code = update_kernels(kernels(target))[mix]
     record_property("registers", code.registers)
-    # Where every stream of an element is in registers at its full width, and 32 threads have 2 KB under way, 64 let
-    # 1024 threads run at once on a multiprocessor; those with more under way, or 64-bit values, may take 80.
     loops = [loop for loop in main_loops(code) if accesses(loop).keys() == {("LDG", 128), ("STG", 128)}]
     assert loops, "no loop whose accesses are all 16 bytes wide"
+    # 64 registers let 1024 threads run at once on a multiprocessor. Threads that have more loads under way than one for
+    # each of five streams, or values of 64 bits, may take 80.
     under_way = max(16 * accesses(loop)["LDG", 128] for loop in loops)
     assert code.registers <= (64 if under_way <= 5 * 16 and DType.F64 not in mix else 80)
     assert all(moved(loop) % elements(loop) == 0 for loop in loops)
     assert {moved(loop) // elements(loop) for loop in loops} == {floor(mix), floor(mix, amsgrad=True)}
     for loop in main_loops(code):
-        assert matching(loop, r"LDL|STL") == 0, "values spilled to memory in a loop over elements"
         assert matching(loop, "MUFU") == 2 * elements(loop), "more than a root and a quotient per element"
         assert matching(loop, r"MUFU\.(EX2|LG2|SIN|COS)|BAR|ATOM|SHFL|MEMBAR|LD\.|ST\.") == 0
         assert mix[0] == DType.F64 or not float64(loop), "float64 in a loop over elements"
@@ -111,9 +110,7 @@ def test_update_code(kernels, target, mix, record_property):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_is_spilled(kernels, target):
-    """At most a word or two that a thread keeps from one chunk to the next, which is thousands of elements."""
-    spilled = {symbol: code.spills() for symbol, code in kernels(target).items() if code.spills()}
-    assert all(len(spills) <= 2 for spills in spilled.values()), spilled
+    assert not {symbol: code.spills() for symbol, code in kernels(target).items() if code.spills()}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -129,7 +126,7 @@ def test_measure_code(kernels, target, record_property):
         added = matching(loop, "DFMA")  # one per element
         assert wide % added == 0 and wide >= 64
         read.add(wide // added)
-        assert matching(loop, "MUFU|BAR|LDS|STS|SHFL|LDL|STL|DADD|DMUL") == 0
+        assert matching(loop, "MUFU|BAR|LDS|STS|SHFL|DADD|DMUL") == 0
     assert read == set(BYTES.values())
 
 
