@@ -72,6 +72,16 @@ def test_a_module_that_was_not_built_says_why(monkeypatch, tmp_path):
     assert native.load("_absent") == (None, "greedylr_fused._absent is not usable: no C++17 compiler")
 
 
+@pytest.mark.parametrize("name", ["SLOTS", "MIXES", "ROWS"])
+def test_a_module_built_from_other_sources_is_refused(monkeypatch, name):
+    module = native()
+    from greedylr_fused.backends import native as loader
+
+    assert loader.load("_cpu") == (module, "")
+    monkeypatch.delattr(module, name)
+    assert "built from other sources" in loader.load("_cpu")[1]
+
+
 def test_a_backend_without_its_module_gives_the_reason(monkeypatch):
     from greedylr_fused.backends import cpu, cuda
 

@@ -87,6 +87,7 @@ inline void define_constants(py::module_& m) {
     m.attr("SLOTS") = py::tuple(slots);
     m.attr("MIXES") = py::tuple(mixes);
     m.attr("DTYPES") = dtypes;
+    m.attr("ROWS") = int(ROW_COUNT);
 }
 
 }  // namespace greedylr

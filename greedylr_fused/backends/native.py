@@ -7,16 +7,35 @@ import json
 from pathlib import Path
 from typing import Any
 
+from greedylr_fused.control import SLOTS
+from greedylr_fused.formats import MIXES, Row
+
 #: Written by the installation: why each module was built, or not.
 BUILD_REPORT = Path(__file__).parent.parent / "_build.json"
 
 
 def load(name: str) -> tuple[Any, str]:
-    """The module `greedylr_fused.<name>`, or None, and why it cannot be used."""
+    """The module `greedylr_fused.<name>` that reads tables, or None, and why it cannot be used."""
     try:
-        return importlib.import_module(f"greedylr_fused.{name}"), ""
+        module = importlib.import_module(f"greedylr_fused.{name}")
     except ImportError as error:
         return None, f"greedylr_fused.{name} is not usable: {not_built(name) or error}"
+    if not reads_these_tables(module):
+        return None, (
+            f"greedylr_fused.{name} is not usable: it was built from other sources than this Python code and would "
+            "misread its tables; install the package again, or run python setup.py build_ext --inplace"
+        )
+    return module, ""
+
+
+def reads_these_tables(module: Any) -> bool:
+    """Whether a module was compiled for the slots, rows and mixes that Python fills in; one from before may not be."""
+    mixes = {tuple(map(int, mix)) for mix in MIXES}
+    return (
+        getattr(module, "SLOTS", None) == SLOTS
+        and getattr(module, "ROWS", None) == len(Row)
+        and set(getattr(module, "MIXES", ())) == mixes
+    )
 
 
 def not_built(name: str) -> str | None:
