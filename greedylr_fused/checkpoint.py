@@ -7,6 +7,7 @@ numbers under the key "control" of every parameter group, and moments wider than
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -159,10 +160,11 @@ def restore_moments(
         if "step" in values:
             count = torch.as_tensor(values["step"], dtype=torch.float32, device=param.device)
             state[param]["step"] = count.reshape(()).clone()
-        for name in MOMENTS:
-            value = values.get(name)
-            if isinstance(value, Tensor):
-                dtype = moment_dtype(param, value.dtype, state_dtype)
+        moments = {name: values[name] for name in MOMENTS if isinstance(values.get(name), Tensor)}
+        if moments:  # of one dtype, though other optimizers keep exp_avg narrower than exp_avg_sq
+            widest = functools.reduce(torch.promote_types, (value.dtype for value in moments.values()))
+            dtype = moment_dtype(param, widest, state_dtype)
+            for name, value in moments.items():
                 moved = value.to(device=param.device, dtype=dtype)
                 own = previous.get(param, {}).get(name)
                 state[param][name] = moved.clone() if moved is value and value is not own else moved

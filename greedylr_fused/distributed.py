@@ -27,6 +27,14 @@ def local(tensor: Tensor) -> Tensor:
     return found
 
 
+def arrived(tensor: Tensor) -> Tensor:
+    """What a functional collective returns has no memory until it is waited for (by the stream, on a GPU); then that.
+    Another tensor itself.
+    """
+    wait = getattr(tensor, "trigger_wait", None)
+    return tensor if wait is None else wait()
+
+
 def local_part(what: str, tensor: Any, param: Tensor) -> Tensor:
     """The part of a DTensor that belongs to the part of its parameter on this rank.
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.distributed import local, local_part, spec_of
+from greedylr_fused.distributed import arrived, local, local_part, spec_of
 from greedylr_fused.formats import DLPACK, DTYPES, MIXES, MOMENTS, DType
 
 
@@ -30,11 +30,7 @@ class Entry:
         # A parameter with holes, overlaps or a sign yet to be applied is not flat memory: a dense copy is updated.
         flat = self.strides == self.memory.stride() and not self.memory.is_neg() and not self.memory.is_conj()
         self.dense_copy = None if flat else torch.empty_like(self.memory)
-        if self.memory.numel() and not self.memory.data_ptr():
-            raise TypeError(
-                f"FusedAdamW: got a parameter of type {type(param).__name__} on {param.device} without memory of "
-                "its own, allowed are plain tensors with storage; materialise it, or step it with torch.optim.AdamW"
-            )
+        self._check_memory("a parameter", param)
         for name in self.moments:
             state[name] = self._placed(name, state[name])
         grad = self.gradient()
@@ -46,12 +42,28 @@ class Entry:
                 f"FusedAdamW state {name!r}: got shape {tuple(moment.shape)} on {moment.device}, allowed is "
                 f"{tuple(self.param.shape)} on {self.param.device} like its parameter; move it back before step()"
             )
+        if moment.dtype != self.state["exp_avg"].dtype or moment.is_complex() != self.param.is_complex():
+            raise TypeError(
+                f"FusedAdamW state {name!r}: got {moment.dtype} beside exp_avg in {self.state['exp_avg'].dtype} for a "
+                f"{self.param.dtype} parameter, allowed are moments of one dtype, complex if the parameter is; convert "
+                "them, or load them by load_state_dict(), which does"
+            )
+        self._check_memory(f"a state {name!r}", moment)
         memory = moment if self.spec is None else local_part(f"a state {name!r}", moment, self.param)
         if memory.stride() == self.strides and not memory.is_neg() and not memory.is_conj():
             return moment
         placed = torch.empty_like(self.target if self.spec is None else self.param, dtype=moment.dtype)
         local(placed).copy_(memory)
         return placed
+
+    @staticmethod
+    def _check_memory(what: str, tensor: Tensor) -> None:
+        memory = local(tensor)
+        if memory.numel() and not memory.data_ptr():
+            raise TypeError(
+                f"FusedAdamW: got {what} of type {type(tensor).__name__} on {tensor.device} without memory of its "
+                "own, allowed are plain tensors with storage; materialise it, or step it with torch.optim.AdamW"
+            )
 
     @property
     def target(self) -> Tensor:
@@ -75,7 +87,7 @@ class Entry:
                 f"FusedAdamW: got a gradient of layout {grad.layout}, allowed are dense gradients; use "
                 "torch.optim.SparseAdam for that parameter, or sparse=False in the embedding"
             )
-        return grad if self.spec is None else local_part("a gradient", grad, self.param)
+        return arrived(grad if self.spec is None else local_part("a gradient", grad, self.param))
 
     @property
     def grad_code(self) -> tuple[int, int]:

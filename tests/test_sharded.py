@@ -147,6 +147,26 @@ def test_other_placements_are_refused(mesh):
     assert torch.equal(param.full_tensor(), before)
 
 
+@pytest.mark.parametrize("distributed", [False, True])
+def test_gradients_under_way_are_waited_for(mesh, backend, distributed):
+    """What functional collectives return is a tensor without memory of its own."""
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor, all_reduce
+    from torch.distributed.tensor import DTensor, Shard
+
+    param = sharded(mesh, 4) if distributed else torch.nn.Parameter(torch.randn(4))
+    twin = torch.nn.Parameter(param.full_tensor().detach().clone() if distributed else param.detach().clone())
+    opt, other = (FusedAdamW([p], lr=0.1, max_grad_norm=1.0, backend=backend) for p in (param, twin))
+    for step in range(3):
+        grad = torch.randn(4)
+        part = all_reduce(grad, "sum", mesh)
+        assert type(part) is AsyncCollectiveTensor
+        param.grad = DTensor.from_local(part, mesh, [Shard(0)], run_check=False) if distributed else part
+        twin.grad = grad
+        opt.step()
+        other.step()
+        assert torch.equal(param.full_tensor() if distributed else param, twin), step
+
+
 def test_a_checkpoint_of_dtensors(mesh):
     params = [sharded(mesh, 6, 4), sharded(mesh, 3)]
     opt = FusedAdamW(params, lr=0.1, schedule=SCHEDULE)

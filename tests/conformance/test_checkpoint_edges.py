@@ -134,3 +134,20 @@ def test_a_parameter_whose_saved_state_is_empty(device, backend):
     opt.load_state_dict(saved)
     opt.step(loss=1.0)
     assert [int(opt.state[param]["step"]) for param in params] == [2, 1] and latest(opt).step == 2
+
+
+@pytest.mark.parametrize("wide", ["exp_avg", "exp_avg_sq"])
+def test_moments_of_two_dtypes_are_loaded_in_the_wider(device, backend, wide):
+    """As other optimizers write them; a kernel reads all moments in one dtype."""
+    values = torch.ones(1000, dtype=torch.bfloat16, device=device)
+    param = parameter(values, values.clone())
+    opt = FusedAdamW([param], backend=backend)
+    opt.step()
+    saved = opt.state_dict()
+    exact = saved["state"][0][wide].float() + 1e-6
+    saved["state"][0] = saved["state"][0] | {wide: exact}
+    opt.load_state_dict(saved)
+    own = opt.state[param]
+    assert torch.equal(own[wide], exact) and own["exp_avg"].dtype == own["exp_avg_sq"].dtype == torch.float32
+    opt.step()
+    assert bool(own["exp_avg_sq"].isfinite().all())
