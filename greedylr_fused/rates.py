@@ -56,6 +56,8 @@ class Rates:
                 if self._driven:
                     group["lr"] = self._known[index]
                     self._stale = self._mirror.under_way
+                else:
+                    self._known[index] = None  # nobody on the host knows: any number that follows is written
             elif self._written(index, lr):
                 self._write(index, lr)
 

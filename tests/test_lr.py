@@ -138,6 +138,14 @@ def test_a_tensor_lr_without_a_schedule_stays_the_tensor():
     assert opt.param_groups[0]["lr"] is lr and lr.item() == 0.75
 
 
+def test_a_number_after_a_tensor_lr_counts_though_it_was_there_before():
+    opt = FusedAdamW([param()], lr=0.5)
+    for lr in (0.5, torch.tensor(0.25), 0.5):
+        opt.param_groups[0]["lr"] = lr
+        opt.step()
+        assert opt.last_lr() == [float(lr)]
+
+
 def test_a_tensor_lr_with_a_schedule_is_its_start():
     lr = torch.tensor(0.5)
     opt = build((lr,))
