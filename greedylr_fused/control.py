@@ -171,7 +171,9 @@ class Control:
         """Add `weight * loss` to what is pending; each is a number or a tensor of one element."""
         total, weights = self._pending
         scalar = isinstance(loss, Tensor) and loss.dim() == 0 and loss.device == total.device
-        if scalar and not isinstance(weight, Tensor) and weight != 0:  # one launch converts, multiplies and adds
+        if (
+            scalar and loss.element_size() > 1 and not isinstance(weight, Tensor) and weight != 0
+        ):  # one launch converts (not from float8), multiplies, adds
             total.add_(loss, alpha=weight)
             weights.add_(weight)
             return

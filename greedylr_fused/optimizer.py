@@ -166,7 +166,7 @@ class FusedAdamW(Optimizer):
         options.check_loss(loss)
         options.check_weight(weight)
         with torch.no_grad():
-            self._control.observe(loss, weight)
+            self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
         self._observed = True
 
     def metrics(self) -> Metrics:

@@ -1,7 +1,9 @@
 """Ways to give a loss, and what happens without one."""
 
 import math
+from fractions import Fraction
 
+import numpy
 import pytest
 import torch
 from support import FLOATS, assert_same, parameter, short, snapshot
@@ -23,7 +25,11 @@ def test_tensors_of_one_element(dtype, shape):
     assert opt.metrics().loss == 2.5 and opt.last_lr() == [2.0]
 
 
-@pytest.mark.parametrize("loss", [2, 2.0, torch.tensor(2), torch.tensor(2.0, requires_grad=True)], ids=repr)
+@pytest.mark.parametrize(
+    "loss",
+    [2, 2.0, torch.tensor(2), torch.tensor(2.0, requires_grad=True), torch.tensor(2.0).to(torch.float8_e4m3fn)],
+    ids=repr,
+)
 def test_numbers_and_others(loss):
     opt = build()
     opt.step(loss=loss)
@@ -141,6 +147,15 @@ def test_refused_weights(weight):
     with pytest.raises(ValueError, match="weight.*>= 0"):
         opt.observe(1.0, weight=weight)
     opt.step(loss=1.0)
+
+
+@pytest.mark.parametrize("loss", [3.0, torch.tensor(3.0)], ids=repr)
+def test_weights_of_any_number_type(loss):
+    opt = build()
+    for weight in (Fraction(1, 2), numpy.float32(0.5), numpy.int64(1), True + 1):
+        opt.observe(loss, weight=weight)
+    opt.step()
+    assert opt.metrics().loss == 3.0
 
 
 @pytest.mark.parametrize("weight", ["2", None, [1.0], torch.ones(2)], ids=repr)
