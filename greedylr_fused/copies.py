@@ -71,7 +71,7 @@ class Copies:
 
     def _memory_now(self) -> list[Any]:
         parts = map(local, self.of.values())
-        return [(part.data_ptr(), part.shape, part.stride()) for part in parts]
+        return [(part.data_ptr(), part.dtype, part.shape, part.stride()) for part in parts]
 
 
 def write_copies(self: FusedAdamW, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:  # noqa: D417  is its method

@@ -189,6 +189,14 @@ def test_a_deepcopied_optimizer_has_none(backend, device):
         assert_same_bits(half, old)
 
 
+def test_a_copy_that_changes_its_dtype_where_it_lies_is_written_in_that(backend, device):
+    params, copies, opt = build(backend, device)
+    copies[1].data = copies[1].view(F16)
+    draw(params, 1)
+    opt.step()
+    check(params, copies)
+
+
 def test_mistakes_are_answered(backend, device):
     params, copies, opt = build(backend, device)
     param, half = params[1], copies[1]
