@@ -48,6 +48,11 @@ class Attribute {
         return py::reinterpret_steal<py::object>(value);
     }
 
+    int traverse(visitproc visit, void* arg) const {
+        Py_VISIT(kept_.ptr());
+        return 0;
+    }
+
   private:
     void look_up(PyTypeObject* type) const {
         slot_ = 0;

@@ -146,6 +146,9 @@ void Watch::add_group(const py::object& source) {
 int Watch::traverse(visitproc visit, void* arg) const {
     for (const py::object& object : kept_) Py_VISIT(object.ptr());
     for (const Entry& entry : entries_) Py_VISIT(entry.spec.ptr());
+    for (const Attribute* attribute : {&grad_, &local_, &spec_}) {
+        if (const int stop = attribute->traverse(visit, arg)) return stop;
+    }
     return 0;
 }
 
