@@ -32,13 +32,13 @@ def host(device: torch.device, config: dict[str, Any], out: Path, share: float, 
 def control(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
     """What GreedyLR adds."""
     module = importlib.import_module("benchmarks.control_cost")
-    return module.run(list(module.CASES), device, 5.0 * share, config)  # type: ignore[no-any-return]
+    return module.run(list(module.CASES), device, 5.0 * share, config, out, until)  # type: ignore[no-any-return]
 
 
 def training(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
     """Whole training steps."""
     module = importlib.import_module("benchmarks.train_step")
-    return module.run(module.defaults(device), device, 10.0 * share, config)  # type: ignore[no-any-return]
+    return module.run(module.defaults(device), device, 10.0 * share, config, out, until)  # type: ignore[no-any-return]
 
 
 #: Of the minutes that all may take, the part in which each begins its last case.

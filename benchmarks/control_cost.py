@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,14 +97,24 @@ def _added(without: Sequence[Sample], samples: Sequence[Sample]) -> dict[str, An
 
 
 def run(
-    names: Sequence[str], device: torch.device, seconds: float, config: dict[str, Any], out: Path | None = None
+    names: Sequence[str],
+    device: torch.device,
+    seconds: float,
+    config: dict[str, Any],
+    out: Path | None = None,
+    until: float = math.inf,
 ) -> report.Report:
-    """All cases, with a progress bar; `seconds` per case; written to `out` after each."""
+    """All cases, with a progress bar; `seconds` per case; written to `out` after each; none is begun after
+    `until`, as of `time.monotonic()`.
+    """
     found = report.Report("control_cost", device, config)
     with report.Progress(found.benchmark, len(names)) as progress:
         for name in names:
             progress.case(name)
-            measure(CASES[name](), device, seconds, found, progress.part)
+            if time.monotonic() > until:
+                found.leave_out(name, report.OVER)
+            else:
+                measure(CASES[name](), device, seconds, found, progress.part)
             progress.end_case()
             if out is not None:
                 found.write(out)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,14 +85,24 @@ def _optimizer(step: GPTStep, seconds: Sequence[float], in_a_row: int, samples: 
 
 
 def run(
-    names: Sequence[str], device: torch.device, seconds: float, config: dict[str, Any], out: Path | None = None
+    names: Sequence[str],
+    device: torch.device,
+    seconds: float,
+    config: dict[str, Any],
+    out: Path | None = None,
+    until: float = math.inf,
 ) -> report.Report:
-    """All sizes, with a progress bar; `seconds` per size; written to `out` after each."""
+    """All sizes, with a progress bar; `seconds` per size; written to `out` after each; none is begun after
+    `until`, as of `time.monotonic()`.
+    """
     found = report.Report("train_step", device, config)
     with report.Progress(found.benchmark, len(names)) as progress:
         for name in names:
             progress.case(name)
-            measure(SIZES[name], device, seconds, found, progress.part)
+            if time.monotonic() > until:
+                found.leave_out(name, report.OVER)
+            else:
+                measure(SIZES[name], device, seconds, found, progress.part)
             progress.end_case()
             if out is not None:
                 found.write(out)

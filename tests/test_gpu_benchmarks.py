@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import control_cost, gpt_steps, gpu_summary, host_syncs, train_step
+from benchmarks import control_cost, gpt_steps, gpu_summary, host_syncs, report, train_step
 from benchmarks.shapes import Shapes
 
 CPU = torch.device("cpu")
@@ -53,6 +53,12 @@ def test_a_training_step_is_recorded(small, tmp_path, capsys):
     train_step.print_report(found.records)
     assert "x unfused" in capsys.readouterr().out
     assert json.loads((tmp_path / "train_step.json").read_text())["records"] == found.records
+
+
+@pytest.mark.parametrize("module", [train_step, control_cost], ids=lambda module: module.__name__)
+def test_no_case_is_begun_when_the_time_is_over(module):
+    late = module.run(["any"], CPU, 1.0, {}, until=0.0)
+    assert late.left_out == [{"what": "any", "why": report.OVER}] and not late.records
 
 
 def test_what_greedylr_adds_is_recorded(tmp_path, capsys, monkeypatch):
