@@ -4,6 +4,7 @@ import ctypes
 import gc
 import sys
 import tracemalloc
+import weakref
 
 import pytest
 import torch
@@ -121,3 +122,16 @@ def test_operations_of_a_step_do_not_depend_on_the_number_of_tensors(change):
         found.append(counted.names)
     assert found[0] == found[1] == found[2]
     assert len(found[0]) <= 6
+
+
+def test_a_type_of_tensors_that_leads_back_to_its_optimizer_is_collected():
+    class Own(torch.Tensor):
+        pass
+
+    opt = FusedAdamW([torch.nn.Parameter(torch.randn(3).as_subclass(Own))], backend="reference")
+    opt.param_groups[0]["params"][0].grad = torch.randn(3)
+    opt.step()
+    Own.opt, gone = opt, weakref.ref(opt)
+    del opt, Own
+    gc.collect()
+    assert gone() is None

@@ -1,8 +1,5 @@
 """Both ways to look at tensors between steps find the same, whatever happened to them."""
 
-import gc
-import weakref
-
 import pytest
 import torch
 from support import parameter, set_grad
@@ -300,16 +297,3 @@ def test_reasons_to_look_in_python(monkeypatch):
     monkeypatch.setattr(watch, "_native", object())
     monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__", raising=False)
     assert "2.10" in watch.unavailable()
-
-
-def test_a_type_of_tensors_that_leads_back_to_its_optimizer_is_collected():
-    class Own(torch.Tensor):
-        pass
-
-    opt = FusedAdamW([torch.nn.Parameter(torch.randn(3).as_subclass(Own))], backend="reference")
-    opt.param_groups[0]["params"][0].grad = torch.randn(3)
-    opt.step()
-    Own.opt, gone = opt, weakref.ref(opt)
-    del opt, Own
-    gc.collect()
-    assert gone() is None
