@@ -117,17 +117,18 @@ def test_nothing_is_spilled(kernels, target):
 def test_measure_code(kernels, target, record_property):
     code = only(kernels(target), "measure_kernel")
     record_property("registers", code.registers)
-    assert code.registers <= 128, "fewer than 512 threads, with 64 bytes under way each, run at once"
-    read = set()
+    assert code.registers <= 64, "fewer than 1024 threads, with 64 bytes under way each, run at once"
+    read = []
     for loop in main_loops(code):
         assert {kind for kind, _ in accesses(loop)} == {"LDG"}
         wide = 16 * accesses(loop)["LDG", 128]
-        assert moved(loop) == 2 * wide, "the same bytes once more, narrow, for a gradient off 16 bytes"
+        assert moved(loop) in (64, 2 * 16), "four packs, or one and once more, narrow, for a gradient off 16 bytes"
         added = matching(loop, "DFMA")  # one per element
-        assert wide % added == 0 and wide >= 64
-        read.add(wide // added)
+        assert wide % added == 0 and wide >= 16
+        if wide == 64:
+            read.append(wide // added)
         assert matching(loop, "MUFU|BAR|LDS|STS|SHFL|DADD|DMUL") == 0
-    assert read == set(BYTES.values())
+    assert sorted(read) == sorted(BYTES.values())
 
 
 @pytest.mark.parametrize("kernel", ["decide_kernel", "commit_kernel"])

@@ -45,29 +45,37 @@ struct Squares {
     __device__ __forceinline__ GradSum total() const { return {sum, G == F64 ? nonfinite : !is_finite(sum)}; }
 };
 
-// Which lane adds which element does not depend on the address: a gradient that moves must not change the
-// norm.
+template <int DEPTH, DType G, int V>
+__device__ __forceinline__ void add_packs(Squares<G>& squares, const typename Format<G>::Stored* at,
+                                          bool wide) {
+    Pack<G, V> packs[DEPTH];
+#pragma unroll
+    for (int d = 0; d < DEPTH; ++d) packs[d].load(at + d * WARP * V, wide);
+#pragma unroll
+    for (int d = 0; d < DEPTH; ++d) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) squares.add(packs[d].elements[j]);
+    }
+}
+
+// Which lane adds which element, and in which order, does not depend on the address: a gradient that moves
+// must not change the norm. Packs are under way four at a time only while all lanes have four: registers that
+// a load may leave as they are would be kept through all of the kernel, and half as many warps fit.
 template <DType G>
 __device__ __forceinline__ GradSum measure_span(int64_t address, const Span& span) {
     constexpr int V = ACCESS / int(sizeof(typename Format<G>::Stored));
-    constexpr int DEPTH = 4;  // packs under way
+    constexpr int TURN = 4 * WARP * V;
     const auto* grad = reinterpret_cast<const typename Format<G>::Stored*>(address) + span.begin;
     const bool wide = on_access(address, span.begin, int(sizeof(*grad)));
     const int lane = threadIdx.x % WARP;
     const int packs_end = span.count / V * V;
+    const int turns_end = wide ? span.count / TURN * TURN : 0;
     Squares<G> squares;
-    for (int i = lane * V; i < packs_end; i += WARP * V * DEPTH) {
-        Pack<G, V> packs[DEPTH];
-#pragma unroll
-        for (int d = 0; d < DEPTH; ++d) {
-            if (i + d * WARP * V < packs_end) packs[d].load(grad + i + d * WARP * V, wide);
-        }
-#pragma unroll
-        for (int d = 0; d < DEPTH; ++d) {
-            if (i + d * WARP * V >= packs_end) break;
-#pragma unroll
-            for (int j = 0; j < V; ++j) squares.add(packs[d].elements[j]);
-        }
+#pragma unroll 1
+    for (int i = lane * V; i < turns_end; i += TURN) add_packs<4, G, V>(squares, grad + i, true);
+#pragma unroll 1
+    for (int i = turns_end + lane * V; i < packs_end; i += WARP * V) {
+        add_packs<1, G, V>(squares, grad + i, wide);
     }
     if (packs_end + lane < span.count) squares.add(load_global(grad + packs_end + lane));
     return squares.total();
@@ -105,6 +113,10 @@ __device__ __forceinline__ GradSum over_warp(GradSum sum) {
 
 constexpr int MEASURE_THREADS = 256;
 
+// Blocks that are to be resident on a multiprocessor: with 2 KB under way in each of 32 warps, twice what it
+// takes on an H100 or H200 (update.cuh, RESIDENT), and on these all lots at once.
+constexpr int MEASURE_RESIDENT = 4;
+
 // The sum over all lots, by one block, in thread 0.
 __device__ __forceinline__ GradSum over_lots(const GradSum* lots, int64_t count) {
     GREEDYLR_SHARED(GradSum, of_warp, MEASURE_THREADS / WARP);
@@ -122,7 +134,8 @@ __device__ __forceinline__ GradSum over_lots(const GradSum* lots, int64_t count)
 }
 
 // From the last chunk to the first: the update then begins with what was read last and is still in the cache.
-__global__ void __launch_bounds__(MEASURE_THREADS) measure_kernel(const __grid_constant__ MeasureArgs args) {
+__global__ void __launch_bounds__(MEASURE_THREADS, MEASURE_RESIDENT)
+    measure_kernel(const __grid_constant__ MeasureArgs args) {
     const int64_t n = args.table.n_chunks;
     const int64_t lots = n < LOTS ? n : LOTS;
     const int64_t warp = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
