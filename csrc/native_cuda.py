@@ -29,6 +29,7 @@ ARCHITECTURES = ("80", "90", "100")
 FLAGS = ("-std=c++17", "-O3", "-prec-div=false", "--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden")
 
 LAUNCHERS = ("ccache", "sccache", "distcc", "icecc")  # which nvcc cannot have before its host compiler
+NEEDED = ("-lrt", "-lpthread", "-ldl")  # by the static runtime; part of the C library only from glibc 2.34 on
 INSTALLED = "/usr/local/cuda/bin/nvcc"
 
 
@@ -116,7 +117,7 @@ def link_flags(nvcc: Nvcc) -> tuple[str, ...]:
     """The static CUDA runtime of that nvcc, with its names hidden: PyTorch brings a runtime of its own."""
     said = _answer(nvcc.program, "--dryrun", str(CSRC / KERNELS))
     folders = re.findall(r'"-L([^"]+)"', next((line for line in said.splitlines() if "LIBRARIES=" in line), ""))
-    return (*(f"-L{folder}" for folder in folders), "-lcudart_static", "-lrt", "-Wl,--exclude-libs,ALL")
+    return (*(f"-L{folder}" for folder in folders), "-lcudart_static", *NEEDED, "-Wl,--exclude-libs,ALL")
 
 
 def _answer(*command: str) -> str:
