@@ -60,6 +60,13 @@ void launch(void (*kernel)(Args), int blocks, int threads, Stream stream, const 
           "launching a kernel");
 }
 
+// Of the newest CUDA that the driver knows: 1000 * major + 10 * minor.
+inline int driver_version() {
+    int version = 0;
+    check(cudaDriverGetVersion(&version), "asking for the driver's version");
+    return version;
+}
+
 // Raises if this process cannot run kernels on the device.
 inline void check_device(int device) {
     int count = 0;

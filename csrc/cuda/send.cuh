@@ -9,7 +9,9 @@ namespace cuda {
 
 constexpr int SEND_THREADS = 256;
 
-// Kernel parameters hold 4 KB everywhere, and 32,764 bytes with CUDA 12.1.
+// Kernel parameters hold 4 KB everywhere, and 32,764 bytes where both compiler and driver are of CUDA 12.1 or
+// later. (A module built with a later 12.x also loads on the driver of 12.0.)
+constexpr int LARGE_PARAMETERS = 12010;
 constexpr int FEW_WORDS = 448;
 #if defined(__CUDACC__) && CUDART_VERSION < 12010
 constexpr int MANY_WORDS = FEW_WORDS;

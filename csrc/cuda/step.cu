@@ -93,13 +93,15 @@ void send(void* target, const void* words, int64_t n, int device, uintptr_t stre
         to += count;
         n -= count;
     };
-    while (n > FEW_WORDS) {
-        SendArgs<MANY_WORDS> args;
-        part(args, std::min<int64_t>(n, MANY_WORDS));
-    }
-    if (n > 0) {
-        SendArgs<FEW_WORDS> args;
-        part(args, n);
+    const bool large = driver_version() >= LARGE_PARAMETERS;
+    while (n > 0) {
+        if (large && n > FEW_WORDS) {
+            SendArgs<MANY_WORDS> args;
+            part(args, std::min<int64_t>(n, MANY_WORDS));
+        } else {
+            SendArgs<FEW_WORDS> args;
+            part(args, std::min<int64_t>(n, FEW_WORDS));
+        }
     }
 }
 

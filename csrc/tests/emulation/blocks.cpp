@@ -31,6 +31,7 @@ alignas(128) unsigned char shared_memory[MAX_RESIDENT][SHARED_BYTES];
 std::mutex turn;
 uint64_t seed = 0, draws = 0;
 unsigned claimed_blocks = 3;
+int claimed_driver = 13000;
 std::vector<std::unique_ptr<Block>> slots;  // with their stacks kept for later launches
 unsigned resident;                          // slots in use
 unsigned next_block;
@@ -144,6 +145,10 @@ void set_schedule(uint64_t new_seed) {
 unsigned resident_blocks() { return claimed_blocks; }
 
 void set_resident_blocks(unsigned blocks) { claimed_blocks = blocks; }
+
+int driver_version() { return claimed_driver; }
+
+void set_driver_version(int version) { claimed_driver = version; }
 
 void launch(unsigned grid, unsigned block, void (*new_body)(void*), void* argument) {
     const std::lock_guard<std::mutex> lock(turn);

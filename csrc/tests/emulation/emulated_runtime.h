@@ -22,8 +22,12 @@ int resident_blocks(void (*)(Args), int) {
 
 template <typename Args>
 void launch(void (*kernel)(Args), int blocks, int threads, Stream, const Args& args) {
+    const bool fits = sizeof(Args) <= (emulation::driver_version() < 12010 ? 4096 : 32764);
+    if (!fits) throw std::runtime_error("more kernel parameters than this driver takes");
     emulation::launch(unsigned(blocks), unsigned(threads), [kernel, &args] { kernel(args); });
 }
+
+using emulation::driver_version;
 
 inline void check_device(int device) {
     if (device == 0) return;

@@ -43,6 +43,10 @@ void set_schedule(uint64_t seed);
 unsigned resident_blocks();
 void set_resident_blocks(unsigned blocks);
 
+// What the emulated driver says it is; 13000 unless set.
+int driver_version();
+void set_driver_version(int version);
+
 // Runs body(argument) once per thread of `grid` blocks of `block` threads, and returns when all have ended.
 //
 // Throws std::runtime_error if the kernel did what CUDA does not define; the text says where.
