@@ -58,7 +58,7 @@ void update_blocks(const Range& range, int64_t begin, const Coefficients<typenam
 }
 
 // bf16 everywhere, two neighbours as one 32-bit word: halves become floats by a shift or a mask, so that the
-// whole loop has elements of one width and needs no shuffles. At most BLOCK pairs.
+// whole loop has elements of one width and needs no shuffles. At most PAIRS of them.
 //
 // Parameters are rounded in a loop of their own. Their rounding waits for the division, at the end of a chain
 // that is as long as some processors can look ahead: in one loop it would hold up the next elements' start.
@@ -68,7 +68,7 @@ __attribute__((noinline)) void update_bf16_pairs(Pair* __restrict param, const P
                                                  Pair* __restrict max_exp_avg_sq, int64_t n,
                                                  const Coefficients<float>& scalars) {
     const Coefficients<float> k = scalars;
-    alignas(64) float first[BLOCK], second[BLOCK];
+    alignas(64) float first[PAIRS], second[PAIRS];
     for (int64_t i = 0; i < n; ++i) {
         float p0 = first_of(param[i]), p1 = second_of(param[i]);
         float m0 = first_of(exp_avg[i]), m1 = second_of(exp_avg[i]);
@@ -103,7 +103,7 @@ void update_range(const Range& range, const Coefficients<typename Format<P>::Mat
             return array == nullptr ? nullptr : static_cast<Pair*>(const_cast<void*>(array)) + begin / 2;
         };
         while (range.n - begin >= 2 && keeps_nan(k)) {
-            const int64_t n = range.n - begin < 2 * BLOCK ? (range.n - begin) / 2 : BLOCK;
+            const int64_t n = range.n - begin < 2 * PAIRS ? (range.n - begin) / 2 : PAIRS;
             update_bf16_pairs<AMSGRAD, FROM_OLD>(pairs(range.param), pairs(range.grad), pairs(range.exp_avg),
                                                  pairs(range.exp_avg_sq), pairs(range.max_exp_avg_sq), n, k);
             begin += 2 * n;

@@ -100,6 +100,9 @@ class Staged<D, T, false> {
     alignas(64) T buffer_[BLOCK];
 };
 
+// As BLOCK, for the loop over pairs, which has fewer buffers.
+constexpr int64_t PAIRS = 512;
+
 // Two neighbouring bf16 as one word, aligned as they are. Which is first in memory does not matter: both are
 // treated alike and put back in their places.
 typedef uint32_t Pair __attribute__((aligned(2), may_alias));

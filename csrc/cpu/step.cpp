@@ -29,27 +29,42 @@ T* address(const Table& t, Row row, int64_t tensor) {
     return reinterpret_cast<T*>(t.ptrs[row * t.n_tensors + tensor]);
 }
 
-// One pass over all chunks. They are handed out one by one, so that a slow core holds nobody up.
+// A thread takes this many neighbouring chunks at a time, in the order of their addresses: what the processor
+// fetches ahead of it is then its own. Fewer if a thread would get less than 32 such runs, so that a slow
+// core holds nobody up.
+constexpr int64_t LONGEST_RUN = 16;
+
+int64_t run_length(int64_t n_chunks, int threads) {
+    return std::max<int64_t>(1, std::min(LONGEST_RUN, n_chunks / (32 * threads)));
+}
+
+// One pass over all chunks.
 template <typename Body>
 struct Pass {
     const std::vector<Launch>& launches;
     const int64_t n_chunks;
     const bool backwards;
     const Body& body;
+    int64_t length = 1;
     std::atomic<int64_t> next{0};
 
     void run(int threads) {
+        length = run_length(n_chunks, threads);
         run_on_threads(threads, [](void* pass) { static_cast<Pass*>(pass)->work(); }, this);
     }
 
     void work() {
         auto worker = body.worker();
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n_chunks;) {
-            const int64_t c = backwards ? n_chunks - 1 - i : i;
-            worker(*std::find_if(launches.begin(), launches.end(),
-                                 [c](const Launch& l) { return c < l.first + l.count; }),
-                   c);
+        for (int64_t i; (i = next.fetch_add(length, std::memory_order_relaxed)) < n_chunks;) {
+            const int64_t count = std::min(length, n_chunks - i);
+            const int64_t first = backwards ? n_chunks - i - count : i;
+            for (int64_t c = first; c < first + count; ++c) worker(launch_of(c), c);
         }
+    }
+
+    const Launch& launch_of(int64_t c) const {
+        return *std::find_if(launches.begin(), launches.end(),
+                             [c](const Launch& l) { return c < l.first + l.count; });
     }
 };
 

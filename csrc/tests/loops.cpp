@@ -18,11 +18,12 @@ using namespace greedylr;
 
 namespace {
 
-constexpr int64_t CHUNKS[] = {48, 640};  // less than a block of staging, and several with a remainder
+constexpr int64_t CHUNKS[] = {48, 1100};  // less than a block of staging, and several with a remainder
 constexpr int64_t TENSORS = 132;
 
 // Every size from 0 to 129, and two of several blocks.
-int64_t size_of(int64_t tensor) { return tensor < 130 ? tensor : tensor == 130 ? 257 : 1031; }
+int64_t last_size = 1031;
+int64_t size_of(int64_t tensor) { return tensor < 130 ? tensor : tensor == 130 ? 257 : last_size; }
 
 // Tensors of all sizes and one mix; every 7th has no gradient, of three F32 parameters two have a copy.
 struct Problem {
@@ -50,6 +51,7 @@ struct Problem {
         control.assign(size_t(slot::lr + 4), 0.0);
         control[slot::n_groups] = control[slot::grad_scale] = 1.0;
         control[slot::grad_multiplier] = 0.75;
+        control[slot::max_grad_norm] = INFINITY;
         control[slot::lr] = 0.01;
     }
 
@@ -165,6 +167,22 @@ void check_measure(int mix, double& first_sum, int threads) {
     CHECK(p.control[slot::grad_nonfinite] > 0, "%s mix %d: inf in the last element", loops().isa, mix);
 }
 
+// Enough elements for four threads give the bits of one. The thread sanitizer watches.
+void check_threads() {
+    last_size = 150'000;
+    Problem one(0, true, 0.9), four(0, true, 0.9);
+    Stepper alone = one.stepper(), shared = four.stepper();
+    for (int step = 0; step < 3; ++step) {
+        alone.measure(1);
+        alone.update(1);
+        shared.measure(4);
+        shared.update(4);
+    }
+    for (int row = 0; row < ROW_COUNT; ++row) CHECK(one.arrays[row] == four.arrays[row], "row %d", row);
+    CHECK(one.control == four.control && one.steps == four.steps, "control and step counts");
+    last_size = 1031;
+}
+
 void check_skip_and_steps() {
     Problem before(0, true, 0.9), p(0, true, 0.9);
     p.control[slot::skip] = 1.0;
@@ -198,5 +216,6 @@ int main() {
             check_measure(mix, sum, 4);
         }
     }
+    check_threads();
     check_skip_and_steps();
 }
