@@ -36,8 +36,9 @@ $(TORCH_STAMP):
 	@touch $@
 
 $(INSTALLED): $(TORCH_STAMP) pyproject.toml requirements-dev.txt
-	@echo "installing greedylr_fused and what its tests, example and checks need"
-	@$(PIP) --editable ".[test,examples,dev]" --requirement requirements-dev.txt
+	@echo "installing greedylr_fused and what its tests, example and checks need; compiling csrc/ (minutes, once)"
+	@$(PIP) "setuptools>=77" "pybind11>=3" ninja
+	@$(PIP) --no-build-isolation --editable ".[test,examples,dev]" --requirement requirements-dev.txt
 	@touch $@
 
 $(BUILT): $(INSTALLED) setup.py $(wildcard csrc/*.py) $(CPP)

@@ -58,7 +58,7 @@ def main() -> int:
         print("\n".join(stage.name for _, group in groups for stage in group))
         return 0
     if not arguments.rehearse and (reason := no_gpu()) is not None:
-        print(f"gpu-check: no GPU that can be used, nothing was checked: {reason}", file=sys.stderr)
+        print(f"gpu-check: nothing was checked: {reason}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that an interrupted run ends its processes
     runner = Runner(ROOT, machine.env, 60 * arguments.minutes, lambda line: print(line, flush=True))
@@ -79,9 +79,9 @@ def no_gpu(load: Callable[[str], Any] = importlib.import_module) -> str | None:
     try:
         torch = load("torch")
     except ImportError as error:
-        return f"{sys.executable} cannot import torch: {error}"
+        return f"{sys.executable} cannot import torch: {error}; use make gpu-check PYTHON=.venv/bin/python, or another"
     if not torch.cuda.is_available():
-        return f"torch {torch.__version__}, built for CUDA: {torch.version.cuda or 'no'}, finds no device"
+        return f"torch {torch.__version__}, built for CUDA: {torch.version.cuda or 'no'}, finds no GPU"
     return None
 
 

@@ -192,7 +192,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="per case (default: %(default)s)")
     arguments = parser.parse_args(argv)
     device, config = options.common(arguments)
-    counts = [int(n) for n in arguments.counts.split(",")] if arguments.counts else None
+    given = arguments.counts.split(",") if arguments.counts else []
+    if not all(n.strip().isdigit() and int(n) for n in given):
+        raise SystemExit(f"--counts: got {arguments.counts}, allowed are numbers above 0 with commas between")
+    counts = [int(n) for n in given] or None
     kinds = options.chosen(arguments.kinds, list(COUNTS), list(COUNTS), "kinds")
     usual = FULL if arguments.full else COUNTS
     found = run({kind: counts or usual[kind] for kind in kinds}, device, arguments.seconds, config, arguments.out)

@@ -28,8 +28,16 @@ def add_common(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def common(arguments: argparse.Namespace) -> tuple[torch.device, dict[str, Any]]:
-    """The device, and the options as they go into the result file."""
+    """The device, and the options as they go into the result file.
+
+    Raises:
+        SystemExit: a device that PyTorch does not find, or no time.
+    """
     device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"--device: got {device}, and torch {torch.__version__} finds no GPU; use --device cpu")
+    if getattr(arguments, "seconds", 1.0) <= 0.0:
+        raise SystemExit(f"--seconds: got {arguments.seconds}, allowed are numbers above 0")
     config = {key: value for key, value in vars(arguments).items() if key not in ("out", "device")}
     return device, config | {"device": str(device)}
 

@@ -213,3 +213,15 @@ def test_every_command_explains_itself(module):
     command = [sys.executable, "-m", f"benchmarks{module}", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=110)
     assert len(done.stdout) > 300
+
+
+@pytest.mark.parametrize("given", ["--counts ten", "--counts 0,10", "--seconds 0", "--seconds -1"])
+def test_numbers_that_make_no_sense_are_refused_in_one_line(given):
+    with pytest.raises(SystemExit, match=given.split()[0]):
+        host_overhead.main(given.split())
+
+
+def test_the_table_of_results_is_up_to_date():
+    folder = Path(markdown.__file__).parent
+    result = folder / "results" / "cpu-epyc-2cores" / "step_throughput.json"
+    assert markdown.main([str(result), "--into", str(folder / "RESULTS.md"), "--check"]) == 0
