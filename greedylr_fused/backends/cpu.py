@@ -31,20 +31,7 @@ class CpuBackend:
 
     def __init__(self, table: Table) -> None:
         self._table = table  # keeps the memory behind the addresses
-        self._native = _native.Table(
-            ptrs=table.ptrs.data_ptr(),
-            numel=table.numel.data_ptr(),
-            group=table.group.data_ptr(),
-            hyper=table.hyper.data_ptr(),
-            steps=table.steps.data_ptr(),
-            chunk_tensor=table.chunk_tensor.data_ptr(),
-            chunk_index=table.chunk_index.data_ptr(),
-            n_tensors=table.numel.numel(),
-            n_chunks=table.chunk_tensor.numel(),
-            chunk=table.chunk,
-            control=table.control.data_ptr(),
-            launches=[(run.param, run.grad, run.state, run.first, run.count) for run in table.launches],
-        )
+        self._native = _native.Table(**native.described(table))
 
     def measure(self) -> None:
         self._native.measure(torch.get_num_threads())

@@ -40,20 +40,7 @@ class CudaBackend:
         self._device = table.device
         self._scratch = torch.zeros(_native.scratch_bytes(), dtype=torch.uint8, device=table.device)
         self._native = _native.Table(
-            ptrs=table.ptrs.data_ptr(),
-            numel=table.numel.data_ptr(),
-            group=table.group.data_ptr(),
-            hyper=table.hyper.data_ptr(),
-            steps=table.steps.data_ptr(),
-            chunk_tensor=table.chunk_tensor.data_ptr(),
-            chunk_index=table.chunk_index.data_ptr(),
-            n_tensors=table.numel.numel(),
-            n_chunks=table.chunk_tensor.numel(),
-            chunk=table.chunk,
-            control=table.control.data_ptr(),
-            launches=[(run.param, run.grad, run.state, run.first, run.count) for run in table.launches],
-            scratch=self._scratch.data_ptr(),
-            device=_index(table.device),
+            **native.described(table), scratch=self._scratch.data_ptr(), device=_index(table.device)
         )
 
     def measure(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from greedylr_fused.control import SLOTS
 from greedylr_fused.formats import MIXES, Row
+from greedylr_fused.packing import Table
 
 #: Written by the installation: why each module was built, or not.
 BUILD_REPORT = Path(__file__).parent.parent / "_build.json"
@@ -36,6 +37,17 @@ def reads_these_tables(module: Any) -> bool:
         and getattr(module, "ROWS", None) == len(Row)
         and set(getattr(module, "MIXES", ())) == mixes
     )
+
+
+def described(table: Table) -> dict[str, Any]:
+    """A table as the compiled modules take it: addresses, sizes and launches."""
+    tensors = ("ptrs", "numel", "group", "hyper", "steps", "chunk_tensor", "chunk_index", "control")
+    return {name: getattr(table, name).data_ptr() for name in tensors} | {
+        "n_tensors": table.numel.numel(),
+        "n_chunks": table.chunk_tensor.numel(),
+        "chunk": table.chunk,
+        "launches": [(run.param, run.grad, run.state, run.first, run.count) for run in table.launches],
+    }
 
 
 def not_built(name: str) -> str | None:
