@@ -1,63 +1,13 @@
-"""Two gloo processes: every rank must hold the same bits of the learning rate. No test here can hang."""
-
-import contextlib
-import datetime
-import traceback
+"""Two ranks: each must hold the same bits of the learning rate."""
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run
 
 from greedylr_fused import FusedAdamW, GreedyLR
 
 WORLD = 2
-LIMIT = datetime.timedelta(seconds=30)
 SCHEDULE = GreedyLR(patience=0, factor=0.7, smooth=True, window_size=3)
-
-pytestmark = [
-    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo"),
-    pytest.mark.timeout(110),
-]
-
-
-def worker(rank, store, results):
-    torch.set_num_threads(1)
-    found = {}
-    try:
-        dist.init_process_group("gloo", store=dist.FileStore(store, WORLD), rank=rank, world_size=WORLD, timeout=LIMIT)
-        for name, case in CASES.items():
-            found[name] = case(rank)
-        results.put((rank, found, ""))
-    except BaseException:
-        results.put((rank, found, traceback.format_exc()))
-    finally:
-        with contextlib.suppress(Exception):
-            dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """What each case returned, by name, rank after rank. One start of the processes serves all cases."""
-    context = mp.get_context("spawn")
-    answers = context.SimpleQueue()
-    store = str(tmp_path_factory.mktemp("gloo") / "store")
-    processes = [context.Process(target=worker, args=(rank, store, answers)) for rank in range(WORLD)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(80)
-    stuck = [process for process in processes if process.is_alive()]
-    for process in stuck:
-        process.kill()
-        process.join()
-    found = []
-    while not answers.empty():
-        found.append(answers.get())
-    errors = [f"rank {rank}:\n{error}" for rank, _, error in sorted(found, key=lambda item: item[0]) if error]
-    assert not errors and not stuck and len(found) == WORLD, "\n".join(errors) or "a rank did not answer"
-    ranks = [value for _, value, _ in sorted(found, key=lambda item: item[0])]
-    return {name: [rank[name] for rank in ranks] for name in CASES}
 
 
 def params(n=20):
@@ -113,7 +63,16 @@ def data_parallel(rank):
     return train(net, [x[rank::WORLD] for x in batch()])
 
 
-CASES = {f.__name__: f for f in (losses_differ, a_loss_is_not_finite_on_one_rank, data_parallel)}
+def cases(rank):
+    found = (losses_differ, a_loss_is_not_finite_on_one_rank, data_parallel)
+    return {case.__name__: case(rank) for case in found}
+
+
+@pytest.fixture(scope="module")
+def results():
+    """What each case returned, by name, rank after rank. One start of the processes serves all."""
+    ranks = run(cases, WORLD)
+    return {name: [rank[name] for rank in ranks] for name in ranks[0]}
 
 
 def test_every_rank_decides_from_the_weighted_mean(results):
