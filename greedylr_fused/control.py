@@ -40,6 +40,9 @@ _TABLE: tuple[tuple[str, float | None, str], ...] = (
     ("skipped", 0.0, "steps skipped for non-finite gradients"),
     ("loss_sum", 0.0, "pending: sum of weight * loss"),
     ("loss_weight", 0.0, "pending: sum of weights, 0 if no loss was observed"),
+    ("grad_sq_sum", math.nan, "sum of squared raw gradients, NaN if not measured"),
+    ("grad_nonfinite", 0.0, "non-zero if a gradient element is not finite"),
+    ("found_inf", 0.0, "non-zero if AMP found a non-finite gradient"),
     ("loss", math.nan, "last mean loss"),
     ("smoothed", math.nan, "last value compared with best"),
     ("best", None, "best value compared so far"),
@@ -51,10 +54,7 @@ _TABLE: tuple[tuple[str, float | None, str], ...] = (
     ("window_sum", 0.0, "running sum of the window"),
     ("window_count", 0.0, "losses in the window"),
     ("window_head", 0.0, "ring position written next"),
-    ("grad_sq_sum", math.nan, "sum of squared raw gradients, NaN if not measured"),
-    ("grad_nonfinite", 0.0, "non-zero if a gradient element is not finite"),
     ("grad_scale", 1.0, "loss scale of AMP"),
-    ("found_inf", 0.0, "non-zero if AMP found a non-finite gradient"),
     ("grad_norm", math.nan, "2-norm of the unscaled gradients, NaN if not measured"),
     ("grad_multiplier", 1.0, "clip coefficient / loss scale"),
     ("skip", 0.0, "1 if this step is skipped"),
@@ -104,6 +104,7 @@ class Control:
         vector: float64 [37 + 4 G + W], W = window_size with `smooth`, otherwise 0.
         lr: [G] view of it, the learning rate of each group.
         pending: [2] view of it, loss_sum and loss_weight.
+        shared: [5] view of it, added up over ranks: loss_sum to found_inf; `shared_gradients`: [3], without the loss.
         reads_gradients: whether each step reads all gradients before the update.
         bounds: `(min_lr, max_lr)` of each group, on the host.
     """
@@ -166,6 +167,8 @@ class Control:
         self.lr = vector[GROUPS_BEGIN : GROUPS_BEGIN + self.n_groups]
         self.pending = vector[SLOT["loss_sum"] : SLOT["loss_weight"] + 1]
         self._pending = self.pending.unbind()
+        self.shared = vector[SLOT["loss_sum"] : SLOT["found_inf"] + 1]
+        self.shared_gradients = self.shared[2:]
 
     def observe(self, loss: Any, weight: Any) -> None:
         """Add `weight * loss` to what is pending; each is a number or a tensor of one element."""

@@ -47,13 +47,14 @@ class Problem:
         self.group = torch.zeros(len(sizes), dtype=torch.int32)
         self.hyper = torch.tensor([[beta1, 0.99, 1e-6, 0.1, 0.0, 0.0]], dtype=torch.float64)
         self.steps = torch.arange(len(sizes), dtype=torch.float32)
+        self.norm_weight = torch.ones(len(sizes), dtype=torch.float64)
         chunks = [(i, k) for i, n in enumerate(sizes) for k in range(-(-n // CHUNK))]
         self.chunk_tensor, self.chunk_index = torch.tensor(chunks, dtype=torch.int32).T.contiguous()
         self.control = torch.zeros(len(SLOT) + 4, dtype=torch.float64)
         for name, value in {"n_groups": 1, "grad_scale": 2, "max_grad_norm": float("inf")}.items():
             self.control[SLOT[name]] = value
         self.control[len(SLOT)] = 0.01
-        tensors = ("ptrs", "numel", "group", "hyper", "steps", "chunk_tensor", "chunk_index", "control")
+        tensors = ("ptrs", "numel", "group", "hyper", "steps", "norm_weight", "chunk_tensor", "chunk_index", "control")
         self.table = native.Table(
             **{name: getattr(self, name).data_ptr() for name in tensors},
             n_tensors=len(sizes),
@@ -65,8 +66,8 @@ class Problem:
     def run(self, isa="baseline", threads=1):
         native.set_isa(isa)
         for _ in range(3):
-            self.table.measure(threads)
-            self.table.update(threads)
+            self.table.measure(threads, True)
+            self.table.update(threads, True)
         return self
 
     def results(self):
@@ -104,7 +105,7 @@ def test_squares_of_every_16_bit_pattern(dtype, isa):
     problem = Problem(mix, (finite.numel(),))
     problem.arrays[formats.Row.GRAD][0].copy_(finite)
     native.set_isa(isa)
-    problem.table.measure(1)
+    problem.table.measure(1, True)
     exact = finite.double().square().sum()
     torch.testing.assert_close(problem.control[SLOT["grad_sq_sum"]], exact, rtol=1e-13, atol=0)
     assert problem.control[SLOT["grad_nonfinite"]] == 0
@@ -119,18 +120,18 @@ def test_one_nonfinite_gradient_is_noticed(mix, value, isa):
     for tensor, element in ((1, 0), (6, 128), (8, 5002)):
         grad = problem.arrays[formats.Row.GRAD][tensor]
         kept, grad[element] = grad[element].clone(), value
-        problem.table.measure(1)
+        problem.table.measure(1, True)
         assert problem.control[SLOT["grad_nonfinite"]] > 0
         assert not problem.control[SLOT["grad_sq_sum"]].isfinite()
         grad[element] = kept
-        problem.table.measure(1)
+        problem.table.measure(1, True)
         assert problem.control[SLOT["grad_nonfinite"]] == 0
 
 
 def test_large_finite_doubles_are_not_called_nonfinite():
     problem = Problem((1, 1, 1))
     problem.arrays[formats.Row.GRAD][7][500] = 1e300
-    problem.table.measure(1)
+    problem.table.measure(1, True)
     assert problem.control[SLOT["grad_sq_sum"]].isinf()
     assert problem.control[SLOT["grad_nonfinite"]] == 0
 

@@ -75,6 +75,7 @@ struct Table {
     const int32_t* group;         // [N]
     const double* hyper;          // [G, HYPER_COUNT]
     float* steps;                 // [N] steps already taken by each tensor
+    const double* norm_weight;    // [N] share of each gradient's sum of squares that this process contributes
     const int32_t* chunk_tensor;  // [C]
     const int32_t* chunk_index;   // [C]
     int64_t n_tensors, n_chunks;

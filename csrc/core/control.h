@@ -12,7 +12,8 @@
 
 namespace greedylr {
 
-// Slots of the control vector (float64), in order. Those from kind to n_groups are configuration.
+// Slots of the control vector (float64), in order. Those from kind to n_groups are configuration; those from
+// loss_sum to found_inf are added up over ranks, in place, before anything is decided from them.
 #define GREEDYLR_SLOTS(X)                                                                 \
     X(kind)            /* 0: no loss-driven schedule, 1: GreedyLR */                      \
     X(mode_max)        /* 1: the larger loss is the better one */                         \
@@ -33,6 +34,9 @@ namespace greedylr {
     X(skipped)         /* steps skipped for non-finite gradients */                       \
     X(loss_sum)        /* pending: sum of weight * loss */                                \
     X(loss_weight)     /* pending: sum of weights, 0: no loss observed */                 \
+    X(grad_sq_sum)     /* sum of squares of this step's raw gradients, NaN: unmeasured */ \
+    X(grad_nonfinite)  /* 0: every gradient element of it is finite */                    \
+    X(found_inf)       /* AMP flag, any non-zero counts */                                \
     X(loss)            /* last mean loss */                                               \
     X(smoothed)        /* last value compared with best */                                \
     X(best)            /* best value so far */                                            \
@@ -44,10 +48,7 @@ namespace greedylr {
     X(window_sum)      /* sum of the ring's values */                                     \
     X(window_count)    /* values in the ring */                                           \
     X(window_head)     /* next ring position to write */                                  \
-    X(grad_sq_sum)     /* sum of squares of this step's raw gradients, NaN: unmeasured */ \
-    X(grad_nonfinite)  /* 0: every gradient element of it is finite */                    \
     X(grad_scale)      /* AMP loss scale */                                               \
-    X(found_inf)       /* AMP flag, any non-zero counts */                                \
     X(grad_norm)       /* unscaled 2-norm of all gradients, NaN: unmeasured */            \
     X(grad_multiplier) /* factor of every gradient element */                             \
     X(skip)            /* 1: this step is skipped */
@@ -60,6 +61,7 @@ enum Slot : int { GREEDYLR_SLOTS(GREEDYLR_SLOT) lr };
 }  // namespace slot
 static_assert(slot::n_groups == 14 && slot::skip == 36 && slot::lr == 37,
               "the layout that every backend reads");
+static_assert(slot::found_inf == slot::loss_sum + 4, "one block, for one all-reduce");
 
 inline namespace GREEDYLR_ISA {
 

@@ -12,10 +12,11 @@ namespace greedylr {
 namespace {
 
 Stepper make_stepper(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper, uintptr_t steps,
-                     uintptr_t chunk_tensor, uintptr_t chunk_index, int64_t n_tensors, int64_t n_chunks,
-                     int64_t chunk, uintptr_t control, const std::vector<LaunchTuple>& launches) {
-    return Stepper(make_table(ptrs, numel, group, hyper, steps, chunk_tensor, chunk_index, n_tensors,
-                              n_chunks, chunk, control),
+                     uintptr_t norm_weight, uintptr_t chunk_tensor, uintptr_t chunk_index, int64_t n_tensors,
+                     int64_t n_chunks, int64_t chunk, uintptr_t control,
+                     const std::vector<LaunchTuple>& launches) {
+    return Stepper(make_table(ptrs, numel, group, hyper, steps, norm_weight, chunk_tensor, chunk_index,
+                              n_tensors, n_chunks, chunk, control),
                    checked_launches(launches, n_chunks));
 }
 
@@ -58,12 +59,13 @@ PYBIND11_MODULE(_cpu, m) {
     define_constants(m);
     py::class_<Stepper>(m, "Table", "One optimizer's tensors, by address; the addresses must outlive it.")
         .def(py::init(&make_stepper), py::kw_only(), py::arg("ptrs"), py::arg("numel"), py::arg("group"),
-             py::arg("hyper"), py::arg("steps"), py::arg("chunk_tensor"), py::arg("chunk_index"),
-             py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"), py::arg("control"),
-             py::arg("launches"))
-        .def("measure", &Stepper::measure, py::arg("threads"), NoGil())
+             py::arg("hyper"), py::arg("steps"), py::arg("norm_weight"), py::arg("chunk_tensor"),
+             py::arg("chunk_index"), py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"),
+             py::arg("control"), py::arg("launches"))
+        .def("measure", &Stepper::measure, py::arg("threads"), py::arg("decides"), NoGil())
         .def("decide", &Stepper::decide)
-        .def("update", &Stepper::update, py::arg("threads"), NoGil());
+        .def("update", &Stepper::update, py::arg("threads"), py::arg("commits"), NoGil())
+        .def("commit", &Stepper::commit);
     m.def("isa", [] { return loops().isa; }, "Instruction set of the loops in use.");
     m.def("isas", &isa_names, "Instruction sets that this processor can run, best first.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use the loops of one instruction set (for tests).");

@@ -131,9 +131,10 @@ struct MeasureBody {
             const Chunk chunk = locate(table, c);
             const char* grad = address(table, GRAD, chunk.tensor);
             const DType type = MIXES[launch.mix].grad;
-            partial[c] = grad == nullptr
-                             ? GradSum{0.0, 0}
-                             : loops.measure[type](grad + chunk.offset * element_size(type), chunk.n);
+            partial[c] = {0.0, 0};
+            if (grad == nullptr) return;
+            partial[c] = loops.measure[type](grad + chunk.offset * element_size(type), chunk.n);
+            partial[c].squares *= table.norm_weight[chunk.tensor];
         };
     }
 };
@@ -156,7 +157,7 @@ void Stepper::run(const Body& body, int threads) {
     backwards_ = !backwards_;
 }
 
-void Stepper::measure(int threads) {
+void Stepper::measure(int threads, bool decides) {
     const MeasureBody body{table_, loops(), partial_.data()};
     run(body, threads);
     GradSum total = {0.0, 0};
@@ -166,14 +167,18 @@ void Stepper::measure(int threads) {
     }
     table_.control[slot::grad_sq_sum] = total.squares;
     table_.control[slot::grad_nonfinite] = double(total.nonfinite);
-    decide();
+    if (decides) decide();
 }
 
 void Stepper::decide() const { greedylr::decide(table_.control); }
 
-void Stepper::update(int threads) {
+void Stepper::update(int threads, bool commits) {
+    if (table_.control[slot::skip] == 0.0) run(UpdateBody{table_, loops()}, threads);
+    if (commits) commit();
+}
+
+void Stepper::commit() const {
     if (table_.control[slot::skip] == 0.0) {
-        run(UpdateBody{table_, loops()}, threads);
         const int64_t* grads = table_.ptrs + GRAD * table_.n_tensors;
         for (int64_t i = 0; i < table_.n_tensors; ++i) table_.steps[i] += grads[i] != 0 ? 1.0f : 0.0f;
     }

@@ -1,5 +1,5 @@
-// The parts of a step over a table: measure or decide or neither, then update. Everything between the
-// addresses and the innermost loops: which chunk, which loop, which scalars, how many threads.
+// The parts of a step over a table: measure, decide, update, commit. Everything between the addresses and the
+// innermost loops: which chunk, which loop, which scalars, how many threads.
 #pragma once
 
 #include <stdint.h>
@@ -17,14 +17,16 @@ class Stepper {
     // must cover the chunks in order.
     Stepper(const Table& table, std::vector<Launch> launches);
 
-    // grad_sq_sum and grad_nonfinite over all tensors with a gradient, and what `decide` does. The result
-    // does not depend on `threads`.
-    void measure(int threads);
+    // grad_sq_sum and grad_nonfinite over all tensors with a gradient; then, if it `decides`, what `decide`
+    // does. The result does not depend on `threads`.
+    void measure(int threads, bool decides);
     // Gradient multiplier and skip flag.
     void decide() const;
-    // AdamW on every tensor with a gradient, and their step counts, unless the step is skipped; then the
-    // learning rate.
-    void update(int threads);
+    // AdamW on every tensor with a gradient, unless the step is skipped; then, if it `commits`, what `commit`
+    // does.
+    void update(int threads, bool commits);
+    // The step counts, unless the step is skipped; then the learning rate.
+    void commit() const;
 
   private:
     int useful_threads(int wanted) const;

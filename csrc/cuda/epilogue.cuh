@@ -62,7 +62,7 @@ __device__ __forceinline__ void commit_in_block(const Table& t) {
     on_staged_control(t.control, [](double* c) { commit(c); });
 }
 
-// For what has no larger launch to be the epilogue of.
+// For what has no larger launch to be the epilogue of, or must wait for other ranks after one.
 __global__ void decide_kernel(const __grid_constant__ Table table) {
     on_staged_control(table.control, [](double* c) { decide(c); });
 }

@@ -20,6 +20,7 @@ struct MeasureArgs {
     Table table;
     GradSum* lots;  // [min(LOTS, n_chunks)]
     unsigned* arrived;
+    bool decides;  // whether the last block goes on to decide
     struct {
         DType grad;
         int64_t end;  // chunks
@@ -81,6 +82,19 @@ __device__ __forceinline__ GradSum measure_span(int64_t address, const Span& spa
     return squares.total();
 }
 
+__device__ __forceinline__ GradSum measure_span_of(DType grad, int64_t address, const Span& span) {
+    switch (grad) {
+        case F32:
+            return measure_span<F32>(address, span);
+        case F64:
+            return measure_span<F64>(address, span);
+        case BF16:
+            return measure_span<BF16>(address, span);
+        default:
+            return measure_span<F16>(address, span);
+    }
+}
+
 __device__ __forceinline__ GradSum measure_chunk(const MeasureArgs& args, int64_t c) {
     const Table& t = args.table;
     const int64_t tensor = t.chunk_tensor[c];
@@ -89,16 +103,9 @@ __device__ __forceinline__ GradSum measure_chunk(const MeasureArgs& args, int64_
     const Span span = span_of(t, tensor, t.chunk_index[c], 0);
     int launch = 0;
     while (c >= args.launches[launch].end) ++launch;
-    switch (args.launches[launch].grad) {
-        case F32:
-            return measure_span<F32>(at, span);
-        case F64:
-            return measure_span<F64>(at, span);
-        case BF16:
-            return measure_span<BF16>(at, span);
-        default:
-            return measure_span<F16>(at, span);
-    }
+    GradSum sum = measure_span_of(args.launches[launch].grad, at, span);
+    sum.squares = mul(sum.squares, t.norm_weight[tensor]);
+    return sum;
 }
 
 // The sum over a warp's lanes, in every lane.
@@ -148,10 +155,11 @@ __global__ void __launch_bounds__(MEASURE_THREADS, MEASURE_RESIDENT)
     }
     if (!is_last_block(args.arrived)) return;
     const GradSum total = over_lots(args.lots, lots);
-    on_staged_control(args.table.control, [total](double* c) {
+    const bool decides = args.decides;
+    on_staged_control(args.table.control, [total, decides](double* c) {
         c[slot::grad_sq_sum] = total.squares;
         c[slot::grad_nonfinite] = double(total.nonfinite);
-        decide(c);
+        if (decides) decide(c);
     });
 }
 

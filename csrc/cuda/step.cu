@@ -49,9 +49,10 @@ Stepper::Stepper(const Table& table, std::vector<Launch> launches, void* scratch
                              resident_blocks(measure_kernel, MEASURE_THREADS));
 }
 
-void Stepper::measure(uintptr_t stream) const {
+void Stepper::measure(uintptr_t stream, bool decides) const {
     const DeviceGuard guard(device_);
-    MeasureArgs args = {table_, scratch_at(scratch_)->lots, &scratch_at(scratch_)->arrived_measure, {}};
+    MeasureArgs args = {
+        table_, scratch_at(scratch_)->lots, &scratch_at(scratch_)->arrived_measure, decides, {}};
     for (size_t i = 0; i < launches_.size(); ++i) {
         args.launches[i] = {MIXES[launches_[i].mix].grad, launches_[i].first + launches_[i].count};
     }
@@ -63,15 +64,21 @@ void Stepper::decide(uintptr_t stream) const {
     launch(decide_kernel, 1, WARP, stream_of(stream), table_);
 }
 
-void Stepper::update(uintptr_t stream) const {
+void Stepper::update(uintptr_t stream, bool commits) const {
     const DeviceGuard guard(device_);
     for (size_t i = 0; i < launches_.size(); ++i) {
         const Launch& l = launches_[i];
-        unsigned* arrived = i + 1 == launches_.size() ? &scratch_at(scratch_)->arrived_update : nullptr;
+        const bool closes = commits && i + 1 == launches_.size();
+        unsigned* arrived = closes ? &scratch_at(scratch_)->arrived_update : nullptr;
         launch(UPDATE_KERNELS[l.mix], grids_[i], THREADS, stream_of(stream),
                UpdateArgs{table_, l.first, int(l.count), arrived});
     }
-    if (launches_.empty()) launch(commit_kernel, 1, THREADS, stream_of(stream), table_);
+    if (commits && launches_.empty()) commit(stream);
+}
+
+void Stepper::commit(uintptr_t stream) const {
+    const DeviceGuard guard(device_);
+    launch(commit_kernel, 1, THREADS, stream_of(stream), table_);
 }
 
 void check_usable(int device) {

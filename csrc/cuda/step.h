@@ -20,13 +20,16 @@ class Stepper {
     // The launches must cover the chunks in order. Nothing here waits for the device; errors are exceptions.
     Stepper(const Table& table, std::vector<Launch> launches, void* scratch, int device);
 
-    // grad_sq_sum and grad_nonfinite over all tensors with a gradient, then decide. `stream` is a
-    // cudaStream_t.
-    void measure(uintptr_t stream) const;
+    // grad_sq_sum and grad_nonfinite over all tensors with a gradient; then, if it `decides`, what `decide`
+    // does. `stream` is a cudaStream_t.
+    void measure(uintptr_t stream, bool decides) const;
     // Gradient multiplier and skip flag from what is known.
     void decide(uintptr_t stream) const;
-    // AdamW on every tensor with a gradient, nothing if the step is skipped; then commit.
-    void update(uintptr_t stream) const;
+    // AdamW on every tensor with a gradient, nothing if the step is skipped; then, if it `commits`, what
+    // `commit` does.
+    void update(uintptr_t stream, bool commits) const;
+    // The step counts and the learning rate.
+    void commit(uintptr_t stream) const;
 
   private:
     const Table table_;

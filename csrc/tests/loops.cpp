@@ -46,6 +46,7 @@ struct Problem {
                 chunk_index.push_back(int32_t(k));
             }
             steps.push_back(float(n % 3));
+            norm_weight.push_back(1.0 / double(1 + n % 3));
         }
         group.assign(size_t(TENSORS), 0);
         control.assign(size_t(slot::lr + 4), 0.0);
@@ -61,6 +62,7 @@ struct Problem {
                              group.data(),
                              hyper,
                              steps.data(),
+                             norm_weight.data(),
                              chunk_tensor.data(),
                              chunk_index.data(),
                              TENSORS,
@@ -107,7 +109,7 @@ struct Problem {
     std::vector<int64_t> ptrs, numel;
     std::vector<int32_t> group, chunk_tensor, chunk_index;
     std::vector<float> steps;
-    std::vector<double> control;
+    std::vector<double> norm_weight, control;
 };
 
 double nan_of_ones() {
@@ -138,7 +140,7 @@ void check_update(int mix, bool amsgrad, double beta1, int threads, const double
     }
     MIXES[mix].param == F64 ? expected.update_one_by_one<double>(amsgrad)
                             : expected.update_one_by_one<float>(amsgrad);
-    actual.stepper().update(threads);
+    actual.stepper().update(threads, true);
     for (int row = 0; row < ROW_COUNT; ++row) {
         for (size_t n = 0; n < size_t(TENSORS); ++n) {
             CHECK(actual.arrays[row][n] == expected.arrays[row][n], "%s mix %d amsgrad %d row %d tensor %zu",
@@ -154,16 +156,18 @@ void check_measure(int mix, double& first_sum, int threads) {
     long double exact = 0;
     for (int64_t n = 0; n < TENSORS; ++n) {
         if (p.ptrs[size_t(GRAD * TENSORS + n)] == 0) continue;
-        for (int64_t i = 0; i < size_of(n); ++i) exact += powl(p.arrays[GRAD][size_t(n)].value(i), 2);
+        const long double weight = p.norm_weight[size_t(n)];
+        for (int64_t i = 0; i < size_of(n); ++i)
+            exact += weight * powl(p.arrays[GRAD][size_t(n)].value(i), 2);
     }
-    p.stepper().measure(threads);
+    p.stepper().measure(threads, true);
     const double sum = p.control[slot::grad_sq_sum];
     CHECK(fabsl(sum - exact) <= 1e-13L * exact, "%s mix %d: %.17g", loops().isa, mix, sum);
     CHECK(isnan(first_sum) || sum == first_sum, "%s mix %d: not the bits of another set", loops().isa, mix);
     CHECK(p.control[slot::grad_nonfinite] == 0, "%s mix %d", loops().isa, mix);
     first_sum = sum;
     p.arrays[GRAD][131].set(1030, INFINITY);
-    p.stepper().measure(threads);
+    p.stepper().measure(threads, true);
     CHECK(p.control[slot::grad_nonfinite] > 0, "%s mix %d: inf in the last element", loops().isa, mix);
 }
 
@@ -173,10 +177,13 @@ void check_threads() {
     Problem one(0, true, 0.9), four(0, true, 0.9);
     Stepper alone = one.stepper(), shared = four.stepper();
     for (int step = 0; step < 3; ++step) {
-        alone.measure(1);
-        alone.update(1);
-        shared.measure(4);
-        shared.update(4);
+        alone.measure(1, true);
+        alone.update(1, true);
+        // In parts, as when other ranks are waited for in between.
+        shared.measure(4, false);
+        shared.decide();
+        shared.update(4, false);
+        shared.commit();
     }
     for (int row = 0; row < ROW_COUNT; ++row) CHECK(one.arrays[row] == four.arrays[row], "row %d", row);
     CHECK(one.control == four.control && one.steps == four.steps, "control and step counts");
@@ -187,12 +194,12 @@ void check_skip_and_steps() {
     Problem before(0, true, 0.9), p(0, true, 0.9);
     p.control[slot::skip] = 1.0;
     Stepper stepper = p.stepper();
-    stepper.update(2);
+    stepper.update(2, true);
     for (int row = 0; row < ROW_COUNT; ++row)
         CHECK(p.arrays[row] == before.arrays[row], "skipped, row %d", row);
     CHECK(p.steps == before.steps && p.control[slot::skipped] == 1, "a skipped step is only counted");
     p.control[slot::skip] = 0.0;
-    stepper.update(2);
+    stepper.update(2, true);
     for (int64_t n = 0; n < TENSORS; ++n) {
         const float taken = n % 7 == 3 ? 0.0f : 1.0f;
         CHECK(p.steps[size_t(n)] == before.steps[size_t(n)] + taken, "step count of tensor %d", int(n));

@@ -1,4 +1,4 @@
-"""What every backend offers: three calls over one table, none of which reads a value back to the host."""
+"""What every backend offers: four calls over one table, none of which reads a value back to the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from greedylr_fused.packing import Table
 
 class Backend(Protocol):
     """Runs the steps of one table: `measure` with clipping or skip_nonfinite, `decide` under AMP without them, then
-    `update`.
+    `update`. Where ranks add up their sums or losses in between, `decide` and `commit` are calls of their own.
     """
 
     name: ClassVar[str]
@@ -24,18 +24,21 @@ class Backend(Protocol):
 
     def __init__(self, table: Table) -> None: ...
 
-    def measure(self) -> None:
-        """One read of all gradients: `grad_sq_sum` (accumulated in float64, fixed order) and `grad_nonfinite`; then
-        what `decide` does.
+    def measure(self, decides: bool = True) -> None:
+        """One read of all gradients: `grad_sq_sum` (weighted by `norm_weight`, accumulated in float64, fixed order) and
+        `grad_nonfinite`; then, if it `decides`, what `decide` does.
         """
 
     def decide(self) -> None:
         """G1..G4: norm, clip coefficient, multiplier, skip flag."""
 
-    def update(self) -> None:
-        """A1..A6 for every tensor that has a gradient, nothing if `skip` is set; then the step counts and C1..C9: the
-        loss decides the next learning rate.
+    def update(self, commits: bool = True) -> None:
+        """A1..A6 for every tensor that has a gradient, nothing if `skip` is set; then, if it `commits`, what `commit`
+        does. Otherwise `commit` must follow, before which nobody may read the step counts.
         """
+
+    def commit(self) -> None:
+        """The step counts, unless `skip` is set, and C1..C9: the loss decides the next learning rate."""
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:

@@ -33,14 +33,17 @@ class CpuBackend:
         self._table = table  # keeps the memory behind the addresses
         self._native = _native.Table(**native.described(table))
 
-    def measure(self) -> None:
-        self._native.measure(torch.get_num_threads())
+    def measure(self, decides: bool = True) -> None:
+        self._native.measure(torch.get_num_threads(), decides)
 
     def decide(self) -> None:
         self._native.decide()
 
-    def update(self) -> None:
-        self._native.update(torch.get_num_threads())
+    def update(self, commits: bool = True) -> None:
+        self._native.update(torch.get_num_threads(), commits)
+
+    def commit(self) -> None:
+        self._native.commit()
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:

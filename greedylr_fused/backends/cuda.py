@@ -43,14 +43,17 @@ class CudaBackend:
             **native.described(table), scratch=self._scratch.data_ptr(), device=_index(table.device)
         )
 
-    def measure(self) -> None:
-        self._native.measure(_stream(self._device))
+    def measure(self, decides: bool = True) -> None:
+        self._native.measure(_stream(self._device), decides)
 
     def decide(self) -> None:
         self._native.decide(_stream(self._device))
 
-    def update(self) -> None:
-        self._native.update(_stream(self._device))
+    def update(self, commits: bool = True) -> None:
+        self._native.update(_stream(self._device), commits)
+
+    def commit(self) -> None:
+        self._native.commit(_stream(self._device))
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:

@@ -41,7 +41,7 @@ def reads_these_tables(module: Any) -> bool:
 
 def described(table: Table) -> dict[str, Any]:
     """A table as the compiled modules take it: addresses, sizes and launches."""
-    tensors = ("ptrs", "numel", "group", "hyper", "steps", "chunk_tensor", "chunk_index", "control")
+    tensors = ("ptrs", "numel", "group", "hyper", "steps", "norm_weight", "chunk_tensor", "chunk_index", "control")
     return {name: getattr(table, name).data_ptr() for name in tensors} | {
         "n_tensors": table.numel.numel(),
         "n_chunks": table.chunk_tensor.numel(),

@@ -29,19 +29,20 @@ class ReferenceBackend:
     def unavailable(device: torch.device) -> str | None:
         return None
 
-    def measure(self) -> None:
-        c = self.slots
+    def measure(self, decides: bool = True) -> None:
+        c, weight = self.slots, self.table.norm_weight
         squares, nonfinite = [], []
         for i in range(len(self.table.entries)):
             grad = self.table.gradient(i)
             if grad is not None:
-                squares.append(grad.to(torch.float64).square().sum())
+                squares.append(grad.to(torch.float64).square().sum() * weight[i])
                 nonfinite.append((~torch.isfinite(grad)).any())
         if squares:
             c.set(grad_sq_sum=torch.stack(squares).sum(), grad_nonfinite=torch.stack(nonfinite).sum())
         else:
             c.set(grad_sq_sum=c.zero, grad_nonfinite=c.zero)
-        self.decide()
+        if decides:
+            self.decide()
 
     def decide(self) -> None:
         c = self.slots
@@ -54,7 +55,7 @@ class ReferenceBackend:
         skip = (c["found_inf"] != 0) | ((c["skip_nonfinite"] != 0) & (c["grad_nonfinite"] > 0))  # G4
         c.set(grad_norm=norm, grad_multiplier=multiplier, skip=skip)
 
-    def update(self) -> None:
+    def update(self, commits: bool = True) -> None:
         c = self.slots
         keep = c["skip"] != 0
         for i, entry in enumerate(self.table.entries):
@@ -69,7 +70,12 @@ class ReferenceBackend:
             new = adamw(p, grad.to(opmath), m, v, largest[0] if largest else None, scalars)
             for old, value in zip(stored, new, strict=True):
                 old.copy_(torch.where(keep, old, value.to(old.dtype)))
-        self.table.steps += ((self.table.ptrs[Row.GRAD] != 0) & ~keep).to(torch.float32)
+        if commits:
+            self.commit()
+
+    def commit(self) -> None:
+        c = self.slots
+        self.table.steps += ((self.table.ptrs[Row.GRAD] != 0) & (c["skip"] == 0)).to(torch.float32)
         commit(c)
 
     @staticmethod

@@ -103,37 +103,45 @@ class TritonBackend:
 
         self._table, self._device = table, table.control.device
         self._n_tensors = len(table.entries)
-        self._measures = self._plan_measures()
         self._decide = _Kernel(triton_control.decide_kernel, 1, (table.control,))
-        self._updates = self._plan_updates()
+        steps = self._plan_steps()
+        self._commit = _Kernel(triton_control.commit_kernel, 1, (table.control, table.ptrs, table.steps, *steps))
+        # Kernels compile at their first call: those of a process of several ranks never do in a single one.
+        self._measures = {decides: self._plan_measures(decides) for decides in (False, True)}
+        self._updates = {commits: self._plan_updates(steps, commits) for commits in (False, True)}
 
     def _zeros(self, count: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(count, dtype=dtype, device=self._device)
 
-    def _plan_updates(self) -> list[_Kernel]:
-        """One launch per mix; the last closes the step."""
-        from greedylr_fused.backends.triton_control import commit_kernel
+    def _plan_steps(self) -> tuple[int, Tensor, int]:
+        """The number of tensors, and which of them have their step counted by `commit`."""
+        sizes = [real(entry.memory).numel() for entry in self._table.entries]
+        others = [i for i, size in enumerate(sizes) if not 0 < size <= self._table.chunk]
+        listed = torch.tensor(others, dtype=torch.int32, device="cpu").to(self._device)
+        return self._n_tensors, listed, len(others)
+
+    def _plan_updates(self, steps: tuple[int, Tensor, int], commits: bool) -> list[_Kernel]:
+        """One launch per mix; the last closes the step if it `commits`."""
         from greedylr_fused.backends.triton_elements import update_kernel
 
         table = self._table
-        sizes = [real(entry.param).numel() for entry in table.entries]
-        others = [i for i, size in enumerate(sizes) if not 0 < size <= table.chunk]
-        steps = (self._n_tensors, torch.tensor(others, dtype=torch.int32, device="cpu").to(self._device), len(others))
         if not table.launches:
-            return [_Kernel(commit_kernel, 1, (table.control, table.ptrs, table.steps, *steps))]
+            return [self._commit] if commits else []
         kernels = []
         counter = self._zeros(1, torch.int32)
         for at in table.launches:
             mix = (at.param, at.grad, at.state)
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, at.first)
             scalars = (table.group, table.hyper, table.steps)
-            closes = at is table.launches[-1]
+            closes = commits and at is table.launches[-1]
             args = (*tensors, *scalars, *steps, counter, *_types(mix), *_shape(table, mix), closes)
             kernels.append(_Kernel(update_kernel, at.count, args))
         return kernels
 
-    def _plan_measures(self) -> list[_Kernel]:
-        """One launch per type of gradient (mixes of the same that follow each other); the last decides."""
+    def _plan_measures(self, decides: bool) -> list[_Kernel]:
+        """One launch per type of gradient (mixes of the same that follow each other); the last adds up, and `decides`
+        or not.
+        """
         from greedylr_fused.backends.triton_control import conclude_kernel
         from greedylr_fused.backends.triton_measure import GROUP, measure_kernel
 
@@ -148,14 +156,14 @@ class TritonBackend:
         n_sums = table.chunk_tensor.numel() + n_groups
         sums = (self._zeros(n_sums, torch.float64), self._zeros(n_sums, torch.int32))
         if not spans:
-            return [_Kernel(conclude_kernel, 1, (table.control, *sums, 0))]
+            return [_Kernel(conclude_kernel, 1, (table.control, *sums, 0, decides))]
         kernels = []
         counters = self._zeros(1 + n_groups, torch.int32)
         for grad, begin, count, group in spans:
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, begin)
-            work = (self._n_tensors, table.chunk_tensor.numel(), *sums, counters, group, n_groups)
+            work = (table.norm_weight, self._n_tensors, table.chunk_tensor.numel(), *sums, counters, group, n_groups)
             closes = group == spans[-1][3]
-            args = (*tensors, *work, *_types([grad]), *_shape(table, [grad]), GROUP, closes)
+            args = (*tensors, *work, *_types([grad]), *_shape(table, [grad]), GROUP, closes, decides)
             kernels.append(_Kernel(measure_kernel, count, args))
         return kernels
 
@@ -164,14 +172,17 @@ class TritonBackend:
             for kernel in kernels:
                 kernel()
 
-    def measure(self) -> None:
-        self._run(*self._measures)
+    def measure(self, decides: bool = True) -> None:
+        self._run(*self._measures[decides])
 
     def decide(self) -> None:
         self._run(self._decide)
 
-    def update(self) -> None:
-        self._run(*self._updates)
+    def update(self, commits: bool = True) -> None:
+        self._run(*self._updates[commits])
+
+    def commit(self) -> None:
+        self._run(self._commit)
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:

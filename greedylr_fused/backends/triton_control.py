@@ -61,18 +61,19 @@ def add_sums(square_sums, nonfinite, n):
 
 
 @triton.jit
-def conclude(c, square_sums, nonfinite, n):
-    """Close the measurement: `n` sums become grad_sq_sum and grad_nonfinite; decide."""
+def conclude(c, square_sums, nonfinite, n, DECIDES: tl.constexpr):
+    """Close the measurement: `n` sums become grad_sq_sum and grad_nonfinite; decide, unless other ranks come first."""
     total, bad = add_sums(square_sums, nonfinite, n)
     tl.store(c + _GRAD_SQ_SUM, total)
     tl.store(c + _GRAD_NONFINITE, bad.to(tl.float64))
-    decide(c)
+    if DECIDES:
+        decide(c)
 
 
 @triton.jit(do_not_specialize=["c", "square_sums", "nonfinite", "n"])
-def conclude_kernel(c, square_sums, nonfinite, n):
+def conclude_kernel(c, square_sums, nonfinite, n, DECIDES: tl.constexpr):
     """`conclude` for a table that has nothing to read."""
-    conclude(c, square_sums, nonfinite, n)
+    conclude(c, square_sums, nonfinite, n, DECIDES)
 
 
 @triton.jit(do_not_specialize=["c"])
@@ -234,5 +235,5 @@ def commit(c, ptrs, steps, n_tensors, others, n_others):
 
 @triton.jit(do_not_specialize=["c", "ptrs", "steps", "n_tensors", "others", "n_others"])
 def commit_kernel(c, ptrs, steps, n_tensors, others, n_others):
-    """`commit` for a table that has nothing to update."""
+    """`commit` for a table that has nothing to update, or after the update."""
     commit(c, ptrs, steps, n_tensors, others, n_others)

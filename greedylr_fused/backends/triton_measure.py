@@ -76,7 +76,7 @@ def _measure_chunk(start, count, G: tl.constexpr, BLOCK: tl.constexpr, REST: tl.
     return total, bad
 
 
-_MEASURE_ARGS = "ptrs numel chunk_tensor chunk_index control first_chunk n_tensors n_chunks".split()
+_MEASURE_ARGS = "ptrs numel chunk_tensor chunk_index control first_chunk norm_weight n_tensors n_chunks".split()
 _MEASURE_ARGS += "square_sums nonfinite counters first_group n_groups".split()
 
 
@@ -88,6 +88,7 @@ def measure_kernel(
     chunk_index,
     control,
     first_chunk,
+    norm_weight,
     n_tensors,
     n_chunks,
     square_sums,
@@ -101,9 +102,10 @@ def measure_kernel(
     REST: tl.constexpr,
     GROUP: tl.constexpr,
     CLOSES: tl.constexpr,
+    DECIDES: tl.constexpr,
 ):
     """Sum of squares (float64) and non-finite flag (int32) of the gradient in one chunk, then, from place `n_chunks`
-    on, of a group of chunks; in the launch that CLOSES the measurement, of all groups, and the decision.
+    on, of a group of chunks; in the launch that CLOSES the measurement, of all groups, and the decision if it DECIDES.
     """
     programs = tl.num_programs(0)
     index = programs - 1 - tl.program_id(0)  # the update begins with what was read last and is still in the cache
@@ -113,7 +115,7 @@ def measure_kernel(
     first, count, _ = chunk_of(numel, tensor, tl.load(chunk_index + chunk), CHUNK)
     count = tl.where(g == 0, 0, count)
     total, bad = _measure_chunk(g + first * (G.primitive_bitwidth // 8), count, G, BLOCK, REST)
-    tl.store(square_sums + chunk, total)
+    tl.store(square_sums + chunk, total * tl.load(norm_weight + tensor))
     tl.store(nonfinite + chunk, bad)
     group = index // GROUP
     size = tl.minimum(programs - group * GROUP, GROUP)
@@ -124,4 +126,4 @@ def measure_kernel(
         tl.store(nonfinite + n_chunks + first_group + group, bad)
         if CLOSES:
             if last_to_finish(counters, tl.cdiv(programs, GROUP)):
-                conclude(control, square_sums + n_chunks, nonfinite + n_chunks, n_groups)
+                conclude(control, square_sums + n_chunks, nonfinite + n_chunks, n_groups, DECIDES)
