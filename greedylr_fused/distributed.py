@@ -1,19 +1,157 @@
-"""What the ranks must agree on, and what of a distributed tensor lies on this one."""
+"""What the ranks decide together, and what of a distributed tensor lies on this one."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from greedylr_fused import agreement
 
-def sum_over_ranks(pending: Tensor) -> None:
-    """Add up `(sum of weight * loss, sum of weights)` over all ranks in place, so that every rank decides from the same
-    bits. One small all-reduce on the default process group; nothing with a single process.
+if TYPE_CHECKING:
+    from greedylr_fused.control import Control
+
+
+class Ranks:
+    """The processes whose losses and gradients decide together, and the share of each in the norm.
+
+    A group of R ranks holds each of the S shards of a parameter R / S times. Weighted by S / R, the squares of what
+    lies on each rank add up to those of the whole gradient, whatever is sharded, replicated or both.
+
+    Args:
+        process_group, partitions: as in `FusedAdamW`.
+        driven: whether there is a schedule, which needs the loss of all ranks.
+
+    Attributes:
+        size: R; 1 without torch.distributed.
+        group: the process group, None for the default one.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(pending)
+
+    def __init__(self, process_group: Any, partitions: int | None, *, driven: bool) -> None:
+        self.given, self.partitions, self._driven = process_group, partitions, driven
+        self.size, self.group = 1, process_group
+        self._found_in: Any = self  # nothing was found yet
+        self._sharded = False
+        self._made: dict[tuple[int, ...], Any] = {}
+        self._to_compare: list[Tensor] = []
+
+    @property
+    def moved(self) -> bool:
+        """Whether torch.distributed was initialised or shut down since the ranks were found."""
+        return self._found_in is not _world()
+
+    def find(self, params: Sequence[Tensor]) -> None:
+        """Find the ranks of these parameters. Every rank must call it for its own; it waits for nobody, unless their
+        mesh is a part of the world in several dimensions, for which a group is created once.
+
+        Raises:
+            RuntimeError: no group that encloses all meshes, one that this rank is not in, or one that `partitions`
+                does not fit.
+        """
+        first, self._found_in = self._found_in is self, _world()
+        self.size, self.group = 1, self.given
+        if self._found_in is not None:
+            if self.group is None:
+                self.group = self._group_of(params)
+            self.size = dist.get_world_size(self.group)
+        if self.size < 1:
+            raise RuntimeError(
+                "FusedAdamW(process_group=...) got a group that this rank is not in, allowed is one that encloses all "
+                "ranks which step together; pass each rank its own group"
+            )
+        shards = {self._shards(param) for param in params}
+        if any(self.size % n for n in shards):
+            raise RuntimeError(
+                f"FusedAdamW got parameters in {max(shards)} parts (mesh dimensions that shard, times partitions="
+                f"{self.partitions}) for a group of {self.size} ranks, allowed are divisors of its size; pass the "
+                "process_group of all ranks that hold a part, and as partitions only what placements do not say"
+            )
+        self._sharded = max(shards, default=1) > 1
+        if first and self.size > 1 and self.partitions is None and (self._sharded or self._driven):
+            self._to_compare = [param for param in params if spec_of(param) is None and not _is_flattened(param)]
+
+    def _group_of(self, params: Sequence[Tensor]) -> Any:
+        """The group of the parameters' root mesh; None, the default group, if that is the world or there is none."""
+        roots = {_root(spec.mesh) for spec in map(spec_of, params) if spec is not None}
+        members = [tuple(sorted(root.mesh.flatten().tolist())) for root in roots]
+        largest = max(members, key=len, default=())
+        if any(not set(ranks) <= set(largest) for ranks in members):
+            raise RuntimeError(
+                f"FusedAdamW got DTensor parameters on meshes of the ranks {sorted(members)}, none of which encloses "
+                "the others; pass process_group=, the group of all ranks that step together"
+            )
+        if len(largest) in (0, dist.get_world_size()):
+            return None
+        if largest not in self._made:
+            self._made[largest] = dist.new_group(list(largest), use_local_synchronization=True)
+        return self._made[largest]
+
+    def _shards(self, param: Tensor) -> int:
+        """How many different parts of a parameter the ranks hold together."""
+        if self.size == 1:
+            return 1
+        spec = spec_of(param)
+        if spec is None and self.partitions is None and _is_flattened(param):
+            return self.size
+        dims = () if spec is None else enumerate(spec.placements)
+        parts: int = math.prod(spec.mesh.size(dim) for dim, placement in dims if not placement.is_replicate())
+        return parts * (self.partitions or 1)
+
+    def norm_weight(self, param: Tensor) -> float:
+        """This rank's share of the squared gradient of a parameter (of what lies here)."""
+        return self._shards(param) / self.size if self._sharded or self._driven else 1.0
+
+    def shared(self, control: Control, scaled: bool) -> Tensor | None:
+        """The slots to add up over ranks at this step, a view; None if each rank knows all there is to know: with one
+        rank, or where nothing is sharded and no schedule looks at the loss, as torch's AdamW.
+        """
+        if self.size == 1:
+            return None
+        if self._driven:
+            return control.shared
+        return control.shared_gradients if self._sharded and (control.reads_gradients or scaled) else None
+
+    def add_up(self, shared: Tensor) -> Any:
+        """Start to add up those slots over all ranks, in place; `wait()` of what is returned lets the device wait on a
+        GPU, the host on a CPU.
+
+        Raises:
+            RuntimeError: the group has no backend for the device of the parameters; or, at the first step, plain
+                parameters are not the same on all ranks.
+        """
+        if self._to_compare and not (shared.is_cuda and torch.cuda.is_current_stream_capturing()):
+            agreement.check_same_parameters(self._to_compare, self.group)
+            self._to_compare = []
+        try:
+            return dist.all_reduce(shared, group=self.group, async_op=True)
+        except RuntimeError as error:
+            if "No backend" not in str(error):
+                raise
+            raise RuntimeError(
+                f"FusedAdamW adds up losses and norms on the device of the parameters, {shared.device.type}, for which "
+                'the process group has no backend; write init_process_group("cpu:gloo,cuda:nccl")'
+            ) from error
+
+
+def _world() -> Any:
+    """The default process group, None without."""
+    return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+
+
+def _root(mesh: Any) -> Any:
+    """The mesh that a mesh was sliced or flattened from."""
+    if hasattr(mesh, "_get_root_mesh"):
+        return mesh._get_root_mesh()
+    return torch.distributed.device_mesh._mesh_resources.get_root_mesh(mesh)  # before PyTorch 2.10
+
+
+def _is_flattened(param: Tensor) -> bool:
+    """Whether FSDP1 made a plain tensor of it that holds this rank's part."""
+    return getattr(param, "_fsdp_flattened", False)
 
 
 def spec_of(tensor: Tensor) -> Any:
@@ -35,14 +173,22 @@ def arrived(tensor: Tensor) -> Tensor:
     return tensor if wait is None else wait()
 
 
+def alike(tensor: Any, param: Tensor) -> bool:
+    """Whether both have the same mesh and placements, or none."""
+    spec, wanted = spec_of(tensor), spec_of(param)
+    if spec is None or wanted is None:
+        return spec is wanted
+    return bool(spec.mesh == wanted.mesh and spec.placements == wanted.placements)
+
+
 def local_part(what: str, tensor: Any, param: Tensor) -> Tensor:
     """The part of a DTensor that belongs to the part of its parameter on this rank.
 
     Raises:
         RuntimeError: it is distributed in another way than the parameter.
     """
-    spec, wanted = spec_of(tensor), spec_of(param)
-    if spec is None or (spec.mesh, spec.placements) != (wanted.mesh, wanted.placements):
+    if not alike(tensor, param):
+        spec, wanted = spec_of(tensor), spec_of(param)
         got = "that is no DTensor" if spec is None else f"with placements {spec.placements} on {spec.mesh}"
         raise RuntimeError(
             f"FusedAdamW: got {what} {got} for a DTensor parameter, allowed are the placements of the parameter: "
@@ -50,3 +196,16 @@ def local_part(what: str, tensor: Any, param: Tensor) -> Tensor:
             "param.grad = param.grad.redistribute(param.device_mesh, param.placements)"
         )
     return local(tensor)
+
+
+def local_gradient(grad: Any, param: Tensor) -> Tensor:
+    """The part of a gradient that belongs to the part of its parameter on this rank. Where it has other placements on
+    the same mesh (sequence parallelism leaves it to be added up), a collective brings it into the parameter's.
+
+    Raises:
+        RuntimeError: it is no DTensor, or on another mesh.
+    """
+    spec, wanted = spec_of(grad), spec_of(param)
+    if spec is not None and spec.mesh == wanted.mesh and spec.placements != wanted.placements:
+        grad = grad.redistribute(wanted.mesh, wanted.placements)
+    return arrived(local_part("a gradient", grad, param))

@@ -13,6 +13,7 @@ from greedylr_fused import options
 from greedylr_fused.backends import Backend, Choice, resolve
 from greedylr_fused.control import Control
 from greedylr_fused.copies import Copies
+from greedylr_fused.distributed import Ranks
 from greedylr_fused.entry import Entry
 from greedylr_fused.packing import Table
 from greedylr_fused.watch import STALE, watch
@@ -25,10 +26,12 @@ class Engine:
         backend: name as in `FusedAdamW(backend=...)`.
         device: where the parameters lie now; the choice is made anew if they move.
         state_dtype: storage type of new moments, None for the parameter's.
+        ranks: the processes that decide together.
     """
 
-    def __init__(self, backend: str, device: torch.device, state_dtype: torch.dtype | None) -> None:
+    def __init__(self, backend: str, device: torch.device, state_dtype: torch.dtype | None, ranks: Ranks) -> None:
         self.name = backend
+        self.ranks = ranks
         self.state_dtype = state_dtype
         self.device = device
         self.choice: Choice = resolve(backend, device)
@@ -40,7 +43,8 @@ class Engine:
 
     def ready(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> Backend | None:
         """The backend with its table brought up to date; None if it needs to be `rebuilt`."""
-        return self.backend if self.watch is not None and self._refreshed(groups, state) else None
+        known = self.watch is not None and not self.ranks.moved
+        return self.backend if known and self._refreshed(groups, state) else None
 
     def rebuilt(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], control: Control) -> Backend:
         """A backend over a new table."""
@@ -123,15 +127,15 @@ class Engine:
             for param in group["params"]:
                 owner.setdefault(param, index)
         options.check_device(list(owner))
-        if control.reads_gradients:
-            options.check_sharded(list(owner))
+        self.ranks.find(list(owner))
         if control.device != self.device:
             self.device = control.device
             self.choice = resolve(self.name, self.device)
         self.init_states(groups, state)
         stateless = [param for param in owner if not state.get(param)]
         amsgrad = [group["amsgrad"] for group in groups]
-        entries = [Entry(p, state[p], index, amsgrad[index]) for p, index in owner.items() if state.get(p)]
+        share = self.ranks.norm_weight
+        entries = [Entry(p, state[p], index, amsgrad[index], share(p)) for p, index in owner.items() if state.get(p)]
         backend = self.choice.backend
         self.table = table = Table(entries, control, backend.chunk_size, self.copies, backend.writes_copies)
         self.backend = backend(table)

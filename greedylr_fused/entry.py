@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.distributed import arrived, local, local_part, spec_of
+from greedylr_fused.distributed import arrived, local, local_gradient, local_part, spec_of
 from greedylr_fused.formats import DLPACK, DTYPES, MIXES, MOMENTS, DType
 
 
@@ -20,10 +20,11 @@ class Entry:
         shape, strides: of `memory`, as its kernels take it: dense.
         grad_dtype: of gradients that are read in place.
         dense_copy: updated in place of a parameter that is no flat memory, otherwise None.
+        norm_weight: see `Ranks.norm_weight`.
     """
 
-    def __init__(self, param: Tensor, state: dict[str, Any], group: int, amsgrad: bool) -> None:
-        self.param, self.state, self.group = param, state, group
+    def __init__(self, param: Tensor, state: dict[str, Any], group: int, amsgrad: bool, norm_weight: float) -> None:
+        self.param, self.state, self.group, self.norm_weight = param, state, group, norm_weight
         self.spec, self.memory = spec_of(param), local(param)
         self.moments = MOMENTS if amsgrad else MOMENTS[:2]
         self.shape, self.strides = self.memory.shape, torch.empty_like(self.memory, device="meta").stride()
@@ -33,7 +34,7 @@ class Entry:
         self._check_memory("a parameter", param)
         for name in self.moments:
             state[name] = self._placed(name, state[name])
-        grad = self.gradient()
+        grad = param.grad
         self.grad_dtype = grad.dtype if grad is not None and self.computes(grad.dtype) else param.dtype
 
     def _placed(self, name: str, moment: Tensor) -> Tensor:
@@ -74,10 +75,11 @@ class Entry:
         return local(self.state[name])
 
     def gradient(self) -> Tensor | None:
-        """The gradient, of a DTensor the part on this rank; None if there is none.
+        """The gradient, of a DTensor the part on this rank (a collective if it is distributed in another way than the
+        parameter); None if there is none.
 
         Raises:
-            RuntimeError: it is sparse, or distributed in another way than the parameter.
+            RuntimeError: it is sparse, or not on the parameter's mesh.
         """
         grad = self.param.grad
         if grad is None:
@@ -87,7 +89,7 @@ class Entry:
                 f"FusedAdamW: got a gradient of layout {grad.layout}, allowed are dense gradients; use "
                 "torch.optim.SparseAdam for that parameter, or sparse=False in the embedding"
             )
-        return arrived(grad if self.spec is None else local_part("a gradient", grad, self.param))
+        return arrived(grad) if self.spec is None else local_gradient(grad, self.param)
 
     @property
     def grad_code(self) -> tuple[int, int]:

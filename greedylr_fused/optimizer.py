@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -11,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import checkpoint, copies, options
-from greedylr_fused.backends import Backend
+from greedylr_fused import agreement, checkpoint, copies, flow, options, pickling
 from greedylr_fused.control import Control
-from greedylr_fused.distributed import sum_over_ranks
+from greedylr_fused.distributed import Ranks
 from greedylr_fused.engine import Engine
 from greedylr_fused.mirror import Metrics
 from greedylr_fused.rates import Rates, per_group
@@ -45,6 +43,12 @@ class FusedAdamW(Optimizer):
         backend: "auto", or the name of one in `available_backends()`, which then runs or raises.
         state_dtype: storage type of the moments. Default None: the parameter's, as in torch; float32 is advised for
             bfloat16 and float16 parameters, at 8 bytes more traffic per parameter.
+        process_group: the ranks whose losses and gradients decide together, a `torch.distributed.ProcessGroup`. Default
+            None: those of the root mesh of DTensor parameters, otherwise the default group. A group of one rank, or no
+            torch.distributed: this process alone.
+        partitions: into how many parts parameters are divided over these ranks beyond what DTensor placements say, for
+            the norm of all: the world size under ZeroRedundancyOptimizer, the number of stages of a pipeline. Default
+            None: the size of the group for FSDP1's flat parameters, 1 for others, which are replicas.
         foreach, fused, capturable: accepted for torch's signature; this optimizer is always both fused and capturable.
         differentiable: must be False.
 
@@ -69,6 +73,8 @@ class FusedAdamW(Optimizer):
         skip_nonfinite: bool | None = None,
         backend: str = "auto",
         state_dtype: torch.dtype | None = None,
+        process_group: Any = None,
+        partitions: int | None = None,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
@@ -77,6 +83,7 @@ class FusedAdamW(Optimizer):
         if schedule is not None and not isinstance(schedule, GreedyLR):
             raise TypeError(f"schedule: got {type(schedule).__name__}, allowed is a GreedyLR or None; write GreedyLR()")
         options.check_extras(max_grad_norm, skip_nonfinite, state_dtype)
+        options.check_ranks(process_group, partitions)
         self._schedule, self._max_grad_norm = schedule, max_grad_norm
         self._skip_nonfinite = max_grad_norm is not None if skip_nonfinite is None else skip_nonfinite
         defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
@@ -87,7 +94,8 @@ class FusedAdamW(Optimizer):
         for index, group in enumerate(self.param_groups):
             options.check_group(group, index)
             options.check_params(group["params"], state_dtype)
-        self._engine = Engine(backend, self._device(), state_dtype)
+        ranks = Ranks(process_group, partitions, driven=schedule is not None)
+        self._engine = Engine(backend, self._device(), state_dtype, ranks)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
         self._rates = Rates(self._control, self.param_groups, driven=schedule is not None)
 
@@ -95,6 +103,8 @@ class FusedAdamW(Optimizer):
     max_grad_norm = property(attrgetter("_max_grad_norm"), doc="The clipping limit, as constructed.")
     skip_nonfinite = property(attrgetter("_skip_nonfinite"), doc="Whether a non-finite gradient skips the step.")
     write_copies = copies.write_copies
+    check_ranks_agree = agreement.check_ranks_agree
+    __getstate__, __setstate__ = pickling.get_state, pickling.set_state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
@@ -108,7 +118,8 @@ class FusedAdamW(Optimizer):
             What the closure returned, or None.
 
         Raises:
-            RuntimeError: a loss-driven schedule and no loss, or a sparse gradient.
+            RuntimeError: a loss-driven schedule and no loss, a sparse gradient, or a step within backward() that needs
+                all gradients.
             ValueError: the loss was given twice, or an LR written to `param_groups` is out of bounds.
         """
         options.warn_of_scheduler(self)
@@ -128,6 +139,8 @@ class FusedAdamW(Optimizer):
 
     def _step(self, loss: Any) -> None:
         options.check_groups(len(self.param_groups), self._control.n_groups)
+        if self._control.reads_gradients:
+            options.check_outside_backward()
         self._rates.push(self.param_groups)
         if (backend := self._engine.ready(self.param_groups, self.state)) is None:
             if self._device() != self._control.device:
@@ -137,21 +150,11 @@ class FusedAdamW(Optimizer):
         try:
             if loss is not None:
                 self._control.observe(loss, 1.0)
-            self._run(backend)
+            amp = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
+            flow.run(backend, self._control, self._engine.ranks, *amp)
         finally:
             self._engine.release()
         self._rates.pull(self.param_groups)
-
-    def _run(self, backend: Backend) -> None:
-        """Loss over ranks, gradient norm, update, control."""
-        if self.schedule is not None:
-            sum_over_ranks(self._control.pending)
-        scaled = self._control.set_amp(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        if self.max_grad_norm is not None or self.skip_nonfinite:
-            backend.measure()
-        elif scaled:
-            backend.decide()
-        backend.update()
 
     def observe(self, loss: Any, weight: Any = 1.0) -> None:
         """Add the loss of one micro-batch, on the device; the next step uses the weighted mean of all.
@@ -254,27 +257,6 @@ class FusedAdamW(Optimizer):
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}\n)"
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("_schedule", "_max_grad_norm", "_skip_nonfinite", "_observed")}
-        own["_made_of"] = (self._engine.name, self._engine.state_dtype, self._numbers(), self._control.pending.tolist())
-        torchs = super().__getstate__()
-        return torchs | own | {"state": checkpoint.with_own_steps(torchs["state"])}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({key: value for key, value in state.items() if key != "_made_of"})
-        for group in self.param_groups:
-            for name in ("amsgrad", "maximize"):
-                group.setdefault(name, False)
-            group["decoupled_weight_decay"] = True
-        if "_made_of" in state:
-            backend, state_dtype, numbers, pending = state["_made_of"]
-            self.state = defaultdict(dict, self.state)
-            self._engine = Engine(backend, self._device(), state_dtype)
-            self._control = self._new_control([own["initial_lr"] for own in numbers])
-            self._control.load(numbers)
-            self._control.pending.copy_(torch.tensor(pending, dtype=torch.float64, device="cpu"))
-            self._rates = Rates(self._control, self.param_groups, driven=self.schedule is not None)
 
     def _new_control(self, lrs: Sequence[float]) -> Control:
         norm, skip = self.max_grad_norm, self.skip_nonfinite

@@ -161,18 +161,35 @@ def check_device(params: Sequence[Tensor]) -> torch.device | None:
     return next(iter(devices), None)
 
 
-def check_sharded(params: Sequence[Tensor]) -> None:
-    """Refuse DTensors on a mesh of several ranks, whose gradients are read for a norm or for non-finite elements.
+def check_ranks(process_group: Any, partitions: int | None) -> None:
+    """Check the options that say how the work is divided.
 
     Raises:
-        RuntimeError: names the ranks.
+        TypeError, ValueError: not a process group, or not a number of parts.
     """
-    ranks = max((param.device_mesh.size() for param in params if hasattr(param, "device_mesh")), default=1)
-    if ranks > 1:
+    if process_group is not None and not isinstance(process_group, torch.distributed.ProcessGroup):
+        raise TypeError(
+            f"process_group: got {process_group!r}, allowed is None (found from the parameters) or a group that this "
+            "rank is in, as torch.distributed.new_group() and DeviceMesh.get_group() return it"
+        )
+    if partitions is not None and not (isinstance(partitions, int) and partitions >= 1):
+        raise ValueError(
+            f"partitions: got {partitions!r}, allowed is None or an integer >= 1, the number of parts that parameters "
+            "are divided into beyond what DTensor placements say; leave it out unless they are"
+        )
+
+
+def check_outside_backward() -> None:
+    """Refuse to read all gradients while they are being computed.
+
+    Raises:
+        RuntimeError: called from a hook of backward().
+    """
+    if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
-            f"FusedAdamW(max_grad_norm=... or skip_nonfinite=True) got DTensor parameters on a mesh of {ranks} ranks, "
-            "allowed in this version is one rank, since each would see the norm of its own part only; leave both out "
-            "and clip with torch.nn.utils.clip_grad_norm_ before step()"
+            "FusedAdamW(max_grad_norm=... or skip_nonfinite=True).step() was called from a hook within backward(), "
+            "where not all gradients are known, and both need all of them; call step() after backward(), or leave both "
+            "out to step parameters one by one"
         )
 
 

@@ -17,6 +17,7 @@ from torch.autograd.graph import increment_version
 
 from greedylr_fused.control import Control
 from greedylr_fused.copies import Copies
+from greedylr_fused.distributed import alike
 from greedylr_fused.entry import Entry
 from greedylr_fused.formats import EMPTY, MOMENTS, Hyper, Launch, Row, real
 from greedylr_fused.watch import COUNT, HYPER, MOVED, ODD
@@ -40,6 +41,7 @@ class Table:
         row: int64 [N] in host memory: the gradient addresses, as a `Watch` writes them.
         numel: int64 [N], complex numbers counted twice.  group: int32 [N].
         hyper: float64 [G, 6], see `Hyper`.  steps: float32 [N].
+        norm_weight: float64 [N], see `Ranks.norm_weight`.
         chunk_tensor, chunk_index: int32 [C]; chunk c covers `chunk` elements of its tensor from
             `chunk_index[c] * chunk` on, or those that are left.
         launches: one per mix of storage types.
@@ -61,6 +63,7 @@ class Table:
         rows += copies.place(self.entries, copies_in_kernel)
         self.ptrs = self._upload(rows, torch.int64)
         self.group = self._upload([e.group for e in self.entries], torch.int32)
+        self.norm_weight = self._upload([e.norm_weight for e in self.entries], torch.float64)
         self.hyper = self._upload([[-1.0] * len(Hyper)] * self.n_groups, torch.float64)
         self._pack_steps()
         self._list_work()
@@ -162,8 +165,10 @@ class Table:
         grad = entry.gradient()
         if grad is None:
             return 0
-        if entry.spec is not None:
+        if entry.spec is not None and alike(entry.param.grad, entry.param):
             watch.accept(i, entry.param.grad)
+        elif entry.spec is not None:
+            self._staged[i] = grad  # brought into the parameter's placements, by all ranks, for this step
         entry.check_shape(grad)
         if not entry.fits(grad):
             if grad.dtype != entry.grad_dtype and entry.computes(grad.dtype):
