@@ -50,7 +50,7 @@ FEW = [(F32, F32, F32), (BF16, BF16, BF16), (BF16, BF16, F32)]
 CASES = [(90, mix) for mix in sorted(MIXES)] + [(target, mix) for target in (80, 100) for mix in FEW]
 POINTERS = {"numel": "*i64", "ptrs": "*i64", "hyper": "*fp64", "control": "*fp64", "c": "*fp64", "steps": "*fp32"}
 POINTERS |= {"group": "*i32", "chunk_tensor": "*i32", "chunk_index": "*i32", "nonfinite": "*i32", "others": "*i32"}
-POINTERS |= {"square_sums": "*fp64", "counter": "*i32", "counters": "*i32"}
+POINTERS |= {"square_sums": "*fp64", "norm_weight": "*fp64", "counter": "*i32", "counters": "*i32"}
 KERNELS = [triton_elements.update_kernel, triton_measure.measure_kernel]
 KERNELS += [triton_control.conclude_kernel, triton_control.decide_kernel, triton_control.commit_kernel]
 CONTROL_KERNELS = KERNELS[2:]
@@ -81,13 +81,13 @@ def update(target, mix, closes=True):
 def measure(target, dtype):
     block, rest = blocks([dtype])
     constants = {"G": TYPES[dtype], "CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest}
-    constants |= {"GROUP": triton_measure.GROUP, "CLOSES": True}
+    constants |= {"GROUP": triton_measure.GROUP, "CLOSES": True, "DECIDES": True}
     return compiled(triton_measure.measure_kernel, target, **constants)
 
 
 @cache
 def control(target, kernel):
-    return compiled(kernel, target)
+    return compiled(kernel, target, **({"DECIDES": True} if "DECIDES" in kernel.arg_names else {}))
 
 
 def machine_code(kernel, tmp_path):
