@@ -19,7 +19,14 @@ PYTHON = sorted(
     p for d in ("greedylr_fused", "tests", "examples", "benchmarks", "csrc") for p in (ROOT / d).rglob("*.py")
 )
 NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "benchmarks").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+DOCUMENTS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "benchmarks").rglob("*.md"),
+        *(ROOT / "examples").rglob("*.md"),
+    ]
+)
 
 
 def name(path):
