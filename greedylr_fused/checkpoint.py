@@ -7,85 +7,100 @@ numbers under the key "control" of every parameter group, and moments wider than
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
-from greedylr_fused.control import SAVED, Control
+from greedylr_fused import checkpoint_checks as checks
+from greedylr_fused.checkpoint_numbers import KEY as KEY
+from greedylr_fused.checkpoint_numbers import fitted, read_control
+from greedylr_fused.control import Control
 from greedylr_fused.formats import DTYPES, MIXES, MOMENTS
-from greedylr_fused.options import is_number
 
-KEY = "control"
+if TYPE_CHECKING:
+    from greedylr_fused.optimizer import FusedAdamW
 
 
-def complete(packed: dict[str, Any], numbers: Sequence[dict[str, Any]] | None) -> None:
-    """Add to a fresh state_dict what torch does not know: with a schedule its numbers and the exact LRs. Without one
-    nothing, so that distributed checkpointing, which compares keys, takes it for torch's AdamW in both directions.
+def state_dict(self: FusedAdamW) -> dict[str, Any]:
+    """As in torch. With a schedule, each group also carries the exact LR and, under "control", the schedule's state as
+    numbers; then it waits for the device. Without one there is no other key than in torch's, which distributed
+    checkpointing compares: it takes a plain optimizer for torch's AdamW in both directions.
     """
-    for group, own in zip(packed["param_groups"], numbers or (), strict=numbers is not None):
-        group[KEY] = own
-        group["lr"] = own["lr"]
-    packed["state"] = with_own_steps(packed["state"])
+
+    def complete(_: Optimizer, packed: dict[str, Any]) -> None:
+        if self.schedule is not None:
+            for group, own in zip(packed["param_groups"], self._numbers(), strict=True):
+                group[KEY] = own
+                group["lr"] = own["lr"]
+        packed["state"] = with_own_steps(packed["state"])
+
+    with self.register_state_dict_post_hook(complete, prepend=True):  # other hooks see all of it
+        return Optimizer.state_dict(self)
+
+
+def load_state_dict(self: FusedAdamW, state_dict: dict[str, Any]) -> None:
+    """Load a checkpoint of FusedAdamW or of `torch.optim.AdamW`: all of it or, if anything fails, nothing.
+
+    Moments keep the wider of the checkpoint's and the parameter's dtype. The schedule keeps its own options: of a
+    window longer than its own the newest losses are taken; from a checkpoint without its numbers (torch's AdamW,
+    another kind of schedule) it starts anew from the LRs there.
+
+    Args:
+        self: the optimizer.
+        state_dict: what `state_dict()` returned.
+
+    Raises:
+        TypeError, ValueError: not a checkpoint of these parameters and groups, damaged numbers, or those of a schedule
+            that compared something else, by another `mode` or `smooth`. Names the key.
+        Exception: whatever a hook raises, or a lack of memory.
+    """
+    previous = self.state
+    found: dict[str, Any] = {}
+
+    def inspect(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+        found.update(loaded=loaded, control=loaded_control(loaded, self.param_groups, self._control))
+        return for_torch(loaded, self.param_groups)
+
+    def complete(_: Optimizer) -> None:
+        restore(self, found["loaded"], previous)
+        steps = [own["step"] for param, own in self.state.items() if isinstance(param, Tensor) and "step" in own]
+        self._control.take(found["control"], steps)
+        self._observed = False
+        self._restart()
+
+    # Other hooks see the checkpoint before it is read, and the optimizer when all is loaded.
+    before = self.register_load_state_dict_pre_hook(inspect)
+    after = self.register_load_state_dict_post_hook(complete, prepend=True)
+    with before, after, all_or_nothing(self):
+        checks.check_dictionary(state_dict)
+        Optimizer.load_state_dict(self, state_dict)
 
 
 def with_own_steps(state: Mapping[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
     """The states with step counts of their own: pickled, each view would carry the counts of all parameters."""
     return {
-        key: own | {"step": own["step"].clone()} if isinstance(own.get("step"), Tensor) else own
+        key: own | {"step": own["step"].clone()}
+        if isinstance(own, dict) and isinstance(own.get("step"), Tensor)
+        else own
         for key, own in state.items()
     }
-
-
-def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
-    """The control numbers of a state_dict's `param_groups`; None if it was written by another optimizer.
-
-    Raises:
-        ValueError: they are there but damaged; names the key.
-    """
-    found = [dict(group.get(KEY) or {}) for group in groups]
-    if not any(found):
-        return None
-    for i, numbers in enumerate(found):
-        for name in (*SAVED, "lr", "initial_lr", "window"):
-            if name not in numbers:
-                raise ValueError(
-                    f'checkpoint: param_groups[{i}]["{KEY}"] has no "{name}", allowed is what FusedAdamW.state_dict() '
-                    f'wrote; load the whole checkpoint, or delete "{KEY}" from every group to start the schedule anew'
-                )
-        for name in ("lr", "initial_lr"):
-            if not math.isfinite(numbers[name]) or numbers[name] < 0:
-                raise ValueError(
-                    f'checkpoint: param_groups[{i}]["{KEY}"]["{name}"] is {numbers[name]}, allowed is a finite '
-                    "number >= 0; the file is damaged: load an earlier checkpoint"
-                )
-    return found
 
 
 def loaded_control(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]], control: Control) -> Control:
     """The control that a checkpoint describes, for an optimizer that has these groups and this control.
 
     Raises:
-        ValueError: not a checkpoint, or one that does not fit; nothing has been changed then.
+        TypeError, ValueError: not a checkpoint, or one that does not fit; nothing has been changed then.
     """
-    if not {"state", "param_groups"} <= loaded.keys():
-        raise ValueError(
-            f"checkpoint: got a dictionary with the keys {sorted(map(str, loaded))[:5]}, allowed is what state_dict() "
-            'of an optimizer returns; pass that part of the file, such as checkpoint["optimizer"]'
-        )
-    groups = loaded["param_groups"]
-    if len(groups) != control.n_groups:
-        raise ValueError(
-            f"checkpoint: got {len(groups)} parameter groups, allowed are the {control.n_groups} of this optimizer; "
-            "construct it with the groups of the run that wrote the checkpoint"
-        )
-    check_states(loaded, live)
+    checks.check_layout(loaded, live)
+    checks.check_states(loaded, live)
     try:
-        return _control_of(groups, control)
+        return _control_of(loaded["param_groups"], control)
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith("checkpoint") else f"checkpoint: {error}") from None
 
@@ -96,78 +111,67 @@ def _control_of(groups: Sequence[Mapping[str, Any]], control: Control) -> Contro
         return control.anew([float(group["lr"]) for group in groups])
     # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own.
     numbers = [own | {"lr": float(group["lr"])} for own, group in zip(numbers, groups, strict=True)]
-    same_kind = numbers[0]["kind"] == float(control.slot("kind"))
-    result = control.anew([own["initial_lr" if same_kind else "lr"] for own in numbers])
+    numbers = fitted(numbers, control)
+    result = control.anew([own["initial_lr"] for own in numbers])
     result.load(numbers)
     return result
 
 
-def check_states(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse states of another optimizer or another model, which torch's loader would let in.
+@contextlib.contextmanager
+def all_or_nothing(optimizer: FusedAdamW) -> Iterator[None]:
+    """If loading fails, whatever fails in it, PyTorch's loader or a hook: put back everything that it replaced.
 
-    Raises:
-        ValueError: names the key.
+    Loading writes into no tensor but the control vector, which captured graphs read; the rest are other objects.
     """
-    for index, param in _pairs(loaded, groups):
-        own = loaded["state"].get(index) or {}
-        for name in ("step", *MOMENTS[:2]) if own else ():
-            if name not in own:
-                raise ValueError(
-                    f'checkpoint: state[{index!r}] has no "{name}" but {sorted(own)}, allowed are states of AdamW; '
-                    "load one that FusedAdamW or torch.optim.AdamW wrote"
-                )
-        step = own.get("step", 0)
-        if not is_number(step) and not (isinstance(step, Tensor) and step.numel() == 1):
-            raise ValueError(f'checkpoint: state[{index!r}]["step"] is {step!r}, allowed is one number; it is damaged')
-        for name in MOMENTS:
-            if name in own and not isinstance(own[name], Tensor):
-                raise ValueError(
-                    f'checkpoint: state[{index!r}]["{name}"] is a {type(own[name]).__name__}, allowed is a tensor; '
-                    "it is damaged"
-                )
-            if name in own and own[name].shape != param.shape:
-                raise ValueError(
-                    f'checkpoint: state[{index!r}]["{name}"] has shape {tuple(own[name].shape)}, allowed is '
-                    f"{tuple(param.shape)} like its parameter; load the checkpoint of the same model"
-                )
+    owners: tuple[object, ...] = (optimizer, optimizer._control, optimizer._engine)
+    before = [(vars(owner), dict(vars(owner))) for owner in owners]
+    vector = optimizer._control.vector.clone()
+    try:
+        yield
+    except BaseException:
+        for now, own in before:
+            now.clear()
+            now.update(own)
+        optimizer._control.vector.copy_(vector)
+        raise
 
 
-def _pairs(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, Tensor]]:
-    """What a checkpoint calls each parameter, and the parameter."""
-    ids = itertools.chain.from_iterable(group["params"] for group in loaded["param_groups"])
-    return zip(ids, itertools.chain.from_iterable(group["params"] for group in groups), strict=False)
+def for_torch(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What PyTorch's loader is given: without moments, which it would round, and copy on the way; with this optimizer's
+    own flags of how to compute.
+    """
+    state = {
+        key: {name: value for name, value in own.items() if name not in MOMENTS} if isinstance(own, Mapping) else own
+        for key, own in loaded["state"].items()
+    }
+    groups = [checks.with_flags(group, own) for group, own in zip(loaded["param_groups"], live, strict=True)]
+    return {**loaded, "state": state, "param_groups": groups}
 
 
-def restore_moments(
-    saved: Mapping[str, Any],
-    groups: Sequence[Mapping[str, Any]],
-    state: Mapping[Tensor, dict[str, Any]],
-    state_dtype: torch.dtype | None,
-    previous: Mapping[Tensor, dict[str, Any]],
-) -> None:
-    """Put back the moments that torch's loader rounded to the parameter's dtype, and separate from the checkpoint's
-    memory what it aliased: training on must not change the dictionary that was loaded, nor its source.
+def restore(optimizer: FusedAdamW, saved: Mapping[str, Any], previous: Mapping[Tensor, Any]) -> None:
+    """Add to what PyTorch's loader has loaded the moments, unrounded, in memory of their own: training on must not
+    change the dictionary that was loaded, nor its source.
 
     Args:
+        optimizer: the loader has given it its new state and parameter groups.
         saved: the loaded state_dict.
-        groups: the optimizer's live parameter groups.
-        state: its live state, already filled by torch's loader.
-        state_dtype: the dtype asked for at construction; None keeps the wider of the checkpoint's and parameter's.
-        previous: its state before loading: tensors found there again stay as they are.
+        previous: its state before: tensors found there again stay as they are.
     """
-    for index, param in _pairs(saved, groups):
+    for index, param in checks.pairs(saved, optimizer.param_groups):
         values = saved["state"].get(index, {})
         if "step" in values:
-            count = torch.as_tensor(values["step"], dtype=torch.float32, device=param.device)
-            state[param]["step"] = count.reshape(()).clone()
-        moments = {name: values[name] for name in MOMENTS if isinstance(values.get(name), Tensor)}
+            count = torch.as_tensor(values["step"], dtype=torch.float32, device=param.device).detach()
+            optimizer.state[param]["step"] = count.reshape(()).clone()
+        moments = {name: values[name] for name in MOMENTS if name in values}
         if moments:  # of one dtype, though other optimizers keep exp_avg narrower than exp_avg_sq
             widest = functools.reduce(torch.promote_types, (value.dtype for value in moments.values()))
-            dtype = moment_dtype(param, widest, state_dtype)
+            dtype = moment_dtype(param, widest, optimizer._engine.state_dtype)
+            own = previous.get(param, {})
             for name, value in moments.items():
-                moved = value.to(device=param.device, dtype=dtype)
-                own = previous.get(param, {}).get(name)
-                state[param][name] = moved.clone() if moved is value and value is not own else moved
+                source = value.detach()
+                moved = source.to(device=param.device, dtype=dtype)
+                shared = moved is source and value is not own.get(name)
+                optimizer.state[param][name] = moved.clone() if shared else moved
 
 
 def moment_dtype(param: Tensor, saved: torch.dtype, asked: torch.dtype | None) -> torch.dtype:

@@ -243,28 +243,17 @@ class Control:
     def load(self, groups: Sequence[dict[str, Any]]) -> None:
         """Write the numbers of `numbers()` back, into the same memory.
 
-        What another kind of schedule decided says nothing to this one: of its numbers only the LR and the counts of
-        steps are taken, and the schedule starts anew from that LR.
-
         Raises:
-            ValueError: another mode, a longer window, or an LR outside the bounds.
+            ValueError: an LR outside the bounds, and nothing has been changed.
         """
-        kind, mode_max = (float(self.slot(name)) for name in ("kind", "mode_max"))
-        if groups[0]["kind"] != kind:
-            kept = {name: groups[0][name] for name in ("step", "skipped", "loss", "grad_norm")}
-            fresh = self.anew([own["lr"] for own in groups]).numbers()
-            return self.load([own | kept for own in fresh])
-        if kind and groups[0]["mode_max"] != mode_max:
-            raise ValueError(
-                f'checkpoint: written with GreedyLR(mode="{"min" if mode_max else "max"}"), this schedule has mode='
-                f'"{"max" if mode_max else "min"}"; construct it with the mode of the run that wrote it'
-            )
+        bounds = self._bounds([saved["initial_lr"] for saved in groups])
+        for g, (saved, (low, high)) in enumerate(zip(groups, bounds, strict=True)):
+            if not low <= saved["lr"] <= high:
+                raise ValueError(
+                    f"checkpoint: learning rate of parameter group {g} is {saved['lr']}, allowed is {low} to {high} "
+                    "(min_lr to max_lr of this schedule); construct GreedyLR with bounds that enclose it"
+                )
         window = groups[0]["window"]
-        if len(window) > self.window_size:
-            raise ValueError(
-                f"checkpoint holds a window of {len(window)} losses, this schedule keeps {self.window_size}: "
-                "construct GreedyLR with the smooth and window_size of the run that wrote it"
-            )
         values = self.vector.tolist()
         values[STATE_BEGIN:GROUPS_BEGIN] = [
             groups[0].get(name, start) if start is not None or name in SAVED else 0.0
@@ -275,19 +264,13 @@ class Control:
         for g, saved in enumerate(groups):
             values[GROUPS_BEGIN + g] = saved["lr"]
             values[GROUPS_BEGIN + self.n_groups + g] = saved["initial_lr"]
-        self.bounds = self._bounds([saved["initial_lr"] for saved in groups])
-        for g, (saved, (low, high)) in enumerate(zip(groups, self.bounds, strict=True)):
-            if not low <= saved["lr"] <= high:
-                raise ValueError(
-                    f"checkpoint: learning rate of parameter group {g} is {saved['lr']}, allowed is {low} to {high} "
-                    "(min_lr to max_lr of this schedule); construct GreedyLR with bounds that enclose it"
-                )
         for k in range(2):
             begin = GROUPS_BEGIN + (2 + k) * self.n_groups
-            values[begin : begin + self.n_groups] = [bound[k] for bound in self.bounds]
+            values[begin : begin + self.n_groups] = [bound[k] for bound in bounds]
         ring = GROUPS_BEGIN + 4 * self.n_groups
         values[ring : ring + len(window)] = window
         self.vector.copy_(torch.tensor(values, dtype=torch.float64, device="cpu"))
+        self.bounds = bounds
 
 
 def _on(target: Tensor, value: Tensor) -> Tensor:

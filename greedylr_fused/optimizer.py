@@ -104,6 +104,7 @@ class FusedAdamW(Optimizer):
     skip_nonfinite = property(attrgetter("_skip_nonfinite"), doc="Whether a non-finite gradient skips the step.")
     write_copies = copies.write_copies
     check_ranks_agree = agreement.check_ranks_agree
+    state_dict, load_state_dict = checkpoint.state_dict, checkpoint.load_state_dict
     __getstate__, __setstate__ = pickling.get_state, pickling.set_state
 
     @torch.no_grad()
@@ -215,45 +216,6 @@ class FusedAdamW(Optimizer):
             self.param_groups.pop()
             self._control, self._rates = before  # type: ignore[assignment]
             raise
-
-    def state_dict(self) -> dict[str, Any]:
-        """As in torch. With a schedule, each group also carries the exact LR and, under "control", the schedule's state
-        as numbers; then it waits for the device.
-        """
-
-        def complete(_: Optimizer, packed: dict[str, Any]) -> None:
-            checkpoint.complete(packed, None if self.schedule is None else self._numbers())
-
-        with self.register_state_dict_post_hook(complete, prepend=True):  # other hooks see all of it
-            return super().state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint of FusedAdamW or of `torch.optim.AdamW`.
-
-        Moments keep the wider of the checkpoint's and the parameter's dtype. The schedule keeps its own options; from
-        a checkpoint without its numbers (torch's AdamW) it starts anew from the LRs there.
-
-        Raises:
-            ValueError: other groups, damaged control numbers, or a window longer than the schedule's. Nothing is
-                changed then.
-        """
-        previous = dict(self.state)
-        found: dict[str, Any] = {}
-
-        def inspect(_: Optimizer, loaded: dict[str, Any]) -> None:
-            found.update(loaded=loaded, control=checkpoint.loaded_control(loaded, self.param_groups, self._control))
-
-        def restore(_: Optimizer) -> None:
-            dtype = self._engine.state_dtype
-            checkpoint.restore_moments(found["loaded"], self.param_groups, self.state, dtype, previous)
-            self._control.take(found["control"], (own["step"] for own in self.state.values() if "step" in own))
-            self._observed = False
-            self._restart()
-
-        # Other hooks see the checkpoint before it is read, and the optimizer when all is loaded.
-        before = self.register_load_state_dict_pre_hook(inspect)
-        with before, self.register_load_state_dict_post_hook(restore, prepend=True):
-            super().load_state_dict(state_dict)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}\n)"

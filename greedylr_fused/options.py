@@ -77,7 +77,8 @@ def check_group(group: dict[str, Any], index: int) -> None:
     if not 0.0 <= float(group["lr"]) < math.inf:
         refuse("lr", "a finite number >= 0", "write lr=3e-4")
     betas = group["betas"]
-    if not isinstance(betas, Sequence) or len(betas) != 2:
+    pair = isinstance(betas, Sequence) and len(betas) == 2
+    if not pair or not all(is_number(b) or (isinstance(b, Tensor) and b.numel() == 1) for b in betas):
         refuse("betas", "a pair of numbers in [0, 1)", "write betas=(0.9, 0.999)")
     group["betas"] = betas = (float(betas[0]), float(betas[1]))
     if not all(0.0 <= beta < 1.0 for beta in betas):

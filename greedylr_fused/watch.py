@@ -67,7 +67,7 @@ class Watch:
         self._specs = [entry.spec for entry in entries]
         self._groups = [(group["amsgrad"], list(group["params"])) for group in groups]
         self._hyper = [[_fixed(group[name]) for name in _HYPER] for group in groups]
-        self._own = [(param, own, list(own)) for param, own in state.items()]
+        self._own = [(param, own, _names(own)) for param, own in state.items()]
         self._steps, self._step_views = steps, [entry.state["step"] for entry in entries]
         self._moments = self._moments_now()
         self._memory = self._memory_now()
@@ -129,7 +129,7 @@ class Watch:
         return (
             len(state) == len(self._own)
             and all(
-                param is known and own is known_own and _identical(list(own), keys)
+                param is known and own is known_own and _identical(_names(own), keys)
                 for (param, own), (known, known_own, keys) in zip(state.items(), self._own, strict=True)
             )
             and _identical([entry.state["step"] for entry in self._entries], self._step_views)
@@ -185,6 +185,11 @@ def unavailable() -> str | None:
 
 def _identical(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _names(own: Any) -> list[str]:
+    """What a state holds; nothing to look at, if it is one that belongs to no parameter and is no dictionary."""
+    return list(own) if isinstance(own, dict) else []
 
 
 def _fixed(value: Any) -> Any:

@@ -111,7 +111,7 @@ def test_a_hook_before_saving_is_saved(device, backend):
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("step", torch.ones(2), "allowed is one number"), ("exp_avg", None, "is a NoneType, allowed is a tensor")],
+    [("step", torch.ones(2), "allowed is one number"), ("exp_avg", None, "is None, allowed is a tensor")],
 )
 def test_damaged_states_change_nothing(device, backend, name, value, message):
     param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
@@ -120,7 +120,7 @@ def test_damaged_states_change_nothing(device, backend, name, value, message):
     saved = opt.state_dict()
     saved["state"][0] = saved["state"][0] | {name: value}
     saved["param_groups"][0]["lr"] = 2e-3
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         opt.load_state_dict(saved)
     assert opt.last_lr() == [1e-3] and opt.state[param]["step"] == 1
 
@@ -151,3 +151,78 @@ def test_moments_of_two_dtypes_are_loaded_in_the_wider(device, backend, wide):
     assert torch.equal(own[wide], exact) and own["exp_avg"].dtype == own["exp_avg_sq"].dtype == torch.float32
     opt.step()
     assert bool(own["exp_avg_sq"].isfinite().all())
+
+
+def of_schedule(device, backend, losses=(), **options):
+    """An optimizer that has seen these losses."""
+    param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
+    opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(patience=0, **options), backend=backend)
+    for loss in losses:
+        opt.step(loss=loss)
+    return opt
+
+
+@pytest.mark.parametrize(("saved", "own"), [(True, False), (False, True)])
+def test_the_best_mean_is_no_measure_for_losses_nor_the_other_way(device, backend, saved, own):
+    source = of_schedule(device, backend, [2.0, 1.0], smooth=saved)
+    opt = of_schedule(device, backend, smooth=own)
+    with pytest.raises(ValueError, match=rf"written with GreedyLR\(smooth={saved}\), this schedule has smooth={own}"):
+        opt.load_state_dict(source.state_dict())
+    unused = of_schedule(device, backend, smooth=saved)  # it has compared nothing yet
+    opt.load_state_dict(unused.state_dict())
+    loaded = source.state_dict()
+    del loaded["param_groups"][0]["control"]  # what the error advises
+    opt.load_state_dict(loaded)
+    assert opt.last_lr() == source.last_lr() and latest(opt).step == 2
+
+
+def test_of_a_longer_window_the_newest_losses_are_taken(device, backend):
+    losses, more = [5.0, 4.0, 3.5, 3.25], [3.0, 3.5]
+    source = of_schedule(device, backend, losses, smooth=True, window_size=4)
+    opt = of_schedule(device, backend, smooth=True, window_size=2)
+    opt.load_state_dict(source.state_dict())
+    assert opt._control.numbers()[0]["window"] == losses[-2:] and latest(opt).smoothed_loss == sum(losses[-2:]) / 2
+    again = of_schedule(device, backend, smooth=True, window_size=2)
+    again.load_state_dict(opt.state_dict())
+    for loaded in (opt, again):
+        means = [(loaded.step(loss=loss), latest(loaded).smoothed_loss)[1] for loss in more]
+        assert means == [(3.25 + 3.0) / 2, (3.0 + 3.5) / 2]
+    assert opt.last_lr() == again.last_lr()
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_shorter_window_goes_on_filling(device, backend, count):
+    losses = [5.0, 4.0, 3.5, 3.25, 3.0, 2.75, 2.5][: count + 2]
+    source = of_schedule(device, backend, losses[:count], smooth=True, window_size=3)
+    opt = of_schedule(device, backend, smooth=True, window_size=4)
+    opt.load_state_dict(source.state_dict())
+    for loss in losses[count:]:
+        opt.step(loss=loss)
+    kept = [*losses[:count][-3:], *losses[count:]][-4:]
+    assert opt._control.numbers()[0]["window"] == kept and latest(opt).smoothed_loss == sum(kept) / len(kept)
+
+
+def test_a_window_that_saw_bad_losses_and_spikes_loads(device, backend):
+    """A running sum keeps the rounding of what has left it: it is the last mean that it must agree with."""
+    losses = [1e17, 1.0, 2.0, float("nan"), 3.0, 0.1, float("inf")]
+    for end in range(len(losses) + 1):
+        options = {"smooth": True, "window_size": 2, "reset_start": 1, "cooldown": 1}
+        source = of_schedule(device, backend, losses[:end], **options)
+        opt = of_schedule(device, backend, **options)
+        opt.load_state_dict(source.state_dict())
+        for loaded in (source, opt):
+            loaded.step(loss=0.7)
+        assert (
+            opt.state_dict()["param_groups"][0]["control"]["window_sum"] == source._control.numbers()[0]["window_sum"]
+        )
+        assert opt.last_lr() == source.last_lr()
+
+
+def test_flags_stay_those_of_this_optimizer(device, backend):
+    """`fused` tells PyTorch's AdamW where the step counts lie, if it loads what is saved after this."""
+    param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
+    torchs = torch.optim.AdamW([param], foreach=True)
+    torchs.step()
+    opt = FusedAdamW([param], backend=backend)
+    opt.load_state_dict(torchs.state_dict())
+    assert [opt.param_groups[0][name] for name in ("fused", "foreach")] == [True, None]

@@ -1,0 +1,201 @@
+"""What makes a dictionary a checkpoint of these parameters and groups: it is all looked at before anything is changed.
+
+All of them raise TypeError or ValueError, and name the key: where in the dictionary, what stands there, what may.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from greedylr_fused import options
+from greedylr_fused.distributed import alike, spec_of
+from greedylr_fused.formats import DTYPES, MOMENTS
+
+#: Of parameter groups: how to compute. An optimizer keeps its own, and PyTorch's AdamW reads them in its checkpoints.
+_FLAGS = ("foreach", "capturable", "differentiable", "fused")
+
+
+def with_flags(group: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
+    """A loaded group with the flags of the live one."""
+    return {**group, **{name: live[name] for name in _FLAGS if name in live}}
+
+
+def refuse(where: str, got: object, allowed: str, remedy: str, error: type[Exception] = ValueError) -> NoReturn:
+    """Raise, in the words that all errors of a checkpoint have."""
+    shown = repr(got)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    raise error(f"checkpoint: {where} is {shown}, allowed is {allowed}; {remedy}")
+
+
+def check_dictionary(loaded: Any) -> None:
+    """Refuse what cannot be a state_dict, whatever hooks make of it.
+
+    Raises:
+        TypeError: no dictionary.
+    """
+    if not isinstance(loaded, Mapping):
+        raise TypeError(f"checkpoint: got a {type(loaded).__name__}, allowed is what state_dict() returned; pass that")
+
+
+def check_layout(loaded: Any, live: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what is not a state_dict of an optimizer with these groups.
+
+    Raises:
+        TypeError, ValueError: names the key.
+    """
+    check_dictionary(loaded)
+    if not {"state", "param_groups"} <= loaded.keys():
+        raise ValueError(
+            f"checkpoint: got a dictionary with the keys {sorted(map(str, loaded))[:5]}, allowed is what state_dict() "
+            'of an optimizer returns; pass that part of the file, such as checkpoint["optimizer"]'
+        )
+    if not isinstance(loaded["state"], Mapping):
+        refuse("state", loaded["state"], "a dictionary", "load an earlier checkpoint", TypeError)
+    groups = loaded["param_groups"]
+    if not isinstance(groups, (list, tuple)) or not all(isinstance(group, Mapping) for group in groups):
+        refuse("param_groups", groups, "a list of dictionaries", "load an earlier checkpoint", TypeError)
+    if len(groups) != len(live):
+        raise ValueError(
+            f"checkpoint: got {len(groups)} parameter groups, allowed are the {len(live)} of this optimizer; "
+            "construct it with the groups of the run that wrote the checkpoint"
+        )
+    for index, (group, own) in enumerate(zip(groups, live, strict=True)):
+        _check_group(with_flags(group, own), index, len(own["params"]))
+    _check_ids(loaded, live)
+
+
+def _check_group(group: Mapping[str, Any], index: int, n_params: int) -> None:
+    where = f"param_groups[{index}]"
+    for name in ("params", "lr", "betas", "eps", "weight_decay"):
+        if name not in group:
+            raise ValueError(
+                f'checkpoint: {where} has no "{name}" but {sorted(map(str, group))}, allowed are groups of AdamW; '
+                "load one that FusedAdamW or torch.optim.AdamW wrote"
+            )
+    if not isinstance(group["params"], (list, tuple)):
+        refuse(f'{where}["params"]', group["params"], "a list", "load an earlier checkpoint", TypeError)
+    if len(group["params"]) != n_params:
+        raise ValueError(
+            f'checkpoint: {where}["params"] has {len(group["params"])} parameters, allowed are the {n_params} of that '
+            "group of this optimizer; construct it with the groups of the run that wrote the checkpoint"
+        )
+    for name in ("amsgrad", "maximize"):
+        value = group.get(name, False)
+        if not isinstance(value, int) or value not in (0, 1):
+            refuse(f'{where}["{name}"]', value, "True or False", "load an earlier checkpoint", TypeError)
+    for name in ("lr", "eps", "weight_decay"):
+        as_float(f'{where}["{name}"]', group[name])
+    try:
+        options.check_group(dict(group), index)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"checkpoint: {where}: {error}") from None
+
+
+def _check_ids(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]]) -> None:
+    """One name for each parameter, and one parameter for each name (either may be listed twice)."""
+    of_name: dict[Any, Tensor] = {}
+    of_param: dict[Tensor, Any] = {}
+    for name, param in pairs(loaded, live):
+        if not isinstance(name, (int, str)):
+            refuse('an entry of "params"', name, "a number or a name", "load an earlier checkpoint", TypeError)
+        if of_name.setdefault(name, param) is not param or of_param.setdefault(param, name) != name:
+            raise ValueError(
+                f'checkpoint: param_groups[...]["params"] has {name!r} in two places, allowed is each parameter once; '
+                "load an earlier checkpoint"
+            )
+
+
+def pairs(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, Tensor]]:
+    """What a checkpoint calls each parameter, and the parameter."""
+    names = itertools.chain.from_iterable(group["params"] for group in loaded["param_groups"])
+    return zip(names, itertools.chain.from_iterable(group["params"] for group in groups), strict=True)
+
+
+def check_states(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse states of another optimizer or another model, which torch's loader would let in.
+
+    Raises:
+        TypeError, ValueError: names the key.
+    """
+    known = {name for name, _ in pairs(loaded, groups)}
+    for name in loaded["state"]:
+        if isinstance(name, int) and name not in known:  # what has another name belongs to no parameter, as in torch
+            raise ValueError(
+                f"checkpoint: state[{name!r}] belongs to no parameter, allowed are those of param_groups: "
+                f"{sorted(map(str, known))[:5]}...; load an earlier checkpoint"
+            )
+    for index, param in pairs(loaded, groups):
+        where, own = f"state[{index!r}]", loaded["state"].get(index, {})
+        if not isinstance(own, Mapping):
+            refuse(where, own, "a dictionary", "load an earlier checkpoint", TypeError)
+        for name in ("step", *MOMENTS[:2]) if own else ():
+            if name not in own:
+                raise ValueError(
+                    f'checkpoint: {where} has no "{name}" but {sorted(map(str, own))}, allowed are states of AdamW; '
+                    "load one that FusedAdamW or torch.optim.AdamW wrote"
+                )
+        if "step" in own:
+            _check_step(f'{where}["step"]', own["step"])
+        for name in MOMENTS:
+            if name in own:
+                _check_moment(f'{where}["{name}"]', own[name], param)
+
+
+def _check_step(where: str, step: Any) -> None:
+    if isinstance(step, Tensor):
+        real = step.is_floating_point() or step.dtype in (torch.int32, torch.int64)
+        if step.numel() != 1 or not real or step.is_meta:
+            refuse(where, step, "one number", "it is damaged: load an earlier checkpoint")
+        step = step.item()
+    check_count(where, step)
+
+
+def check_count(where: str, value: Any) -> float:
+    """The whole number that stands there."""
+    number = as_float(where, value)
+    if not 0 <= number <= 2**53 or number != int(number):
+        refuse(where, value, "a whole number from 0 to 2**53", "it is damaged: load an earlier checkpoint")
+    return number
+
+
+def as_float(where: str, value: Any) -> float:
+    """The number that stands there, NaN and infinities included."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:
+        return float(value)
+    if not options.is_number(value):
+        refuse(where, value, "one number", "it is damaged: load an earlier checkpoint", TypeError)
+    try:
+        return float(value)
+    except OverflowError:
+        refuse(where, value, "a number that a float can hold", "it is damaged: load an earlier checkpoint")
+
+
+def _check_moment(where: str, moment: Any, param: Tensor) -> None:
+    if not isinstance(moment, Tensor):
+        refuse(where, moment, "a tensor", "it is damaged: load an earlier checkpoint", TypeError)
+    if moment.shape != param.shape:
+        raise ValueError(
+            f"checkpoint: {where} has shape {tuple(moment.shape)}, allowed is {tuple(param.shape)} like its parameter; "
+            "load the checkpoint of the same model"
+        )
+    fits = moment.dtype.to_real() in DTYPES and moment.is_complex() == param.is_complex()
+    if not fits or moment.is_meta or moment.layout is not torch.strided:
+        raise TypeError(
+            f"checkpoint: {where} is a {moment.layout} tensor of {moment.dtype} on {moment.device}, allowed for a "
+            f"{param.dtype} parameter is a dense one of {'complex' if param.is_complex() else '16, 32 or 64 bit float'}"
+            " numbers with memory; load the checkpoint of the same model"
+        )
+    if not alike(moment, param):
+        spec, wanted = spec_of(moment), spec_of(param)
+        got = "no DTensor" if spec is None else f"a DTensor with placements {spec.placements} on {spec.mesh}"
+        allowed = "a plain tensor" if wanted is None else f"placements {wanted.placements} on {wanted.mesh}"
+        raise ValueError(
+            f"checkpoint: {where} is {got}, allowed is {allowed} like its parameter; load it by "
+            "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, with "
+            "StateDictOptions(full_state_dict=True) if it is whole"
+        )

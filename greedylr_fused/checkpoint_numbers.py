@@ -1,0 +1,120 @@
+"""The schedule's state in a checkpoint: whether the numbers are whole and agree, and what of them another run takes.
+
+All checks raise TypeError or ValueError, and name the key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from greedylr_fused.checkpoint_checks import as_float, check_count, refuse
+from greedylr_fused.control import SAVED, Control
+
+KEY = "control"
+_ANEW = f'load an earlier checkpoint, or delete "{KEY}" from every group to start the schedule anew from its LRs'
+#: Those that count something.
+_COUNTS = ("kind", "step", "skipped", "good", "bad", "cooldown_left", "warmup_left", "resets_left")
+
+
+def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """The control numbers of a state_dict's `param_groups`; None if it was written by another optimizer.
+
+    Raises:
+        TypeError, ValueError: they are there but damaged; names the key.
+    """
+    given = [{} if group.get(KEY) is None else group[KEY] for group in groups]
+    for index, own in enumerate(given):
+        if not isinstance(own, Mapping):
+            refuse(f'param_groups[{index}]["{KEY}"]', own, "a dictionary", _ANEW, TypeError)
+    if not any(given):
+        return None
+    found: list[dict[str, Any]] = []
+    for index, own in enumerate(given):
+        where = f'param_groups[{index}]["{KEY}"]'
+        for name in (*SAVED, "lr", "initial_lr", "window"):
+            if name not in own:
+                raise ValueError(
+                    f'checkpoint: {where} has no "{name}", allowed is what FusedAdamW.state_dict() wrote; {_ANEW}'
+                )
+        found.append(_checked(where, own))
+        for name in (*SAVED, "window"):
+            if repr(found[-1][name]) != repr(found[0][name]):  # NaN does not equal itself
+                allowed = f"{found[0][name]!r} as in group 0, since groups share it"
+                refuse(f'{where}["{name}"]', found[-1][name], allowed, _ANEW)
+    return found
+
+
+def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of one group as floats."""
+    if not isinstance(own["window"], (list, tuple)):
+        refuse(f'{where}["window"]', own["window"], "a list of numbers", _ANEW, TypeError)
+    numbers = {name: as_float(f'{where}["{name}"]', own[name]) for name in (*SAVED, "lr", "initial_lr")}
+    window = [as_float(f'{where}["window"][{i}]', loss) for i, loss in enumerate(own["window"])]
+    for name in _COUNTS:
+        check_count(f'{where}["{name}"]', numbers[name])
+    if numbers["mode_max"] not in (0.0, 1.0):
+        refuse(f'{where}["mode_max"]', numbers["mode_max"], "0 or 1", _ANEW)
+    for name in ("lr", "initial_lr"):
+        if not 0 <= numbers[name] < math.inf:
+            refuse(f'{where}["{name}"]', numbers[name], "a finite number >= 0", _ANEW)
+    worst = -math.inf if numbers["mode_max"] else math.inf
+    if not math.isfinite(numbers["best"]) and numbers["best"] != worst:
+        refuse(f'{where}["best"]', numbers["best"], f"a finite number, or {worst} before the first loss", _ANEW)
+    _check_window(where, numbers, window)
+    return numbers | {"window": window}
+
+
+def _check_window(where: str, numbers: Mapping[str, float], window: Sequence[float]) -> None:
+    """The last loss is the window's last, and the last mean is the sum's: exactly, whatever rounding the running sum
+    has collected.
+    """
+    for i, loss in enumerate(window):
+        if not math.isfinite(loss):
+            refuse(f'{where}["window"][{i}]', loss, "a finite number", _ANEW)
+    if not math.isfinite(numbers["window_sum"]):
+        refuse(f'{where}["window_sum"]', numbers["window_sum"], "a finite number", _ANEW)
+    if not window:
+        return
+    if numbers["window_sum"] / len(window) != numbers["smoothed"]:
+        allowed = f'"smoothed" times the length of "window", {numbers["smoothed"]} * {len(window)}'
+        refuse(f'{where}["window_sum"]', numbers["window_sum"], allowed, _ANEW)
+    if math.isfinite(numbers["loss"]) and window[-1] != numbers["loss"]:
+        refuse(f'{where}["window"][{len(window) - 1}]', window[-1], f'the last "loss", {numbers["loss"]}', _ANEW)
+
+
+def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str, Any]]:
+    """What this schedule takes of the numbers that another run's left.
+
+    What another kind of schedule decided says nothing to this one: of its numbers only the LR and the counts of steps
+    are taken, and the schedule starts anew from that LR. Of a longer window the newest losses are taken.
+
+    Raises:
+        ValueError: it compared something else: another mode, or losses where this one compares means.
+    """
+    kind, mode_max = (float(control.slot(name)) for name in ("kind", "mode_max"))
+    first = numbers[0]
+    if first["kind"] != kind:
+        kept = {name: first[name] for name in ("step", "skipped", "loss", "grad_norm")}
+        fresh = control.anew([own["lr"] for own in numbers]).numbers()
+        return [own | kept for own in fresh]
+    if kind and first["mode_max"] != mode_max:
+        raise ValueError(
+            f'checkpoint: written with GreedyLR(mode="{"min" if mode_max else "max"}"), this schedule has mode='
+            f'"{"max" if mode_max else "min"}"; construct it with the mode of the run that wrote it'
+        )
+    window, size = first["window"], control.window_size
+    if window and not size or size and not window and math.isfinite(first["best"]):
+        means, losses = "smooth=True", "smooth=False"
+        raise ValueError(
+            f"checkpoint: written with GreedyLR({means if window else losses}), this schedule has "
+            f"{losses if window else means}, and the best of one is no measure for the other; construct it with the "
+            f'"smooth" of the run that wrote it, or delete "{KEY}" from every group to start it anew from its LRs'
+        )
+    if len(window) <= size:
+        return list(numbers)
+    newest = window[-size:]
+    total = math.fsum(newest)
+    kept = {"window": newest, "window_sum": total, "smoothed": total / size}
+    return [own | kept for own in numbers]

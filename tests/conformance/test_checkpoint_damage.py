@@ -1,0 +1,270 @@
+"""Damaged and foreign checkpoints: an error that names the key, and an optimizer that goes on as if nothing was."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from support import assert_same, generator, parameter, snapshot, spread
+from support import train as stepped
+
+from greedylr_fused import FusedAdamW, GreedyLR
+from greedylr_fused.control import SAVED
+
+SCHEDULE = GreedyLR(patience=1, factor=0.7, smooth=True, window_size=4)
+LOSSES = [3.0, 2.5, 2.7, 2.1, 2.0, 2.6, 2.9]
+SIZES = (5, 3, 1)
+
+
+def build(backend, device, schedule=SCHEDULE, **options):
+    params = [parameter(spread(generator(n), n, -1, 0).to(device, torch.float32)) for n in SIZES]
+    groups = [{"params": params[:1], "lr": 0.02}, {"params": params[1:], "lr": 0.01}]
+    return FusedAdamW(groups, schedule=schedule, max_grad_norm=1.0, amsgrad=True, backend=backend, **options)
+
+
+def train(opt, steps):
+    device = opt.param_groups[0]["params"][0].device
+    rows = [[spread(generator(9 * s + n), n, -2, 0).to(device, torch.float32) for n in SIZES] for s in steps]
+    stepped(opt, rows, [LOSSES[s] for s in steps])
+
+
+def groups(opt):
+    return [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
+
+
+class Twins:
+    """An optimizer that is to refuse, and one that is left alone."""
+
+    def __init__(self, backend, device, **options):
+        self.opt, self.twin = (build(backend, device, **options) for _ in range(2))
+        for opt in (self.opt, self.twin):
+            train(opt, range(4))
+        self.saved = copy.deepcopy(self.opt.state_dict())
+        for opt in (self.opt, self.twin):
+            train(opt, range(4, 6))
+            opt.observe(1.0, 2.0)
+        self.table = self.opt._engine.table
+
+    def refuse(self, loaded, error, match):
+        with pytest.raises(error, match=match):
+            self.opt.load_state_dict(loaded)
+        self.check()
+
+    def check(self):
+        assert self.opt._engine.table is self.table
+        assert groups(self.opt) == groups(self.twin) and self.opt._control.bounds == self.twin._control.bounds
+        assert_same(snapshot(self.opt), snapshot(self.twin))
+        for opt in (self.opt, self.twin):
+            opt.step()
+            opt.observe(3.0)
+        assert_same(snapshot(self.opt), snapshot(self.twin))
+        assert self.opt._engine.table is self.table and self.opt.last_lr() == self.twin.last_lr()
+
+
+@pytest.fixture
+def twins(backend, device):
+    return Twins(backend, device)
+
+
+def put(*path_and_value):
+    *path, last, value = path_and_value
+
+    def harm(saved):
+        for key in path:
+            saved = saved[key]
+        saved[last] = value
+
+    return harm
+
+
+def drop(*path):
+    *path, last = path
+
+    def harm(saved):
+        for key in path:
+            saved = saved[key]
+        del saved[last]
+
+    return harm
+
+
+def both(harm, *others):
+    return lambda saved: [one(saved) for one in (harm, *others)]
+
+
+def control(name, value):
+    """The same damage in every group, as groups share these numbers."""
+    return both(*(put("param_groups", i, "control", name, value) for i in range(2)))
+
+
+def window(saved, i, value):
+    for group in saved["param_groups"]:
+        group["control"]["window"][i] = value
+
+
+def swap(saved):
+    saved["param_groups"].reverse()
+
+
+NAN, INF = math.nan, math.inf
+F32 = torch.float32
+DAMAGE = {
+    "no groups": (drop("param_groups"), ValueError, r"dictionary with the keys \['state'\]"),
+    "no state": (drop("state"), ValueError, r"keys \['param_groups'\]"),
+    "state is a list": (put("state", []), TypeError, "state is .*dictionary"),
+    "groups are a number": (put("param_groups", 3), TypeError, "param_groups is 3"),
+    "a group is None": (put("param_groups", 1, None), TypeError, "param_groups is"),
+    "fewer groups": (lambda s: s["param_groups"].pop(), ValueError, "got 1 parameter groups, allowed are the 2"),
+    "fewer parameters": (lambda s: s["param_groups"][1]["params"].pop(), ValueError, r"\[1\]\[\"params\"\] has 1 par"),
+    "more parameters": (put("param_groups", 0, "params", [0, 7]), ValueError, r'\[0\]\["params"\] has 2 parameters'),
+    "other parameters": (put("param_groups", 1, "params", "ab"), TypeError, r'param_groups\[1\]\["params"\]'),
+    "a parameter twice": (put("param_groups", 1, "params", [0, 2]), ValueError, "has 0 in two places"),
+    "a list for a parameter": (put("param_groups", 1, "params", [[1], 2]), TypeError, 'entry of "params"'),
+    "groups swapped": (swap, ValueError, r'param_groups\[0\]\["params"\] has 2 parameters'),
+    "no betas": (drop("param_groups", 1, "betas"), ValueError, r'param_groups\[1\] has no "betas"'),
+    "lr nan": (put("param_groups", 1, "lr", NAN), ValueError, "lr of parameter group 1: got nan"),
+    "lr text": (put("param_groups", 1, "lr", "fast"), TypeError, r'param_groups\[1\]\["lr"\] is \'fast\''),
+    "lr negative": (put("param_groups", 0, "lr", -1.0), ValueError, "lr of parameter group 0: got -1.0"),
+    "lr out of bounds": (put("param_groups", 0, "lr", 7.0), ValueError, "group 0 is 7.0, allowed is"),
+    "lr two elements": (put("param_groups", 0, "lr", torch.ones(2)), TypeError, r'param_groups\[0\]\["lr"\]'),
+    "eps huge": (put("param_groups", 0, "eps", 10**400), ValueError, r'\["eps"\] is 1000.*that a float can hold'),
+    "betas": (put("param_groups", 1, "betas", (0.9, 1.5)), ValueError, r"param_groups\[1\]: betas .*1.5"),
+    "betas text": (put("param_groups", 1, "betas", "ab"), ValueError, r"param_groups\[1\]: betas"),
+    "betas none": (put("param_groups", 1, "betas", (None, 0.9)), ValueError, r"param_groups\[1\]: betas"),
+    "weight decay": (put("param_groups", 1, "weight_decay", INF), ValueError, "weight_decay of parameter group 1"),
+    "amsgrad": (put("param_groups", 1, "amsgrad", "yes"), TypeError, r'\["amsgrad"\] is \'yes\', allowed is True'),
+    "maximize": (put("param_groups", 0, "maximize", 2), TypeError, r'\["maximize"\] is 2'),
+    "a state is a tensor": (put("state", 1, torch.ones(3)), TypeError, r"state\[1\] is tensor"),
+    "no moment": (drop("state", 2, "exp_avg_sq"), ValueError, r'state\[2\] has no "exp_avg_sq"'),
+    "no step": (drop("state", 0, "step"), ValueError, r'state\[0\] has no "step"'),
+    "another optimizer": (put("state", 0, {"momentum_buffer": torch.ones(5)}), ValueError, r"has no .*momentum_buffer"),
+    "shape": (put("state", 0, "exp_avg", torch.ones(4)), ValueError, r'"exp_avg"\] has shape \(4,\), allowed is \(5,'),
+    "scalar": (put("state", 0, "exp_avg", torch.tensor(1.0)), ValueError, r'state\[0\]\["exp_avg"\] has shape \(\)'),
+    "integers": (put("state", 0, "exp_avg", torch.ones(5, dtype=torch.int32)), TypeError, "torch.int32"),
+    "bools": (put("state", 0, "max_exp_avg_sq", torch.ones(5, dtype=torch.bool)), TypeError, "torch.bool"),
+    "complex": (put("state", 0, "exp_avg_sq", torch.ones(5, dtype=torch.complex64)), TypeError, "torch.complex64"),
+    "float8": (put("state", 0, "exp_avg", torch.ones(5).to(torch.float8_e5m2)), TypeError, "float8_e5m2"),
+    "sparse": (put("state", 0, "exp_avg", torch.ones(5).to_sparse()), TypeError, "torch.sparse_coo"),
+    "no memory": (put("state", 0, "exp_avg", torch.ones(5, device="meta")), TypeError, "on meta"),
+    "moment is a list": (put("state", 0, "exp_avg", [1.0] * 5), TypeError, r'state\[0\]\["exp_avg"\] is \[1.0'),
+    "steps": (put("state", 1, "step", torch.ones(2)), ValueError, r'state\[1\]\["step"\].*one number'),
+    "step nan": (put("state", 1, "step", torch.tensor(NAN)), ValueError, r'state\[1\]\["step"\] is nan.*whole number'),
+    "step negative": (put("state", 1, "step", -3), ValueError, r'state\[1\]\["step"\] is -3'),
+    "step fractional": (put("state", 1, "step", torch.tensor(2.5)), ValueError, r'\["step"\] is 2.5'),
+    "step complex": (put("state", 1, "step", torch.tensor(2j)), ValueError, r'\["step"\] is tensor'),
+    "step none": (put("state", 1, "step", None), TypeError, r'\["step"\] is None'),
+    "one control": (drop("param_groups", 1, "control"), ValueError, r'param_groups\[1\]\["control"\] has no "kind"'),
+    "control text": (
+        put("param_groups", 0, "control", "x"),
+        TypeError,
+        r'\[0\]\["control"\] is \'x\', allowed is a dic',
+    ),
+    "no best": (drop("param_groups", 1, "control", "best"), ValueError, r'\[1\]\["control"\] has no "best"'),
+    "differ": (
+        put("param_groups", 1, "control", "bad", 1.0),
+        ValueError,
+        r'\[1\]\["control"\]\["bad"\] is 1.0.*group 0',
+    ),
+    "own lr": (control("lr", NAN), ValueError, r'\["control"\]\["lr"\] is nan'),
+    "initial lr": (control("initial_lr", -0.1), ValueError, r'\["initial_lr"\] is -0.1'),
+    "initial lr 0": (control("initial_lr", 0.0), ValueError, "GreedyLR: got a starting lr of 0"),
+    "best nan": (control("best", NAN), ValueError, r'\["best"\] is nan, allowed is a finite number, or inf'),
+    "best -inf": (control("best", -INF), ValueError, r'\["best"\] is -inf'),
+    "good fractional": (control("good", 0.5), ValueError, r'\["good"\] is 0.5, allowed is a whole number'),
+    "bad huge": (control("bad", 1e300), ValueError, r'\["bad"\] is 1e\+300'),
+    "cooldown nan": (control("cooldown_left", NAN), ValueError, r'\["cooldown_left"\] is nan'),
+    "warmup inf": (control("warmup_left", INF), ValueError, r'\["warmup_left"\] is inf'),
+    "resets": (control("resets_left", -1), ValueError, r'\["resets_left"\] is -1'),
+    "step text": (control("step", "4"), TypeError, r'\["control"\]\["step"\] is \'4\''),
+    "skipped bool": (control("skipped", True), TypeError, r'\["skipped"\] is True'),
+    "loss none": (control("loss", None), TypeError, r'\["loss"\] is None'),
+    "loss": (control("loss", 9.0), ValueError, r'\["window"\]\[3\] is 2.1, allowed is the last "loss", 9.0'),
+    "mode": (control("mode_max", 0.5), ValueError, r'\["mode_max"\] is 0.5, allowed is 0 or 1'),
+    "other mode": (both(control("mode_max", 1.0)), ValueError, 'mode="max".*this schedule has mode="min"'),
+    "sum": (control("window_sum", 10.0), ValueError, r'\["window_sum"\] is 10.0, allowed is "smoothed" times'),
+    "sum nan": (control("window_sum", NAN), ValueError, r'\["window_sum"\] is nan, allowed is a finite number'),
+    "window nan": (lambda s: window(s, 2, NAN), ValueError, r'\["window"\]\[2\] is nan, allowed is a finite number'),
+    "window text": (lambda s: window(s, 2, "1"), TypeError, r'\["window"\]\[2\] is \'1\''),
+    "window short": (control("window", [2.7, 2.1]), ValueError, r'\["window_sum"\]'),
+    "window number": (control("window", 3.0), TypeError, r'\["window"\] is 3.0, allowed is a list'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_bad_checkpoint_is_refused_and_changes_nothing(twins, damage):
+    harm, error, message = DAMAGE[damage]
+    harm(twins.saved)
+    twins.refuse(twins.saved, error, f"^checkpoint: .*{message}")
+
+
+@pytest.mark.parametrize("what", [None, [], "checkpoint.pt", 3, torch.ones(2)], ids=lambda what: type(what).__name__)
+def test_what_is_no_dictionary_is_refused(twins, what):
+    twins.refuse(what, TypeError, "checkpoint: got a .*allowed is what state_dict")
+
+
+def test_every_number_of_the_schedule_is_missed(twins):
+    """A key at a time, so that none is filled in silently."""
+    for name in (*SAVED, "lr", "initial_lr", "window"):
+        saved = copy.deepcopy(twins.saved)
+        del saved["param_groups"][1]["control"][name]
+        twins.refuse(saved, ValueError, rf'param_groups\[1\]\["control"\] has no "{name}"')
+
+
+class Failure(Exception):
+    pass
+
+
+def fail(*_, **__):
+    raise Failure
+
+
+@pytest.mark.parametrize("where", ["before", "after", "torch", "moments", "control", "interrupt"])
+def test_a_load_that_fails_anywhere_changes_nothing(twins, monkeypatch, where):
+    """In hooks of the user, in PyTorch's loader, for want of memory, by Ctrl-C."""
+    error = Failure
+    if where == "before":
+        twins.opt.register_load_state_dict_pre_hook(fail)
+    elif where == "after":
+        twins.opt.register_load_state_dict_post_hook(fail)
+    elif where == "torch":
+        twins.saved["param_groups"][0]["extra"] = type("Extra", (), {"__deepcopy__": fail})()
+    elif where == "moments":
+        monkeypatch.setattr("greedylr_fused.checkpoint.moment_dtype", fail)
+    elif where == "control":
+        monkeypatch.setattr("greedylr_fused.optimizer.Rates", fail)
+    else:
+        twins.opt.register_load_state_dict_post_hook(lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        error = KeyboardInterrupt
+    twins.refuse(twins.saved, error, None)
+
+
+def test_after_a_refusal_the_right_checkpoint_loads(twins):
+    right = copy.deepcopy(twins.saved)
+    twins.saved["state"][0]["exp_avg"] = torch.ones(4)
+    twins.refuse(twins.saved, ValueError, "shape")
+    for opt in (twins.opt, twins.twin):
+        opt.load_state_dict(right)
+    assert_same(snapshot(twins.opt), snapshot(twins.twin))
+    assert twins.opt.state_dict()["param_groups"] == right["param_groups"]
+
+
+def test_a_refused_checkpoint_is_left_as_it_was(twins):
+    twins.saved["param_groups"][0]["lr"] = 7.0
+    kept = copy.deepcopy(twins.saved)
+    twins.refuse(twins.saved, ValueError, "7.0")
+    assert twins.saved["param_groups"] == kept["param_groups"] and twins.saved["state"].keys() == kept["state"].keys()
+    for index, state in kept["state"].items():
+        assert_same(twins.saved["state"][index], state)
+
+
+def test_a_truncated_file(twins, tmp_path):
+    """PyTorch's reader refuses it, before the optimizer sees anything."""
+    whole = tmp_path / "whole.pt"
+    torch.save(twins.saved, whole)
+    data = whole.read_bytes()
+    for part in (0, 1, len(data) // 2, len(data) - 1):
+        (tmp_path / "part.pt").write_bytes(data[:part])
+        with pytest.raises((RuntimeError, EOFError, OSError, pickle.UnpicklingError)):
+            twins.opt.load_state_dict(torch.load(tmp_path / "part.pt", weights_only=True))
+    twins.check()
