@@ -159,7 +159,7 @@ def groups(machine: Machine) -> list[tuple[int, list[Stage]]]:
     """Groups of stages in their order, each with how many processes may run side by side."""
     m = machine
     cores = max(2, min(12, (os.cpu_count() or 2) - 2))
-    others = ("amp", "errors", "agreement", "control")
+    others = ("amp", "errors", "agreement", "control", "distributed")
     apart = ("--ignore=tests/gpu", "--ignore=tests/conformance")
     apart += ("--deselect=tests/test_triton_interpreter.py::test_conformance_on_the_gpu",)
     large = "flat-1e9,gpt2-124m,10000x64" if m.device == "cuda" else "1000x64x64"
@@ -177,7 +177,7 @@ def groups(machine: Machine) -> list[tuple[int, list[Stage]]]:
                 Stage("graph capture", lambda: m.for_backends("tests/gpu/test_gpu_graphs.py", limit=100)),
                 Stage("sync-debug, launches", lambda: m.for_backends("tests/gpu/test_gpu_host.py", limit=100)),
                 Stage(
-                    "AMP, errors, control",
+                    "AMP, errors, control, ranks",
                     lambda: m.for_backends(*(f"tests/gpu/test_gpu_{name}.py" for name in others), limit=120),
                 ),
                 Stage(
