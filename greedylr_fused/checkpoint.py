@@ -2,7 +2,9 @@
 
 `Optimizer.load_state_dict` casts floating-point state to the parameter's dtype and replaces whatever lies in
 `param_groups`; distributed checkpointing keeps only `state` and `param_groups`. So the control state travels as plain
-numbers under the key "control" of every parameter group, and moments wider than their parameter are put back here.
+numbers under the key "control" of every parameter group, and moments wider than their parameter are put back here. The
+window is one text of numbers: with `full_state_dict=True` distributed checkpointing takes lists apart, loses an empty
+one, and fails on one that is longer than that of the optimizer it loads.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def state_dict(self: FusedAdamW) -> dict[str, Any]:
     def complete(_: Optimizer, packed: dict[str, Any]) -> None:
         if self.schedule is not None:
             for group, own in zip(packed["param_groups"], self._numbers(), strict=True):
-                group[KEY] = own
+                group[KEY] = own | {"window": " ".join(map(repr, own["window"]))}  # with all bits of each
                 group["lr"] = own["lr"]
         packed["state"] = with_own_steps(packed["state"])
 

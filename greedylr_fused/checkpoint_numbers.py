@@ -48,10 +48,8 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
 
 def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of one group as floats."""
-    if not isinstance(own["window"], (list, tuple)):
-        refuse(f'{where}["window"]', own["window"], "a list of numbers", _ANEW, TypeError)
     numbers = {name: as_float(f'{where}["{name}"]', own[name]) for name in (*SAVED, "lr", "initial_lr")}
-    window = [as_float(f'{where}["window"][{i}]', loss) for i, loss in enumerate(own["window"])]
+    window = _losses(f'{where}["window"]', own["window"])
     for name in _COUNTS:
         check_count(f'{where}["{name}"]', numbers[name])
     if numbers["mode_max"] not in (0.0, 1.0):
@@ -64,6 +62,18 @@ def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
         refuse(f'{where}["best"]', numbers["best"], f"a finite number, or {worst} before the first loss", _ANEW)
     _check_window(where, numbers, window)
     return numbers | {"window": window}
+
+
+def _losses(where: str, window: Any) -> list[float]:
+    """The window of a checkpoint: a text, or a list as earlier versions wrote it."""
+    if isinstance(window, str):
+        try:
+            return [float(loss) for loss in window.split()]
+        except ValueError:
+            refuse(where, window, "a text of numbers with blanks between them", _ANEW)
+    if not isinstance(window, (list, tuple)):
+        refuse(where, window, "a text or list of numbers", _ANEW, TypeError)
+    return [as_float(f"{where}[{i}]", loss) for i, loss in enumerate(window)]
 
 
 def _check_window(where: str, numbers: Mapping[str, float], window: Sequence[float]) -> None:

@@ -100,7 +100,8 @@ def control(name, value):
 
 def window(saved, i, value):
     for group in saved["param_groups"]:
-        group["control"]["window"][i] = value
+        losses = list(map(float, group["control"]["window"].split()))
+        group["control"]["window"] = [*losses[:i], value, *losses[i + 1 :]]
 
 
 def swap(saved):
@@ -187,7 +188,12 @@ DAMAGE = {
     "window nan": (lambda s: window(s, 2, NAN), ValueError, r'\["window"\]\[2\] is nan, allowed is a finite number'),
     "window text": (lambda s: window(s, 2, "1"), TypeError, r'\["window"\]\[2\] is \'1\''),
     "window short": (control("window", [2.7, 2.1]), ValueError, r'\["window_sum"\]'),
-    "window number": (control("window", 3.0), TypeError, r'\["window"\] is 3.0, allowed is a list'),
+    "window number": (control("window", 3.0), TypeError, r'\["window"\] is 3.0, allowed is a text or list'),
+    "window words": (
+        control("window", "2.7 x"),
+        ValueError,
+        r'\["window"\] is \'2.7 x\', allowed is a text of numbers',
+    ),
 }
 
 
