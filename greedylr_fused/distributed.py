@@ -37,7 +37,7 @@ class Ranks:
         self._found_in: Any = self  # nothing was found yet
         self._sharded = False
         self._made: dict[tuple[int, ...], Any] = {}
-        self._to_compare: list[Tensor] = []
+        self._to_compare: list[Tensor] | None = None
 
     @property
     def moved(self) -> bool:
@@ -63,20 +63,32 @@ class Ranks:
                 "FusedAdamW(process_group=...) got a group that this rank is not in, allowed is one that encloses all "
                 "ranks which step together; pass each rank its own group"
             )
-        shards = {self._shards(param) for param in params}
+        # A rank may have no parameters (ZeroRedundancyOptimizer with few); what it waits for must not depend on that.
+        shards = {self.partitions or 1 if self.size > 1 else 1, *map(self._shards, params)}
         if any(self.size % n for n in shards):
             raise RuntimeError(
                 f"FusedAdamW got parameters in {max(shards)} parts (mesh dimensions that shard, times partitions="
                 f"{self.partitions}) for a group of {self.size} ranks, allowed are divisors of its size; pass the "
                 "process_group of all ranks that hold a part, and as partitions only what placements do not say"
             )
-        self._sharded = max(shards, default=1) > 1
-        if first and self.size > 1 and self.partitions is None and (self._sharded or self._driven):
-            self._to_compare = [param for param in params if spec_of(param) is None and not _is_flattened(param)]
+        self._sharded = max(shards) > 1
+        if first and self.partitions is None and self.decide_together:
+            self._to_compare = [param for param in params if _layout(param) is None and not _is_flattened(param)]
+
+    @property
+    def decide_together(self) -> bool:
+        """Whether there are collectives: with several ranks, and a schedule or something sharded."""
+        return self.size > 1 and (self._sharded or self._driven)
+
+    def any(self, params: Sequence[Tensor], own: bool) -> bool:
+        """Whether it is so on any rank; waits for all, if they decide together. `params`: as in `find`."""
+        if self.moved:
+            self.find(params)
+        return any(agreement.gathered(own, self.group)) if self.decide_together else own
 
     def _group_of(self, params: Sequence[Tensor]) -> Any:
         """The group of the parameters' root mesh; None, the default group, if that is the world or there is none."""
-        roots = {_root(spec.mesh) for spec in map(spec_of, params) if spec is not None}
+        roots = {_root(spec.mesh) for spec in map(_layout, params) if spec is not None}
         members = [tuple(sorted(root.mesh.flatten().tolist())) for root in roots]
         largest = max(members, key=len, default=())
         if any(not set(ranks) <= set(largest) for ranks in members):
@@ -94,7 +106,7 @@ class Ranks:
         """How many different parts of a parameter the ranks hold together."""
         if self.size == 1:
             return 1
-        spec = spec_of(param)
+        spec = _layout(param)
         if spec is None and self.partitions is None and _is_flattened(param):
             return self.size
         dims = () if spec is None else enumerate(spec.placements)
@@ -123,9 +135,9 @@ class Ranks:
             RuntimeError: the group has no backend for the device of the parameters; or, at the first step, plain
                 parameters are not the same on all ranks.
         """
-        if self._to_compare and not (shared.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if self._to_compare is not None and not (shared.is_cuda and torch.cuda.is_current_stream_capturing()):
             agreement.check_same_parameters(self._to_compare, self.group)
-            self._to_compare = []
+            self._to_compare = None
         try:
             return dist.all_reduce(shared, group=self.group, async_op=True)
         except RuntimeError as error:
@@ -152,6 +164,14 @@ def _root(mesh: Any) -> Any:
 def _is_flattened(param: Tensor) -> bool:
     """Whether FSDP1 made a plain tensor of it that holds this rank's part."""
     return getattr(param, "_fsdp_flattened", False)
+
+
+def _layout(param: Tensor) -> Any:
+    """Mesh and placements of a parameter: a DTensor, or the part of one that DistributedDataParallel(device_mesh=...)
+    put in its place, with this mark; None of any other.
+    """
+    spec = spec_of(param)
+    return getattr(param, "_st_info", None) if spec is None else spec
 
 
 def spec_of(tensor: Tensor) -> Any:

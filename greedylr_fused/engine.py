@@ -40,6 +40,7 @@ class Engine:
         self.watch: Any = None
         self.copies = Copies()
         self._captured: list[tuple[Table, Backend | None]] = []
+        self._stepped = False  # since parameters and states were last replaced
 
     def ready(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> Backend | None:
         """The backend with its table brought up to date; None if it needs to be `rebuilt`."""
@@ -50,6 +51,7 @@ class Engine:
         """A backend over a new table."""
         self.discard()
         self._build(groups, state, control)
+        self._stepped = True
         assert self.backend is not None
         if not self._refreshed(groups, state):
             raise RuntimeError(
@@ -80,6 +82,7 @@ class Engine:
         if self.table is not None and self.table.captured:
             self._captured.append((self.table, self.backend))
         self.table = self.backend = self.watch = None
+        self._stepped = False
 
     def init_states(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> None:
         """Create the state of every parameter that has a gradient, with the names, shapes and strides of torch's."""
@@ -100,7 +103,7 @@ class Engine:
         its state by a step with LR 0 and zero gradients: then create it and do nothing else.
 
         Without a schedule, or when a loss was observed before, another first step at LR 0 looks the same but for its
-        gradients; they are read in that one step.
+        gradients; they are read in that one step. Those of one rank make it a step on all that step together.
 
         Raises:
             RuntimeError: it is another, and the schedule has no loss.
@@ -110,10 +113,11 @@ class Engine:
             raise RuntimeError(options.NO_LOSS)
         if not fresh:
             return False
-        grads = (param.grad for group in groups for param in group["params"] if param.grad is not None)
-        ambiguous = not driven or observed
-        if ambiguous and any(grad.is_sparse or bool(grad.any()) for grad in grads):
-            return False
+        if not driven or observed:
+            params = [param for group in groups for param in group["params"]]
+            grads = (param.grad for param in params if param.grad is not None)
+            if self._stepped or self.ranks.any(params, any(grad.is_sparse or bool(grad.any()) for grad in grads)):
+                return False
         self.init_states(groups, state)
         return True
 
