@@ -1,0 +1,91 @@
+"""Every engine of PyTorch trains as one process does on the whole batch, on 2, 3 and 4 ranks."""
+
+import pytest
+import torch
+from engines import ENGINES
+from ranks import run
+from training import BATCH, SCHEDULE, STEPS, alone, train
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor"),  # which nobody writes to
+    pytest.mark.filterwarnings("ignore:The `NO_SHARD` sharding strategy is deprecated"),
+]
+
+
+@pytest.fixture(scope="module")
+def single():
+    """One process: what it did, and how much the order in which it adds up the batch changes that.
+
+    An engine does the same sums in yet other orders, and divides what is one sum here; it may differ by a small
+    multiple of that.
+    """
+    steps, parameters, norms = alone()
+    tolerance = {"loss": 0.0, "norm": 0.0, "parameters": 0.0}
+    for seed in range(4):
+        order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(seed)).tolist()
+        others, other_parameters, _ = alone(order)
+        for name, value in differences(others, other_parameters, steps, parameters).items():
+            tolerance[name] = max(tolerance[name], 16 * value)
+    return {"steps": steps, "parameters": parameters, "norms": norms, "tolerance": tolerance}
+
+
+def differences(steps, parameters, wanted_steps, wanted_parameters):
+    """The largest, of losses and norms relative to each."""
+    pairs = list(zip(steps, wanted_steps, strict=True))
+    return {
+        "loss": max(abs(a.loss - b.loss) / b.loss for a, b in pairs),
+        "norm": max(abs(a.grad_norm - b.grad_norm) / b.grad_norm for a, b in pairs),
+        "parameters": max((parameters[name] - wanted).abs().max().item() for name, wanted in wanted_parameters.items()),
+    }
+
+
+def every_engine(rank, world):
+    found = {}
+    for engine in ENGINES[world]:
+        net, opt, arguments, parameters = engine(rank, world)
+        found[engine.__name__] = train(net, opt, **arguments), parameters(net)
+    return found
+
+
+@pytest.fixture(scope="module", params=sorted(ENGINES), ids="{} ranks".format)
+def ranks(request):
+    """`{engine: (steps, parameters)}` of each rank."""
+    return run(every_engine, request.param, request.param, timeout=110)
+
+
+def test_one_process_decides_with_a_margin(single):
+    """So that rounding changes no decision, and the LR can be compared to the bit."""
+    steps = single["steps"]
+    for before, after in zip(steps, steps[1:], strict=False):
+        bar = before.best * (1 - SCHEDULE.threshold)
+        assert abs(after.smoothed_loss - bar) > 1e6 * single["tolerance"]["loss"] * bar
+    lrs = [step.lr[0] for step in steps]
+    assert len(lrs) == STEPS and max(lrs) > 2 * lrs[0] and min(lrs) < lrs[0] / 2, "it raises and cuts"
+    assert 5 < sum(step.grad_norm > 1 for step in steps) < STEPS - 5, "it clips in some steps"
+
+
+def test_one_process_measures_the_norm_of_torch(single):
+    for step, norm in zip(single["steps"], single["norms"], strict=True):
+        assert step.grad_norm == pytest.approx(norm, rel=single["tolerance"]["norm"], abs=0)
+
+
+def test_every_rank_holds_the_same_bits(ranks):
+    for name, (steps, parameters) in ranks[0].items():
+        for rank, found in enumerate(ranks):
+            others, other_parameters = found[name]
+            assert others == steps, (name, rank)
+            assert all(torch.equal(other_parameters[key], parameters[key]) for key in parameters), (name, rank)
+
+
+def test_an_engine_decides_as_one_process(ranks, single):
+    wanted = [(step.step, step.lr[0].hex(), step.skipped) for step in single["steps"]]
+    for name, (steps, _) in ranks[0].items():
+        assert [(step.step, step.lr[0].hex(), step.skipped) for step in steps] == wanted, name
+
+
+def test_an_engine_computes_what_one_process_does(ranks, single):
+    """Losses, norms before clipping and all parameters: but for rounding."""
+    for name, (steps, parameters) in ranks[0].items():
+        assert parameters.keys() == single["parameters"].keys(), name
+        found = differences(steps, parameters, single["steps"], single["parameters"])
+        assert all(value <= single["tolerance"][key] for key, value in found.items()), (name, found)
