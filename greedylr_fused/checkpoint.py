@@ -23,9 +23,15 @@ from greedylr_fused.checkpoint_numbers import KEY as KEY
 from greedylr_fused.checkpoint_numbers import fitted, read_control
 from greedylr_fused.control import Control
 from greedylr_fused.formats import DTYPES, MIXES, MOMENTS
+from greedylr_fused.schedules import GreedyLR
 
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW
+
+# ZeroRedundancyOptimizer saves the options that it was given for its local optimizer; this one is plain numbers.
+torch.serialization.add_safe_globals([GreedyLR])
+#: Beside the numbers in live groups: the LR that the group showed then, which is behind the exact one on a GPU.
+_MIRROR = "mirrored_lr"
 
 
 def state_dict(self: FusedAdamW) -> dict[str, Any]:
@@ -36,9 +42,13 @@ def state_dict(self: FusedAdamW) -> dict[str, Any]:
 
     def complete(_: Optimizer, packed: dict[str, Any]) -> None:
         if self.schedule is not None:
-            for group, own in zip(packed["param_groups"], self._numbers(), strict=True):
-                group[KEY] = own | {"window": " ".join(map(repr, own["window"]))}  # with all bits of each
+            numbers = [
+                own | {"window": " ".join(map(repr, own["window"]))} for own in self._numbers()
+            ]  # all bits of each
+            for group, own in zip(packed["param_groups"], numbers, strict=True):
+                group[KEY] = own
                 group["lr"] = own["lr"]
+            _publish(self, numbers)
         packed["state"] = with_own_steps(packed["state"])
 
     with self.register_state_dict_post_hook(complete, prepend=True):  # other hooks see all of it
@@ -70,8 +80,7 @@ def load_state_dict(self: FusedAdamW, state_dict: dict[str, Any]) -> None:
 
     def complete(_: Optimizer) -> None:
         restore(self, found["loaded"], previous)
-        steps = [own["step"] for param, own in self.state.items() if isinstance(param, Tensor) and "step" in own]
-        self._control.take(found["control"], steps)
+        self._control.take(found["control"], _steps(self))
         self._observed = False
         self._restart()
 
@@ -93,6 +102,11 @@ def with_own_steps(state: Mapping[Any, dict[str, Any]]) -> dict[Any, dict[str, A
     }
 
 
+def _steps(optimizer: FusedAdamW) -> list[Tensor]:
+    states = (own for param, own in optimizer.state.items() if isinstance(param, Tensor))
+    return [torch.as_tensor(own["step"], dtype=torch.float32) for own in states if "step" in own]
+
+
 def loaded_control(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]], control: Control) -> Control:
     """The control that a checkpoint describes, for an optimizer that has these groups and this control.
 
@@ -111,12 +125,52 @@ def _control_of(groups: Sequence[Mapping[str, Any]], control: Control) -> Contro
     numbers = read_control(groups)
     if numbers is None:
         return control.anew([float(group["lr"]) for group in groups])
-    # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own.
-    numbers = [own | {"lr": float(group["lr"])} for own, group in zip(numbers, groups, strict=True)]
+    for own, group in zip(numbers, groups, strict=True):
+        # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own, or its mirror.
+        if group["lr"] != group[KEY].get(_MIRROR):
+            own["lr"] = float(group["lr"])
     numbers = fitted(numbers, control)
     result = control.anew([own["initial_lr"] for own in numbers])
     result.load(numbers)
     return result
+
+
+def _publish(optimizer: FusedAdamW, numbers: Sequence[dict[str, Any]]) -> None:
+    """Leave the numbers in the live groups. ZeroRedundancyOptimizer saves its own groups, which share with those of
+    its local optimizer all objects but the parameters, and of the state_dict of that only the states.
+    """
+    for group, own in zip(optimizer.param_groups, numbers, strict=True):
+        shown = group.setdefault(KEY, {})
+        shown.clear()
+        shown.update(own, **{_MIRROR: group["lr"]})
+    optimizer._published = [group[KEY] for group in optimizer.param_groups]
+
+
+def retract(optimizer: FusedAdamW) -> None:
+    """Take away what was published, before a step makes it outdated; whoever saved it keeps it."""
+    if optimizer._published is not None:
+        optimizer._published = None
+        for group in optimizer.param_groups:
+            group[KEY] = {}
+
+
+def adopt(optimizer: FusedAdamW) -> None:
+    """Take over numbers that were put into the live groups: so ZeroRedundancyOptimizer loads, which fills states and
+    groups of its local optimizer, and calls nothing of it. What was observed since stays.
+
+    Raises:
+        TypeError, ValueError: they are damaged, or another schedule's; names the key.
+    """
+    found = [group.get(KEY) for group in optimizer.param_groups]
+    if optimizer.schedule is None or not any(found):
+        return
+    published = optimizer._published or ()
+    if len(published) == len(found) and all(own is known for own, known in zip(found, published, strict=True)):
+        return
+    loaded, control = _control_of(optimizer.param_groups, optimizer._control), optimizer._control
+    loaded.pending.copy_(control.pending)
+    control.take(loaded, [])
+    optimizer._restart()
 
 
 @contextlib.contextmanager

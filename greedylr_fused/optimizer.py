@@ -55,6 +55,8 @@ class FusedAdamW(Optimizer):
     References: AdamW, arXiv 1711.05101; GreedyLR, arXiv 2512.14527.
     """
 
+    #: What `state_dict()` left in the groups since the last step.
+    _published: list[dict[str, Any]] | None = None
     #: GradScaler hands over `grad_scale` and `found_inf` instead of reading them.
     _step_supports_amp_scaling = True
 
@@ -139,10 +141,10 @@ class FusedAdamW(Optimizer):
         return result
 
     def _step(self, loss: Any) -> None:
-        options.check_groups(len(self.param_groups), self._control.n_groups)
         if self._control.reads_gradients:
             options.check_outside_backward()
-        self._rates.push(self.param_groups)
+        self._take_written()
+        checkpoint.retract(self)
         if (backend := self._engine.ready(self.param_groups, self.state)) is None:
             if self._device() != self._control.device:
                 self._control.to(self._device())
@@ -180,8 +182,7 @@ class FusedAdamW(Optimizer):
 
     def last_lr(self) -> list[float]:
         """The exact learning rate of each group, that the next step will use. Waits for the device."""
-        options.check_groups(len(self.param_groups), self._control.n_groups)
-        self._rates.push(self.param_groups)
+        self._take_written()
         return self._control.lr.tolist()
 
     def set_lr(self, lr: float | Tensor | Sequence[float]) -> None:
@@ -192,14 +193,18 @@ class FusedAdamW(Optimizer):
         Raises:
             ValueError: outside the schedule's bounds, or the wrong number of values.
         """
+        checkpoint.adopt(self)
         self._rates.set(self.param_groups, per_group(lr, len(self.param_groups)))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch. With a schedule it starts at its own `lr`, with bounds from that, and follows the
         decisions from then on; the other groups and the schedule's state are left alone. Waits for the device.
         """
+        before = (vars(self).get("_control"), vars(self).get("_rates"))
+        if before[0] is not None:
+            self._take_written()  # an LR written before this call counts
         super().add_param_group(param_group)
-        group, before = self.param_groups[-1], (vars(self).get("_control"), vars(self).get("_rates"))
+        group = self.param_groups[-1]
         try:
             options.check_group(group, len(self.param_groups) - 1)
             if any(param.is_complex() for param in group["params"]):
@@ -207,9 +212,7 @@ class FusedAdamW(Optimizer):
             if self.schedule is not None:
                 group[checkpoint.KEY] = {}
             if before[0] is not None:
-                options.check_groups(len(self.param_groups) - 1, self._control.n_groups)
                 options.check_params(group["params"], self._engine.state_dtype)
-                self._rates.push(self.param_groups[:-1])  # an LR written before this call counts
                 self._control = self._control.grown(float(group["lr"]))
                 self._restart()
         except BaseException:
@@ -229,9 +232,16 @@ class FusedAdamW(Optimizer):
         device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
         return torch.device("cpu") if device.type == "meta" else device
 
+    def _take_written(self) -> None:
+        """Take over what the host wrote to the groups: learning rates, or numbers of a checkpoint."""
+        options.check_groups(len(self.param_groups), self._control.n_groups)
+        checkpoint.adopt(self)
+        self._rates.push(self.param_groups)
+
     def _restart(self) -> None:
         """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
         self._engine.discard()
+        self._published = None
         for group in self.param_groups:
             group.pop(checkpoint.KEY, None)
             if self.schedule is not None:  # a key that is in the groups is one that distributed checkpointing loads
@@ -239,6 +249,5 @@ class FusedAdamW(Optimizer):
         self._rates = Rates(self._control, self.param_groups, driven=self.schedule is not None)
 
     def _numbers(self) -> list[dict[str, Any]]:
-        options.check_groups(len(self.param_groups), self._control.n_groups)
-        self._rates.push(self.param_groups)
+        self._take_written()
         return self._control.numbers()
