@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: What the server imports once; a process that is forked from it starts with all of this.
 PRELOAD = [
     *("pytest", "torch", "torch.distributed", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"),
-    *("torch.distributed.checkpoint.state_dict", "torch.distributed.optim", "greedylr_fused"),
+    *("torch.distributed.checkpoint.state_dict", "torch.distributed.optim", "torch._dynamo", "greedylr_fused"),
 ]
 #: Of one collective. Above it, whatever the ranks do, stands the time given to `run`.
 COLLECTIVE = datetime.timedelta(seconds=30)
