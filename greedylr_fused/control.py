@@ -171,9 +171,11 @@ class Control:
         self.shared_gradients = self.shared[2:]
 
     def observe(self, loss: Any, weight: Any) -> None:
-        """Add `weight * loss` to what is pending; each is a number or a tensor of one element."""
+        """Add `weight * loss` to what is pending; each is a number or a tensor of one element. A DTensor is added up
+        over its mesh, all ranks of which must call this.
+        """
         total, weights = self._pending
-        scalar = isinstance(loss, Tensor) and loss.dim() == 0 and loss.device == total.device
+        scalar = type(loss) is Tensor and loss.dim() == 0 and loss.device == total.device
         if (
             scalar and loss.element_size() > 1 and not isinstance(weight, Tensor) and weight != 0
         ):  # one launch converts (not from float8), multiplies, adds
@@ -277,4 +279,6 @@ def _on(target: Tensor, value: Tensor) -> Tensor:
     """A one-element tensor as 0-d float64 on the target's device. Only a copy from a device to the host is waited for:
     the host would read it before it arrives.
     """
+    if hasattr(value, "device_mesh"):
+        value = value.full_tensor()  # type: ignore[attr-defined]
     return value.detach().reshape(()).to(target.device, torch.float64, non_blocking=target.device.type != "cpu")

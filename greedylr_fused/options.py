@@ -121,8 +121,6 @@ def check_loss(loss: Any) -> None:
             raise ValueError(
                 f"loss: got a tensor of shape {tuple(loss.shape)}, allowed is one element; use loss.mean()"
             )
-        if hasattr(loss, "device_mesh"):
-            raise TypeError("loss: got a DTensor, allowed is a plain tensor of one element; use loss.full_tensor()")
         if loss.is_complex():
             raise TypeError(f"loss: got a {loss.dtype} tensor, allowed is a real number; use loss.abs() or loss.real")
     elif not is_number(loss):

@@ -188,12 +188,3 @@ def test_metrics_of_a_run():
     metrics = opt.metrics()
     assert (metrics.step, metrics.loss, metrics.smoothed_loss, metrics.best) == (3, 9.0, 5.5, 3.0)
     assert metrics.grad_norm == 3**0.5
-
-
-def test_a_distributed_loss_is_refused_with_the_way_out():
-    class Distributed(torch.Tensor):
-        device_mesh = None
-
-    opt = FusedAdamW([parameter(torch.zeros(1), torch.ones(1))])
-    with pytest.raises(TypeError, match=r"full_tensor\(\)"):
-        opt.step(loss=torch.tensor(1.0).as_subclass(Distributed))
