@@ -24,14 +24,13 @@ from greedylr_fused.checkpoint_numbers import fitted, read_control
 from greedylr_fused.control import Control
 from greedylr_fused.formats import DTYPES, MIXES, MOMENTS
 from greedylr_fused.schedules import GreedyLR
+from greedylr_fused.wrapped import MIRROR
 
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW
 
 # ZeroRedundancyOptimizer saves the options that it was given for its local optimizer; this one is plain numbers.
 torch.serialization.add_safe_globals([GreedyLR])
-#: Beside the numbers in live groups: the LR that the group showed then, which is behind the exact one on a GPU.
-_MIRROR = "mirrored_lr"
 
 
 def state_dict(self: FusedAdamW) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def state_dict(self: FusedAdamW) -> dict[str, Any]:
             for group, own in zip(packed["param_groups"], numbers, strict=True):
                 group[KEY] = own
                 group["lr"] = own["lr"]
-            _publish(self, numbers)
+            self._rates.stamps.publish(self.param_groups, numbers)  # type: ignore[union-attr]
         packed["state"] = with_own_steps(packed["state"])
 
     with self.register_state_dict_post_hook(complete, prepend=True):  # other hooks see all of it
@@ -127,31 +126,12 @@ def _control_of(groups: Sequence[Mapping[str, Any]], control: Control) -> Contro
         return control.anew([float(group["lr"]) for group in groups])
     for own, group in zip(numbers, groups, strict=True):
         # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own, or its mirror.
-        if group["lr"] != group[KEY].get(_MIRROR):
+        if group["lr"] != group[KEY].get(MIRROR):
             own["lr"] = float(group["lr"])
     numbers = fitted(numbers, control)
     result = control.anew([own["initial_lr"] for own in numbers])
     result.load(numbers)
     return result
-
-
-def _publish(optimizer: FusedAdamW, numbers: Sequence[dict[str, Any]]) -> None:
-    """Leave the numbers in the live groups. ZeroRedundancyOptimizer saves its own groups, which share with those of
-    its local optimizer all objects but the parameters, and of the state_dict of that only the states.
-    """
-    for group, own in zip(optimizer.param_groups, numbers, strict=True):
-        shown = group.setdefault(KEY, {})
-        shown.clear()
-        shown.update(own, **{_MIRROR: group["lr"]})
-    optimizer._published = [group[KEY] for group in optimizer.param_groups]
-
-
-def retract(optimizer: FusedAdamW) -> None:
-    """Take away what was published, before a step makes it outdated; whoever saved it keeps it."""
-    if optimizer._published is not None:
-        optimizer._published = None
-        for group in optimizer.param_groups:
-            group[KEY] = {}
 
 
 def adopt(optimizer: FusedAdamW) -> None:
@@ -161,16 +141,15 @@ def adopt(optimizer: FusedAdamW) -> None:
     Raises:
         TypeError, ValueError: they are damaged, or another schedule's; names the key.
     """
-    found = [group.get(KEY) for group in optimizer.param_groups]
-    if optimizer.schedule is None or not any(found):
+    stamps = optimizer._rates.stamps
+    if stamps is None or not stamps.loaded(optimizer.param_groups):
         return
-    published = optimizer._published or ()
-    if len(published) == len(found) and all(own is known for own, known in zip(found, published, strict=True)):
-        return
+    copied = [(group.get(KEY), group["lr"]) for group in optimizer.param_groups]
     loaded, control = _control_of(optimizer.param_groups, optimizer._control), optimizer._control
     loaded.pending.copy_(control.pending)
     control.take(loaded, [])
     optimizer._restart()
+    optimizer._rates.stamps.adopted(copied)  # type: ignore[union-attr]
 
 
 @contextlib.contextmanager

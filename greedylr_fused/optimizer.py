@@ -55,8 +55,6 @@ class FusedAdamW(Optimizer):
     References: AdamW, arXiv 1711.05101; GreedyLR, arXiv 2512.14527.
     """
 
-    #: What `state_dict()` left in the groups since the last step.
-    _published: list[dict[str, Any]] | None = None
     #: GradScaler hands over `grad_scale` and `found_inf` instead of reading them.
     _step_supports_amp_scaling = True
 
@@ -144,7 +142,6 @@ class FusedAdamW(Optimizer):
         if self._control.reads_gradients:
             options.check_outside_backward()
         self._take_written()
-        checkpoint.retract(self)
         if (backend := self._engine.ready(self.param_groups, self.state)) is None:
             if self._device() != self._control.device:
                 self._control.to(self._device())
@@ -157,7 +154,7 @@ class FusedAdamW(Optimizer):
             flow.run(backend, self._control, self._engine.ranks, *amp)
         finally:
             self._engine.release()
-        self._rates.pull(self.param_groups)
+        self._rates.stepped(self.param_groups)
 
     def observe(self, loss: Any, weight: Any = 1.0) -> None:
         """Add the loss of one micro-batch, on the device; the next step uses the weighted mean of all.
@@ -209,8 +206,6 @@ class FusedAdamW(Optimizer):
             options.check_group(group, len(self.param_groups) - 1)
             if any(param.is_complex() for param in group["params"]):
                 group["fused"] = False  # torch's own has no complex kernel
-            if self.schedule is not None:
-                group[checkpoint.KEY] = {}
             if before[0] is not None:
                 options.check_params(group["params"], self._engine.state_dtype)
                 self._control = self._control.grown(float(group["lr"]))
@@ -241,12 +236,10 @@ class FusedAdamW(Optimizer):
     def _restart(self) -> None:
         """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
         self._engine.discard()
-        self._published = None
         for group in self.param_groups:
             group.pop(checkpoint.KEY, None)
-            if self.schedule is not None:  # a key that is in the groups is one that distributed checkpointing loads
-                group[checkpoint.KEY] = {}
-        self._rates = Rates(self._control, self.param_groups, driven=self.schedule is not None)
+        driven = self.schedule is not None
+        self._rates = Rates(self._control, self.param_groups, driven=driven, before=self._rates)
 
     def _numbers(self) -> list[dict[str, Any]]:
         self._take_written()

@@ -16,6 +16,7 @@ from torch import Tensor
 from greedylr_fused import options
 from greedylr_fused.control import Control
 from greedylr_fused.mirror import Metrics, Mirror
+from greedylr_fused.wrapped import Stamps
 
 
 class Rates:
@@ -25,17 +26,25 @@ class Rates:
         control: where the slots are.
         groups: the optimizer's parameter groups.
         driven: whether a loss-driven schedule writes the slots.
+        before: those of the same optimizer until now, if there were any.
+
+    Attributes:
+        stamps: tells copies of the groups from what was written to them; None if nothing is driven.
     """
 
-    def __init__(self, control: Control, groups: Sequence[dict[str, Any]], *, driven: bool) -> None:
+    def __init__(
+        self, control: Control, groups: Sequence[dict[str, Any]], *, driven: bool, before: Rates | None = None
+    ) -> None:
         self._control = control
         self._driven = driven
         self._mirror = Mirror(control)
         self._known: list[Any] = self._mirror.lr
         self._stale = False  # the snapshot under way is older than what the host wrote
+        self.stamps: Stamps | None = None
         if driven:
             for group, lr in zip(groups, self._known, strict=True):
                 group["lr"] = lr
+            self.stamps = Stamps(groups, None if before is None else before.stamps)
 
     @property
     def metrics(self) -> Metrics:
@@ -59,7 +68,18 @@ class Rates:
                 else:
                     self._known[index] = None  # nobody on the host knows: any number that follows is written
             elif self._written(index, lr):
-                self._write(index, lr)
+                if self.stamps is not None and self.stamps.outdated(index, group):
+                    group["lr"] = self._known[index]
+                else:
+                    self._write(index, lr)
+                    if self.stamps is not None:
+                        self.stamps.changed(group)
+
+    def stepped(self, groups: Sequence[dict[str, Any]]) -> None:
+        """A step has ended: show what is known by now."""
+        self.pull(groups)
+        if self.stamps is not None:
+            self.stamps.stepped(groups)
 
     def pull(self, groups: Sequence[dict[str, Any]]) -> None:
         """Take over a snapshot that has arrived and ask for the next."""
@@ -78,6 +98,8 @@ class Rates:
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
+            if self.stamps is not None:
+                self.stamps.changed(group)
 
     def _written(self, index: int, lr: float) -> bool:
         """Whether the host wrote this. With a schedule the object tells, not the value: writing the number that the
@@ -89,6 +111,7 @@ class Rates:
         for index, (group, lr) in enumerate(zip(groups, self._mirror.lr, strict=True)):
             if not self._written(index, group["lr"]):
                 group["lr"] = lr
+                Stamps.changed(group)
             self._known[index] = lr
 
     def _check(self, index: int, lr: float) -> None:

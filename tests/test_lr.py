@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lagging import install
 from support import assert_same, parameter, snapshot
 
 from greedylr_fused import FusedAdamW, GreedyLR
@@ -188,3 +189,34 @@ def test_last_lr_includes_what_was_written():
     opt = build()
     opt.param_groups[0]["lr"] = 0.5
     assert opt.last_lr() == [0.5]
+
+
+@pytest.mark.parametrize("lagging", [False, True])
+def test_going_back_to_a_number_that_was_shown_before(monkeypatch, lagging):
+    """Whatever changed the LR since the last step: what is written to a group is taken as written."""
+    if lagging:
+        install(monkeypatch)
+    for change in (
+        lambda o, saved: o.set_lr(0.75),
+        lambda o, saved: o.param_groups[0].update(lr=0.75) or o.last_lr(),
+        lambda o, saved: o.load_state_dict(saved),
+    ):
+        opt = build()
+        saved = opt.state_dict()
+        for loss in (3.0, 2.0):
+            opt.step(loss=loss)
+        before = shown(opt)[0]
+        change(opt, saved)
+        assert opt.last_lr() != [before]
+        opt.param_groups[0]["lr"] = before
+        assert opt.last_lr() == [before] == shown(opt)
+
+
+def test_a_checkpoint_leaves_no_numbers_in_the_groups_for_long():
+    opt = build()
+    opt.state_dict()
+    opt.step(loss=3.0)
+    assert opt.param_groups[0]["control"] == {}
+    twin = build()
+    twin.load_state_dict(opt.state_dict())
+    assert twin.param_groups[0]["control"] == {}
