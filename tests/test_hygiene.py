@@ -46,6 +46,12 @@ def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= 300
 
 
+def test_test_modules_have_names_of_their_own():
+    """pytest imports each under its bare name, and stops at the second of one name."""
+    names = [path.name for path in PYTHON if path.name.startswith("test_")]
+    assert not {found for found in names if names.count(found) > 1}
+
+
 @pytest.mark.parametrize("path", PACKAGE, ids=name)
 def test_functions_are_short(path):
     for node in ast.walk(ast.parse(path.read_text())):
