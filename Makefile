@@ -12,13 +12,17 @@ TORCH_STAMP := $(VENV)/.$(subst =,-,$(subst >,,$(TORCH)))
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 
+# A process per core, and no more than their memory allows: each imports torch. Who has no work left takes half of what
+# another has before it. ARGS come later and win: ARGS="-n0 -s" runs in one process and shows what is printed.
+PARALLEL := -n logical --maxprocesses 8 --dist worksteal
+
 .PHONY: help train test bench gpu-check lint format doctor clean
 
 help:
 	@echo "make train    pretrain a small GPT on real text, beside the unfused baseline (about 3 minutes on 2 cores)"
 	@echo "              Ctrl-C saves; go on with: make train ARGS='--resume runs/train'"
 	@echo "              other options (--data FILE_OR_DIR, --steps N, ...): make train ARGS=--help"
-	@echo "make test     run all tests"
+	@echo "make test     run all tests, on all cores"
 	@echo "make bench    measure speed beside other optimizers and the memory's own: minutes; results in runs/bench"
 	@echo "make gpu-check   on a machine with a GPU: its tests, sanitizers and benchmarks, in 9 minutes; with the"
 	@echo "              $(PYTHON) at hand, no network; results in \$$OUT or gpu-check-out"
@@ -53,7 +57,7 @@ train: $(BUILT)
 	@$(BIN)/python examples/pretrain.py $(if $(findstring --resume,$(ARGS)),,$(TRAIN)) $(ARGS)
 
 test: $(BUILT)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 bench: $(BUILT)
 	@$(BIN)/python -m benchmarks $(if $(findstring --out,$(ARGS)),,--out runs/bench) $(ARGS)

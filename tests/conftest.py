@@ -1,5 +1,6 @@
 """Which backends the conformance suite runs, where, and how many random steps it may take.
 
+pytest tests -n logical --dist worksteal             on all cores, as `make test` does
 pytest tests                                          reference, cpu, and cuda emulated on the CPU; triton's interpreter
                                                       in its own process
 pytest tests/conformance --device cuda                reference, cuda, triton
@@ -20,7 +21,7 @@ pytest.register_assert_rewrite("support", "oracle")
 from support import Budget  # noqa: E402
 
 NATIVE = Budget(
-    control_steps={"cpu": 100_000, "cuda": 100_000, "reference": 100_000, "triton": 20_000},
+    control_steps={"cpu": 100_000, "cuda": 100_000, "reference": 20_000, "triton": 20_000},
     trajectory=60,
     rounds=3,
     elements=150_000,
@@ -34,6 +35,7 @@ def interpreted() -> bool:
 
 
 def pytest_addoption(parser):
+    parser.addoption("--part", help="run every N-th test only, from the I-th on: I/N, with I from 0")
     parser.addoption("--backend", action="append", help="backend under conformance test (default: see above)")
     parser.addoption("--control-steps", type=int, help="random control steps compared with transformers, per backend")
     parser.addoption("--device", default="cpu", help="device of the parameters in the conformance suite (default: cpu)")
@@ -57,7 +59,28 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("backend", backends(metafunc.config))
 
 
-def pytest_collection_modifyitems(items):
+def long_ones_first(items, processes):
+    """Of several processes (pytest-xdist) each begins with its share of the items in a row; who has none left takes
+    some from the end of another's, but never the one that this other would run next.
+    """
+    long = [item for item in items if item.get_closest_marker("slow")]
+    rest = [item for item in items if not item.get_closest_marker("slow")]
+    order = []
+    for i in range(processes):
+        first = long[i::processes]
+        count = (len(items) - len(order)) // (processes - i) - len(first)
+        order += first + rest[: max(count, 0)]
+        del rest[: max(count, 0)]
+    return order + rest
+
+
+def pytest_collection_modifyitems(config, items):
+    if part := config.getoption("--part"):
+        first, step = map(int, part.split("/"))
+        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % step != first])
+        items[:] = items[first::step]
+    if hasattr(config, "workerinput"):
+        items[:] = long_ones_first(items, config.workerinput["workercount"])
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

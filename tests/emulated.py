@@ -1,5 +1,6 @@
 """The CUDA backend without a GPU: its module compiled as plain C++, whose kernels run on CPU tensors."""
 
+import fcntl
 import functools
 import importlib.machinery
 import importlib.util
@@ -24,7 +25,10 @@ def module() -> ModuleType:
     output = FOLDER / f"_cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
     objects = native_cuda.emulated_recipe(compiler).objects
     flags = ("-O2", *native.WARNINGS, "-Werror", *native.VISIBILITY)
-    native.build(compiler, objects, output, output.with_suffix(".objects"), flags, native.module_link_flags())
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with open(FOLDER / "lock", "w") as lock:  # tests may run in several processes, which share what is compiled
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        native.build(compiler, objects, output, output.with_suffix(".objects"), flags, native.module_link_flags())
     # The module's initialisation has the name of the real one.
     loader = importlib.machinery.ExtensionFileLoader("_cuda", str(output))
     found = importlib.util.module_from_spec(importlib.util.spec_from_loader("_cuda", loader))
