@@ -1,11 +1,18 @@
 """The conformance suite's own fixtures."""
 
+import os
+
 import pytest
 
 from greedylr_fused import watch
 
+WAYS = ["compiled", "dlpack", "python"]
+if os.environ.get("TRITON_INTERPRET") == "1":
+    # The kernels get the same table however tensors are looked at: with those that take milliseconds, one way.
+    WAYS = WAYS[-1:] if watch.unavailable() else WAYS[:1]
 
-@pytest.fixture(params=["compiled", "dlpack", "python"])
+
+@pytest.fixture(params=WAYS)
 def watched(request, monkeypatch):
     """All ways to look at tensors between steps, for the tests of what must be noticed."""
     if request.param == "dlpack":
