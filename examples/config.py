@@ -1,18 +1,15 @@
-"""The run's options: sizes by name, the dataclass that a checkpoint keeps, the command line."""
+"""The run's options: sizes by name, and the dataclass that a checkpoint keeps."""
 
 from __future__ import annotations
 
-import argparse
-import math
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from greedylr_fused import GreedyLR
 
+from engine import Ranks
 from errors import UsageError
 from model import Shape
 
@@ -84,6 +81,11 @@ class Config:
         return ("fused", "torch") if self.compare else (self.optimizer,)
 
     @property
+    def kind(self) -> str:
+        """In a word, what is trained with."""
+        return "compare" if self.compare else self.optimizer
+
+    @property
     def schedule(self) -> GreedyLR:
         """Single losses are noisy, so means over a window are compared; the bounds are 0.1 and 4 times `lr`."""
         return GreedyLR(
@@ -94,70 +96,6 @@ class Config:
             min_lr=0.1 * self.lr,
             max_lr=4 * self.lr,
         )
-
-
-@dataclass(frozen=True)
-class Request:
-    """A parsed command line: options as given, nothing filled in."""
-
-    given: dict[str, Any]
-    out: Path | None
-    resume: Path | None
-    overwrite: bool
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see --help)")
-
-
-def parse(arguments: Sequence[str] | None) -> Request:
-    """Read the command line.
-
-    Raises:
-        UsageError: an unknown option or a value that is not allowed.
-    """
-    parser = _Parser(
-        prog="pretrain.py",
-        description="Pretrain a byte-level GPT on real text with FusedAdamW and GreedyLR, which moves the learning "
-        "rate between 0.1 and 4 times --lr.",
-        epilog="Ctrl-C (or SIGTERM) finishes the step, saves and exits with 130 (143); --resume goes on as if nothing "
-        "had happened, to the bit. A run that diverges (a held-out loss, or 20 steps in a row, not finite) stops with "
-        "exit code 1 and leaves the checkpoint before. A wrong option, path or checkpoint: one line, exit code 2, "
-        "nothing written.",
-        argument_default=argparse.SUPPRESS,
-    )
-    sizes = "; ".join(f"{name}: batch {s.batch}, lr {s.lr:g}, steps {s.steps}" for name, s in SIZES.items())
-    add = parser.add_argument
-    add("--size", choices=list(SIZES), help="model size (default: tiny on a CPU, gpt2 on a GPU; micro is for tests)")
-    add("--optimizer", choices=["fused", "torch"], help="fused: FusedAdamW; torch: AdamW, clipping and a host GreedyLR")
-    add("--compare", action="store_true", help="run both optimizers from one seed and show the differences")
-    add("--data", metavar="PATH", help="a text file or a folder (default: the Python standard library's sources)")
-    add("--steps", type=_count, help=f"optimizer steps (defaults: {sizes})")
-    add("--batch", type=_up_to(2**16), help="windows per micro-batch (default: by size)")
-    add("--accumulate", type=_up_to(2**16), help="micro-batches per step (default: 1)")
-    add("--lr", type=_positive, help="starting learning rate; its bounds are 0.1 and 4 times that (default: by size)")
-    add("--weight-decay", type=_not_negative, help="of matrices (default: 0.1)")
-    add("--factor", type=float, help="GreedyLR: a cut multiplies by it, a raise divides (default: 0.85)")
-    add("--patience", type=int, help="GreedyLR: a change comes after one more observation than that (default: 10)")
-    add("--window", type=_up_to(10**6), help="GreedyLR: losses in the mean that is compared (default: 50)")
-    add("--seed", type=_seed, help="of weights and batches (default: 0)")
-    add("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
-    add("--threads", type=_up_to(os.cpu_count() or 1), help="CPU threads (default: as many as cores may be used)")
-    add("--save-every", type=_count, help="steps between checkpoints (default: 100)")
-    add("--eval-every", type=_count, help="steps between held-out losses (default: 100)")
-    add("--log-every", type=_count, help="steps between lines where there is no terminal (default: 20)")
-    add("--out", type=Path, help="output folder (default: runs/SIZE-OPTIMIZER or runs/SIZE-compare)")
-    add("--resume", type=Path, metavar="DIR", help="go on with the run in DIR; --steps may be raised")
-    add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
-    given = vars(parser.parse_args(arguments))
-    out, resume = given.pop("out", None), given.pop("resume", None)
-    overwrite = given.pop("overwrite", False)
-    if resume is not None and (out is not None or overwrite):
-        raise UsageError("--resume writes where it reads; leave out --out and --overwrite")
-    if {"compare", "optimizer"} <= given.keys():
-        raise UsageError("--compare runs both optimizers; leave out --optimizer, or --compare")
-    return Request(given, out, resume, overwrite)
 
 
 def new_config(given: dict[str, Any]) -> Config:
@@ -200,6 +138,26 @@ def resumed_config(saved: dict[str, Any], given: dict[str, Any]) -> Config:
     return replace(config, **{name: value for name, value in given.items() if name in MAY_CHANGE})
 
 
+def check_ranks(config: Config, ranks: Ranks) -> None:
+    """Refuse what several processes cannot do, or not to the same result as one.
+
+    Raises:
+        UsageError: a batch that does not divide, more processes than GPUs, the baseline.
+    """
+    if config.optimizers != ("fused",) and ranks.engine:
+        what = "--compare" if config.compare else "--optimizer torch"
+        raise UsageError(f"{what}: the baseline decides from the loss of its own rank; run it without torchrun")
+    if config.batch % ranks.size:
+        raise UsageError(
+            f"--batch: got {config.batch} windows for {ranks.size} ranks, allowed is a multiple of {ranks.size}; "
+            "choose another --batch or --nproc-per-node"
+        )
+    if config.device == "cuda" and ranks.engine:
+        here, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if here > found:
+            raise UsageError(f"--nproc-per-node: got {here} on a machine with {found} GPUs; allowed is one for each")
+
+
 def _in_words(config: Config, name: str) -> Any:
     if name in ("optimizer", "compare"):
         return "both optimizers" if config.compare else config.optimizer
@@ -209,44 +167,3 @@ def _in_words(config: Config, name: str) -> Any:
 def _usable_cores() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(torch.get_num_threads(), allowed)
-
-
-def _count(text: str) -> int:
-    return _whole(text, 1, 2**53)
-
-
-def _seed(text: str) -> int:
-    return _whole(text, 0, 2**32 - 1)
-
-
-def _up_to(most: int) -> Callable[[str], int]:
-    return lambda text: _whole(text, 1, most)
-
-
-def _whole(text: str, least: int, most: int) -> int:
-    allowed = f"a whole number, {least} or more" if most >= 2**53 else f"a whole number from {least} to {most:,}"
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"got {text}, allowed is {allowed}")
-    return value
-
-
-def _positive(text: str) -> float:
-    return _number(text, "a positive number", lambda value: 0 < value < math.inf)
-
-
-def _not_negative(text: str) -> float:
-    return _number(text, "0 or a positive number", lambda value: 0 <= value < math.inf)
-
-
-def _number(text: str, allowed: str, fits: Callable[[float], bool]) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not fits(value):
-        raise argparse.ArgumentTypeError(f"got {text}, allowed is {allowed}")
-    return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from errors import UsageError
 
 DEFAULT_CAP = 20_000_000  # bytes of the default corpus; one's own data is taken whole
 HELD_OUT = 0.05
+Share = Callable[[Tensor], Tensor]  # the windows of a batch that are this rank's
 
 
 @dataclass(frozen=True)
@@ -79,17 +80,18 @@ class Batches:
         batch, context: windows per batch, bytes per window.
         seed: same seed, same windows.
         device: where the batches go.
+        share: what to take of a batch. All ranks draw the same one, so that they stay at one position.
     """
 
-    def __init__(self, data: Tensor, batch: int, context: int, seed: int, device: torch.device) -> None:
-        self._data, self._batch, self._context, self._device = data, batch, context, device
+    def __init__(self, data: Tensor, batch: int, context: int, seed: int, device: torch.device, share: Share) -> None:
+        self._data, self._batch, self._context, self._device, self._share = data, batch, context, device, share
         self._generator = torch.Generator().manual_seed(seed)
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """Tokens and targets, int64 (batch, context)."""
+        """Tokens and targets of this rank, int64 (batch / ranks, context)."""
         last = self._data.numel() - self._context
         starts = torch.randint(last, (self._batch,), generator=self._generator)
-        return _windows(self._data, starts, self._context, self._device)
+        return _windows(self._data, self._share(starts), self._context, self._device)
 
     def position(self) -> Tensor:
         """Where the sequence of windows stands, for a checkpoint."""
@@ -101,13 +103,18 @@ class Batches:
 
 
 def held_out_batches(
-    data: Tensor, batch: int, context: int, limit: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """At most `limit` windows, evenly spaced over the held-out bytes, always the same."""
+    data: Tensor, batch: int, context: int, limit: int, device: torch.device, share: Share
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """At most `limit` windows, evenly spaced over the held-out bytes, always the same: tokens, targets, and how many of
+    their bytes count. Every rank gets as many batches, since under FSDP all run the model together; one for which no
+    window is left gets one that does not count.
+    """
     count = min(limit, (data.numel() - 1) // context)
     starts = torch.linspace(0, data.numel() - context - 1, count, dtype=torch.float64).long()
     for part in starts.split(batch):
-        yield _windows(data, part, context, device)
+        own = share(part)
+        tokens, targets = _windows(data, own if len(own) else part[:1], context, device)
+        yield tokens, targets, len(own) * context
 
 
 def _windows(data: Tensor, starts: Tensor, context: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 from greedylr_fused.mirror import Metrics
 
 from checkpoint import write_atomically
+from errors import WriteError
 
 NAME = "run.jsonl"
 Row = dict[str, Any]
@@ -19,22 +20,26 @@ class Record:
     """The lines of a run, in memory and on disk.
 
     Args:
-        folder: the run's folder.
+        folder: the run's folder; None on the ranks that write nothing.
         steps: steps done by each trainer, skipped ones included; lines of later ones, from after the checkpoint, are
             dropped.
     """
 
-    def __init__(self, folder: Path, steps: dict[str, int]) -> None:
-        path = folder / NAME
-        lines = path.read_text().splitlines() if any(steps.values()) and path.exists() else []
-        self.rows = [row for row in map(_parsed, lines) if row and row["step"] <= steps.get(row["run"], 0)]
-        kept = "".join(_line(row) for row in self.rows)
-        write_atomically(path, lambda file: file.write(kept.encode()))
+    def __init__(self, folder: Path | None, steps: dict[str, int]) -> None:
+        self._path = folder / NAME if folder else None
+        self.rows: list[Row] = []
+        self._written = 0
         self._last = steps
-        self._file = path.open("a")
+        if self._path is None:
+            return
+        lines = self._path.read_text().splitlines() if any(steps.values()) and self._path.exists() else []
+        self.rows = [row for row in map(_parsed, lines) if row and row["step"] <= steps.get(row["run"], 0)]
+        kept = "".join(map(_line, self.rows))
+        write_atomically(self._path, lambda file: file.write(kept.encode()))
+        self._written = len(self.rows)
 
     def add(self, run: str, metrics: Metrics, *, skipped: bool) -> None:
-        """Write what has arrived from the device; nothing if that is the step written last.
+        """Take down what has arrived from the device; nothing if that is the step of the last line.
 
         Args:
             run: the trainer's name.
@@ -56,23 +61,27 @@ class Record:
             "grad_norm": finite_or_none(metrics.grad_norm),
             "skipped": metrics.skipped,  # so far
         }
-        self._write(row)
+        self.rows.append(row)
 
     def add_held_out(self, run: str, step: int, bits: float) -> None:
-        """Write a held-out loss in bits per byte; null if it is not finite."""
-        self._write({"run": run, "step": step, "held_out_bits_per_byte": finite_or_none(bits)})
-
-    def _write(self, row: Row) -> None:
-        self.rows.append(row)
-        self._file.write(_line(row))
+        """Take down a held-out loss in bits per byte; null if it is not finite."""
+        self.rows.append({"run": run, "step": step, "held_out_bits_per_byte": finite_or_none(bits)})
 
     def flush(self) -> None:
-        """Bring the file up to date, before a checkpoint is saved."""
-        self._file.flush()
+        """Bring the file up to date.
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        Raises:
+            WriteError: it cannot be; a line cut short is dropped when the run goes on.
+        """
+        new = "".join(map(_line, self.rows[self._written :]))
+        self._written = len(self.rows)
+        if self._path is None or not new:
+            return
+        try:
+            with self._path.open("a") as file:
+                file.write(new)
+        except OSError as error:
+            raise WriteError(f"{self._path}: not written: {error.strerror}; the checkpoint is whole") from None
 
     def series(self, run: str, key: str) -> tuple[list[int], list[Any]]:
         """Steps and values of one run, where there is a value."""

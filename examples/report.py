@@ -70,6 +70,13 @@ def _spread(milliseconds: list[float]) -> dict[str, float]:
     return {"median": statistics.median(times), "p20": p20, "p80": p80, "steps": len(times)}
 
 
+def write(folder: Path, config: Config, found: Results, record: Record, diverged: str | None, console: Console) -> None:
+    """Leave what the run found in its folder, and show it."""
+    summary = write_summary(folder, found, record, diverged)
+    draw(folder / "curves.png", config, record, summary)
+    print_summary(console, summary, folder)
+
+
 def write_summary(folder: Path, found: Results, record: Record, diverged: str | None) -> dict[str, Any]:
     """`summary.json`: the results of each run, why it was given up (None if it was not), and where two runs part."""
     summary: dict[str, Any] = {"runs": found, "diverged": diverged, "environment": environment()}

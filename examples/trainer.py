@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import Config
 from data import Batches, Corpus, held_out_batches
+from engine import Ranks, load_whole_state, whole_state
 from model import GPT, parameter_groups
 from unfused import UnfusedAdamW
 
@@ -33,13 +34,15 @@ class Trainer:
         name: "fused" or "torch", the optimizer.
         config: the run's options; two trainers of one config start from the same bits and see the same batches.
         corpus: the text.
+        ranks: this process among those that train the model.
     """
 
-    def __init__(self, name: str, config: Config, corpus: Corpus) -> None:
-        torch.manual_seed(config.seed)
-        self.name, self.config = name, config
+    def __init__(self, name: str, config: Config, corpus: Corpus, ranks: Ranks) -> None:
+        torch.manual_seed(config.seed)  # the same weights on every rank
+        self.name, self.config, self.ranks = name, config, ranks
         self.device = torch.device(config.device)
-        self.model = GPT(config.shape).to(self.device)
+        self.model = ranks.wrap(GPT(config.shape).to(self.device), self.device)
+        torch.manual_seed(config.seed + ranks.rank)  # other random numbers, should the model draw any
         self.optimizer = OPTIMIZERS[name](
             parameter_groups(self.model, config.weight_decay),
             lr=config.lr,
@@ -48,7 +51,7 @@ class Trainer:
             schedule=config.schedule,
             max_grad_norm=1.0,
         )
-        self.batches = Batches(corpus.train, config.batch, config.context, config.seed, self.device)
+        self.batches = Batches(corpus.train, config.batch, config.context, config.seed, self.device, ranks.share)
         self._held_out = corpus.held_out
         self.steps = 0
         self.metrics: Metrics = self.optimizer.metrics()
@@ -61,7 +64,8 @@ class Trainer:
         """One optimizer step over `accumulate` micro-batches. With the fused optimizer the host waits for nothing."""
         begin = time.perf_counter()
         with self.step_clock.measure():
-            losses = [self._backward() for _ in range(self.config.accumulate)]
+            count = self.config.accumulate
+            losses = [self._backward(last=number == count) for number in range(1, count + 1)]
             with self.optimizer_clock.measure():
                 for loss in losses:
                     self.optimizer.observe(loss)
@@ -84,11 +88,12 @@ class Trainer:
         """Steps since the last one with a finite loss and gradient, of those that have arrived from the device."""
         return self.metrics.step + self.metrics.skipped - self._last_good
 
-    def _backward(self) -> Tensor:
-        """Add the gradient of one micro-batch; its loss in nats per byte, 0-d, on the device."""
-        with self._autocast():
-            loss = self.model(*self.batches.next())
-        (loss / self.config.accumulate).backward()
+    def _backward(self, *, last: bool) -> Tensor:
+        """Add the gradient of one micro-batch; the loss of this rank's part in nats per byte, 0-d, on the device."""
+        with self.ranks.accumulating(self.model, last=last):
+            with self._autocast():
+                loss = self.model(*self.batches.next())
+            (loss / self.config.accumulate).backward()
         return loss.detach()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -96,17 +101,17 @@ class Trainer:
 
     @torch.no_grad()
     def held_out_bits(self) -> float:
-        """Held-out loss in bits per byte. Waits for the device."""
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        count = 0
-        batches = held_out_batches(
-            self._held_out, self.config.batch, self.config.context, HELD_OUT_WINDOWS, self.device
-        )
-        for tokens, targets in batches:
+        """Held-out loss over all ranks in bits per byte. Waits for the device."""
+        total, count = torch.zeros(2, dtype=torch.float64, device=self.device)
+        config, share = self.config, self.ranks.share
+        for tokens, targets, counted in held_out_batches(
+            self._held_out, config.batch, config.context, HELD_OUT_WINDOWS, self.device, share
+        ):
             with self._autocast():
-                total += self.model(tokens, targets).double() * tokens.numel()
-            count += tokens.numel()
-        return total.item() / count / math.log(2)
+                total += self.model(tokens, targets).double() * counted
+            count += counted
+        total, count = self.ranks.total(torch.stack((total, count))).tolist()
+        return total / count / math.log(2)
 
     @property
     def parameters(self) -> int:
@@ -126,18 +131,15 @@ class Trainer:
             self._recent[-1] += time.perf_counter() - begin
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a later step depends on, but the random generators of the process."""
-        return {
-            "steps": self.steps,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "batches": self.batches.position(),
-        }
+        """Everything that a later step depends on, but the random generators of the processes. Every rank takes part;
+        only rank 0 gets the tensors.
+        """
+        whole = whole_state(self.model, self.optimizer)
+        return {"steps": self.steps, "batches": self.batches.position(), **whole}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Go on from what `state_dict()` gave rank 0, under this engine or another."""
+        load_whole_state(self.model, self.optimizer, state)
         self.batches.seek(state["batches"])
         self.steps = state["steps"]
         self.metrics = self.optimizer.metrics()

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRELOAD = [
     *("pytest", "torch", "torch.distributed", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"),
     *("torch.distributed.checkpoint.state_dict", "torch.distributed.optim", "torch._dynamo", "greedylr_fused"),
+    *("torch.distributed.launcher.api", "matplotlib.pyplot", "rich.progress", "rich.table"),  # of the main job's ranks
 ]
 #: Of one collective. Above it, whatever the ranks do, stands the time given to `run`.
 COLLECTIVE = datetime.timedelta(seconds=30)

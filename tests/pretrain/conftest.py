@@ -1,13 +1,12 @@
 """The main job, with the micro size on a small text, in this process."""
 
 import importlib
-from pathlib import Path
 
 import pytest
+from running import EXAMPLES, write_text
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
 @pytest.fixture
@@ -16,12 +15,6 @@ def example(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.chdir(tmp_path)
     return importlib.import_module
-
-
-def write_text(folder):
-    path = folder / "text.txt"
-    path.write_text("".join(f"line {n}: {n * n} is the square of {n}\n" for n in range(300)))
-    return path
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def not_a_checkpoint(folder):
 
 
 def without_keys(folder):
-    torch.save({"format": 1}, folder / "checkpoint.pt")
+    torch.save({"format": 2}, folder / "checkpoint.pt")
 
 
 def of_another_shape(folder):
@@ -85,6 +85,7 @@ def unchanged(folder):
             ["--resume", "run", "--data", "x"],
             "--data x: the checkpoint is of a run with the default",
         ),
+        (unchanged, ["--fsdp", "--ddp", "--out", "other"], "--ddp: not allowed with argument --fsdp"),
         (unchanged, ["--nonsense"], "unrecognized"),
     ],
 )
@@ -103,10 +104,10 @@ def test_what_cannot_work_is_one_line_and_touches_nothing(
     assert contents(run) == before and sorted(os.listdir(tmp_path)) == names
 
 
-def test_several_processes_are_refused(pretrain, monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert pretrain("--out", tmp_path / "run") == 2
-    assert "without torchrun" in capsys.readouterr().err
+@pytest.mark.parametrize("engine", ["--fsdp", "--ddp"])
+def test_an_engine_without_torchrun_is_refused(pretrain, tmp_path, capsys, engine):
+    assert pretrain("--out", tmp_path / "run", engine) == 2
+    assert f"torchrun --nproc-per-node 2 examples/pretrain.py {engine}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -24,8 +24,8 @@ def broken_steps(example, monkeypatch):
         trainer = example("trainer").Trainer
         backward = trainer._backward
 
-        def broken(self):
-            loss = backward(self)
+        def broken(self, **options):
+            loss = backward(self, **options)
             if self.name == name and self.steps + 1 in numbers:
                 for parameter in self.model.parameters():
                     parameter.grad.fill_(math.nan)

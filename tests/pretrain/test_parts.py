@@ -23,7 +23,7 @@ def test_a_failed_write_leaves_the_old_file(example, tmp_path):
         file.write(b"half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(example("errors").WriteError, match="not written: disk full; the one before stays"):
         example("checkpoint").write_atomically(path, fail)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
