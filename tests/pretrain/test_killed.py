@@ -54,6 +54,7 @@ def undisturbed(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine, moment", list(moments()))
 def test_a_killed_rank_changes_nothing(undisturbed, tmp_path, engine, moment):
     straight, folder = undisturbed(engine), prepared(tmp_path / "killed")

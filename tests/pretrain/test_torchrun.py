@@ -35,6 +35,7 @@ def ranks_of(torchrun):
     return [int(pid) for pid in path.read_text().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks in Linux's /proc")
 def test_torchrun_starts_a_killed_job_again_and_it_goes_on(tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"

@@ -43,6 +43,7 @@ def told_once(outcome, message):
     assert outcome.err[1:] == [""] * (len(outcome.err) - 1)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_engine_and_ends_as_in_one_process(pretrain, start, folder, tmp_path):
     """Within rounding, whose measure is a run of one process that adds the same losses up in another order: in one
     micro-batch of twelve windows instead of two of six.
@@ -68,6 +69,7 @@ def test_a_run_goes_on_with_another_engine_and_ends_as_in_one_process(pretrain, 
     assert held_out(folder / "run") == pytest.approx(held_out(tmp_path / "alone"), abs=2 * rounding)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_saves_and_ends_all(start, folder, tmp_path):
     straight, stopped = tmp_path / "straight", folder
     straight.mkdir()
@@ -94,6 +96,7 @@ def small_disk(rank):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 
 
+@pytest.mark.slow
 def test_what_fails_on_one_rank_is_said_once_and_ends_all(start, folder):
     assert start(folder, "--ddp", "--steps", 2).codes == [0, 0]
     run = folder / "run"
