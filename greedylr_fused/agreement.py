@@ -16,26 +16,43 @@ if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW
 
 
-def check_same_parameters(params: Sequence[Tensor], group: Any) -> None:
-    """Refuse plain parameters of which each rank holds others, as those of ZeroRedundancyOptimizer: their norm would be
-    taken for that of replicas. Compares shapes, dtypes and the first elements; waits for the device and all ranks.
+def check_parameters(replicas: Sequence[Tensor], parts: Sequence[Tensor], group: Any) -> None:
+    """Refuse parameters whose norm would be taken for another: plain ones of which each rank holds others, as those of
+    ZeroRedundancyOptimizer, and FSDP1's of which several hold the same, as under HYBRID_SHARD. Compares shapes, dtypes
+    and two elements of each; waits for the device and all ranks.
 
     Raises:
         RuntimeError: on every rank alike.
     """
-    first = [torch.view_as_real(p) if p.is_complex() else p for p in (p.detach() for p in params if p.numel())]
-    values = [p[(0,) * p.dim()].to(torch.float64) for p in first]
-    numbers = torch.stack(values).tolist() if values else []
-    text = repr([(tuple(p.shape), str(p.dtype)) for p in params]) + repr(list(map(float.hex, numbers)))
-    prints = gathered(hashlib.sha256(text.encode()).hexdigest(), group)
+    found = gathered((_fingerprint(replicas), _fingerprint(parts)), group)
+    prints = [own for own, _ in found]
     if len(set(prints)) > 1:
-        others = [rank for rank, found in enumerate(prints) if found != prints[0]]
+        other = next(rank for rank, own in enumerate(prints) if own != prints[0])
         raise RuntimeError(
-            f"FusedAdamW: got plain parameters that are others on rank {others[0]} of the process group than on rank 0 "
+            f"FusedAdamW: got plain parameters that are others on rank {other} of the process group than on rank 0 "
             "(shapes, dtypes or values), allowed are replicas, of which one counts; pass partitions=, the number of "
             "parts that all parameters are divided into over the ranks: the world size for ZeroRedundancyOptimizer, "
             "1 if they are replicas all the same"
         )
+    held = [(part, rank) for rank, (_, part) in enumerate(found) if part]  # those with nothing are not alike
+    different = dict(reversed(held))
+    if len(different) < len(held):
+        first, second = next([different[part], rank] for part, rank in held if different[part] != rank)
+        raise RuntimeError(
+            f"FusedAdamW: got the same part of FSDP1's parameters on the ranks {first} and {second} of the process "
+            f"group, allowed is another part on each of its {len(found)} ranks; pass partitions={len(different)}, the "
+            "number of ranks that hold one copy together: those of a shard group under HYBRID_SHARD, 1 under NO_SHARD"
+        )
+
+
+def _fingerprint(params: Sequence[Tensor]) -> str:
+    """Empty if the parameters have no elements."""
+    held = [torch.view_as_real(p) if p.is_complex() else p for p in (p.detach() for p in params if p.numel())]
+    if not held:
+        return ""
+    values = torch.stack([p[(end,) * p.dim()].to(torch.float64) for p in held for end in (0, -1)]).tolist()
+    text = repr([(tuple(p.shape), str(p.dtype)) for p in params]) + repr(list(map(float.hex, values)))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def gathered(value: Any, group: Any) -> list[Any]:

@@ -73,7 +73,7 @@ class Ranks:
             )
         self._sharded = max(shards) > 1
         if first and self.partitions is None and self.decide_together:
-            self._to_compare = [param for param in params if _layout(param) is None and not _is_flattened(param)]
+            self._to_compare = [param for param in params if _layout(param) is None]
 
     @property
     def decide_together(self) -> bool:
@@ -127,16 +127,23 @@ class Ranks:
             return control.shared
         return control.shared_gradients if self._sharded and (control.reads_gradients or scaled) else None
 
-    def add_up(self, shared: Tensor) -> Any:
+    def add_up(self, shared: Tensor, *, norm: bool) -> Any:
         """Start to add up those slots over all ranks, in place; `wait()` of what is returned lets the device wait on a
         GPU, the host on a CPU.
 
+        Args:
+            shared: what `shared()` returned.
+            norm: whether they hold a norm, the first of which is preceded by a comparison of the parameters.
+
         Raises:
-            RuntimeError: the group has no backend for the device of the parameters; or, at the first step, plain
-                parameters are not the same on all ranks.
+            RuntimeError: the group has no backend for the device of the parameters; or they are not divided over the
+                ranks as the norm takes it.
         """
-        if self._to_compare is not None and not (shared.is_cuda and torch.cuda.is_current_stream_capturing()):
-            agreement.check_same_parameters(self._to_compare, self.group)
+        capturing = shared.is_cuda and torch.cuda.is_current_stream_capturing()
+        if norm and self._to_compare is not None and not capturing:
+            parts = [param for param in self._to_compare if _is_flattened(param)]
+            replicas = [param for param in self._to_compare if not _is_flattened(param)]
+            agreement.check_parameters(replicas, parts, self.group)
             self._to_compare = None
         try:
             return dist.all_reduce(shared, group=self.group, async_op=True)

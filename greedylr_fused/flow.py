@@ -30,7 +30,7 @@ def run(backend: Backend, control: Control, ranks: Ranks, grad_scale: Tensor | N
         return
     if reads:
         backend.measure(decides=False)
-    sums = ranks.add_up(shared)
+    sums = ranks.add_up(shared, norm=reads)
     if reads or scaled:
         sums.wait()
         backend.decide()

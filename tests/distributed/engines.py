@@ -40,11 +40,16 @@ def wrapped(net):
     return whole(net.module)
 
 
-def zero(rank, world):
+def zero_in_buckets(rank, world):
+    """Parameters are views into buckets, on other memory than at construction of the model."""
+    return zero(rank, world, parameters_as_bucket_view=True)
+
+
+def zero(rank, world, **options):
     from torch.distributed.optim import ZeroRedundancyOptimizer  # warns where it was not imported before
 
     net, _, arguments, parameters = ddp(rank, world)
-    opt = ZeroRedundancyOptimizer(net.parameters(), optimizer_class=FusedAdamW, partitions=world, **OPTIONS)
+    opt = ZeroRedundancyOptimizer(net.parameters(), FusedAdamW, partitions=world, **OPTIONS, **options)
     return net, opt, arguments, parameters
 
 
@@ -186,6 +191,6 @@ def fsdp1_hybrid(rank, world):
 #: dimensions.
 ENGINES = {
     2: [ddp, zero, fsdp2, fsdp2_keeps_parameters, fsdp2_offloads, fsdp1_flat, fsdp1_not_sharded, sequence_parallel],
-    3: [ddp, zero, fsdp2_ignores, fsdp1_originals, tensor_parallel],
+    3: [ddp, zero_in_buckets, fsdp2_ignores, fsdp1_originals, tensor_parallel],
     4: [zero, hsdp, fsdp1_hybrid, fsdp2, tensor_parallel_and_fsdp2, tensor_parallel_and_ddp],
 }

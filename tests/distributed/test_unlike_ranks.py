@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from ranks import run
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
@@ -130,10 +131,31 @@ def without_parameters(rank):
 def undeclared(rank):
     """Parameters are divided, some ranks got none, and nobody said so: an error on every rank."""
     opt = FusedAdamW([{"params": [plain(3, seed=rank)] if rank < 2 else []}], **CLIPS)
+    return error_of(lambda: opt.step(loss=1.0))
+
+
+def hybrid(rank):
+    """FSDP1 under HYBRID_SHARD, and nobody said so: an error on every rank, if a norm is added up."""
+    found = []
+    for options in (CLIPS, dict(lr=0.1, schedule=SCHEDULE)):
+        mesh = init_device_mesh("cpu", (2, 2))
+        torch.manual_seed(0)
+        strategy, device = ShardingStrategy.HYBRID_SHARD, torch.device("cpu")
+        net = FullyShardedDataParallel(
+            torch.nn.Linear(3, 3), sharding_strategy=strategy, device_mesh=mesh, device_id=device
+        )
+        opt = FusedAdamW(net.parameters(), **options)
+        net(torch.ones(2, 3)).sum().backward()
+        found.append(error_of(lambda opt=opt: opt.step(loss=1.0)))
+    return found
+
+
+def error_of(call):
     try:
-        opt.step(loss=1.0)
+        call()
     except RuntimeError as error:
         return str(error)
+    return ""
 
 
 def subgroups(rank):
@@ -147,7 +169,7 @@ def subgroups(rank):
     return opt.metrics().skipped, opt.metrics().grad_norm, get_total_norm(mates).item()
 
 
-CASES = [mixed, nonfinite, found_inf, without_gradients, without_parameters, undeclared, subgroups]
+CASES = [mixed, nonfinite, found_inf, without_gradients, without_parameters, undeclared, hybrid, subgroups]
 
 
 def cases(rank):
@@ -194,6 +216,12 @@ def test_a_rank_without_parameters_takes_part(results):
 def test_divided_parameters_that_were_not_declared_are_refused_on_every_rank(results):
     for error in results["undeclared"]:
         assert "others on rank 1" in error and "partitions=" in error
+
+
+def test_copies_of_fsdp1_that_were_not_declared_are_refused_on_every_rank(results):
+    for clipped, driven in results["hybrid"]:
+        assert "ranks 0 and 2" in clipped and "on each of its 4 ranks; pass partitions=2" in clipped
+        assert driven == "", "no norm is needed"
 
 
 def test_a_process_group_decides_for_itself(results):
