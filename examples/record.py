@@ -81,7 +81,7 @@ class Record:
             with self._path.open("a") as file:
                 file.write(new)
         except OSError as error:
-            raise WriteError(f"{self._path}: not written: {error.strerror}; the checkpoint is whole") from None
+            raise WriteError(f"{self._path}: not written: {error.strerror}; what was saved before is whole") from None
 
     def series(self, run: str, key: str) -> tuple[list[int], list[Any]]:
         """Steps and values of one run, where there is a value."""

@@ -11,7 +11,7 @@ import sys
 import pytest
 import ranks
 import torch
-from running import EXAMPLES, assert_same_bits, contents
+from running import EXAMPLES, assert_same_bits
 
 POINTS = ["first write", "a write", "last write", "flush", "fsync", "rename", "after"]
 CONTENT = {"numbers": torch.arange(30_000, dtype=torch.float64), "more": [torch.ones(5_000) for _ in range(4)]}
@@ -71,25 +71,37 @@ def test_a_save_that_is_killed_leaves_the_old_file_or_the_new(tmp_path, point):
     assert_same_bits(torch.load(path, weights_only=True), CONTENT if point == "after" else old)
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(pretrain, example, monkeypatch, tmp_path, capsys):
-    """A device that is always full stands where the checkpoint is written."""
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("checkpoint.pt", "checkpoint.pt: not written: No space left on device; the one before stays"),
+        ("run.jsonl", "run.jsonl: not written: No space left on device; what was saved before is whole"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(
+    pretrain, example, monkeypatch, tmp_path, capsys, name, message
+):
+    """A device that is always full stands where the file is written."""
     out = tmp_path / "run"
     assert pretrain("--steps", 2, "--out", out) == 0
     before = (out / "checkpoint.pt").read_bytes()
-    prepared = [*contents(out)]
-    prepare = example("folders").prepare
+    place = {"checkpoint.pt": example("checkpoint").partial_of(out / name), "run.jsonl": out / name}[name]
+    train = example("pretrain").train
 
-    def prepare_on_a_full_disk(*args, **options):
-        prepare(*args, **options)
-        example("checkpoint").partial_of(out / "checkpoint.pt").symlink_to("/dev/full")
+    def train_on_a_full_disk(*args):
+        place.unlink(missing_ok=True)
+        place.symlink_to("/dev/full")
+        return train(*args)
 
-    monkeypatch.setattr(example("folders"), "prepare", prepare_on_a_full_disk)
-    assert pretrain("--resume", out, "--steps", 4) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(example("pretrain"), "train", train_on_a_full_disk)
+        assert pretrain("--resume", out, "--steps", 4) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert f"pretrain: {out}/checkpoint.pt: not written: No space left on device; the one before stays" in error
-    assert (out / "checkpoint.pt").read_bytes() == before and not list(out.glob(".*"))
-    assert contents(out).keys() == {*prepared} - {"summary.json"}
+    assert error.count("\n") == 1 and error.endswith(f"{message}\n")
+    assert not list(out.glob(".*")), "nothing half-written is left"
+    assert (out / "checkpoint.pt").read_bytes() == before
+    place.unlink(missing_ok=True)
+    assert pretrain("--resume", out, "--steps", 4) == 0
 
 
 def test_damage_is_found_wherever_it_is(example, two_steps, tmp_path):
