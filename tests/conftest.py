@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-pytest.register_assert_rewrite("support", "oracle")
+pytest.register_assert_rewrite("support", "oracle", "twins")
 
 from support import Budget  # noqa: E402
 

@@ -7,7 +7,9 @@ torch.distributed, is the reference for all of them.
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -110,3 +112,15 @@ def _part(value, rank, world):
 
 def _same(a, b):
     return a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def save_sharded(net, opt, path, options=None):
+    model, optim = get_state_dict(net, opt, options=options)
+    dcp.save({"model": model, "optim": optim}, checkpoint_id=path)
+
+
+def load_sharded(net, opt, path, options=None):
+    model, optim = get_state_dict(net, opt, options=options)
+    state = {"model": model, "optim": optim}
+    dcp.load(state, checkpoint_id=path)
+    set_state_dict(net, opt, model_state_dict=state["model"], optim_state_dict=state["optim"], options=options)

@@ -5,17 +5,25 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from ranks import run
-from resharding import END, SAVED, VARIANTS, differences, reference, seen, sharded, train
+from resharding import (
+    END,
+    SAVED,
+    VARIANTS,
+    differences,
+    load_sharded,
+    reference,
+    save_sharded,
+    seen,
+    sharded,
+    train,
+)
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
-    get_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
-    set_state_dict,
 )
 
 WORLDS = (1, 2, 3, 4)
@@ -23,18 +31,6 @@ FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 SPREAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # inside torch.distributed.checkpoint
-
-
-def save_sharded(net, opt, path, options=None):
-    model, optim = get_state_dict(net, opt, options=options)
-    dcp.save({"model": model, "optim": optim}, checkpoint_id=path)
-
-
-def load_sharded(net, opt, path, options=None):
-    model, optim = get_state_dict(net, opt, options=options)
-    state = {"model": model, "optim": optim}
-    dcp.load(state, checkpoint_id=path)
-    set_state_dict(net, opt, model_state_dict=state["model"], optim_state_dict=state["optim"], options=options)
 
 
 def save_full(net, opt, path):

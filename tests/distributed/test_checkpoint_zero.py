@@ -13,22 +13,17 @@ from greedylr_fused import FusedAdamW, GreedyLR
 
 WORLD = 2
 SCHEDULE = GreedyLR(patience=0, factor=0.7, smooth=True, window_size=3, cooldown=1)
+OPTIONS = {"schedule": SCHEDULE, "max_grad_norm": 1.0, "partitions": WORLD, "state_dtype": torch.float32}
 
 
-def build(seed=1, dtype=torch.float32, schedule=SCHEDULE):
+def build(seed=1, dtype=torch.float32, kind=FusedAdamW):
     from torch.distributed.optim import ZeroRedundancyOptimizer  # warns where it was not imported before
 
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(3, 2)).to(dtype)
     groups = [{"params": list(model[:2].parameters())}, {"params": list(model[2].parameters()), "lr": 0.005}]
-    options = {
-        "lr": 0.01,
-        "schedule": schedule,
-        "max_grad_norm": 1.0,
-        "partitions": WORLD,
-        "state_dtype": torch.float32,
-    }
-    return model, ZeroRedundancyOptimizer(groups, FusedAdamW, **options)
+    options = {"foreach": True} if kind is not FusedAdamW else OPTIONS
+    return model, ZeroRedundancyOptimizer(groups, kind, lr=0.01, **options)
 
 
 def train(model, opt, rank, steps):
@@ -37,7 +32,8 @@ def train(model, opt, rank, steps):
         generator = torch.Generator().manual_seed(step)
         for param in model.parameters():
             param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
-        opt.step(loss=3.0 - 0.1 * step + 0.2 * (step % 3) + 0.01 * rank)
+        loss = {"loss": 3.0 - 0.1 * step + 0.2 * (step % 3) + 0.01 * rank}
+        opt.step(**loss if isinstance(opt.optim, FusedAdamW) else {})
 
 
 def through_file(state):
@@ -101,6 +97,26 @@ def load(rank, dtype, source):
     }
 
 
+def from_torch(rank):
+    """Steps and moments of AdamW; the schedule starts at the LR it ended with."""
+    model, opt = build(kind=torch.optim.AdamW)
+    train(model, opt, rank, range(3))
+    for group in opt.param_groups:
+        group["lr"] *= 0.5
+    saved = through_file(consolidated(opt, rank))
+    fresh_model, fresh = build()
+    fresh.load_state_dict(saved)
+    lr = fresh.optim.last_lr()
+    states = [(opt.optim.state[p], fresh.optim.state[q]) for p, q in both(model, fresh_model) if p in opt.optim.state]
+    same_states = all(same(dict(a), dict(b)) for a, b in states) and len(states) > 0
+    train(fresh_model, fresh, rank, [3])
+    return lr, same_states, {state["step"].item() for state in fresh.optim.state.values()}
+
+
+def both(model, other):
+    return zip(model.parameters(), other.parameters(), strict=True)
+
+
 def damaged(rank):
     """What is said of a number that is none, at the next step, by every rank."""
     model, opt = build()
@@ -116,7 +132,8 @@ def damaged(rank):
 
 def cases(rank):
     wanted = [(torch.float32, "memory"), (torch.float32, "itself"), (torch.bfloat16, "file")]
-    return {(str(dtype), source): load(rank, dtype, source) for dtype, source in wanted} | {"damaged": damaged(rank)}
+    found = {(str(dtype), source): load(rank, dtype, source) for dtype, source in wanted}
+    return found | {"torch": from_torch(rank), "damaged": damaged(rank)}
 
 
 def same(a, b):
@@ -137,8 +154,7 @@ def found():
 def test_states_and_schedule_come_back_and_go_on_to_the_bit(found):
     for rank in found:
         for case, result in rank.items():
-            if case == "damaged":
-                assert 'checkpoint: param_groups[0]["control"]["best"] is nan' in result
+            if case in ("damaged", "torch"):
                 continue
             for moment in ("loaded", "after"):
                 ours, twin = result[moment]
@@ -147,3 +163,13 @@ def test_states_and_schedule_come_back_and_go_on_to_the_bit(found):
             assert same(*result["again"]), case
             assert result["left"] == [{}] * 4
             assert result["dtypes"] == {torch.float32}
+
+
+def test_adamw_hands_over(found):
+    for rank in found:
+        assert rank["torch"] == ([0.005, 0.0025], True, {4.0})
+
+
+def test_damage_is_named_at_the_next_step(found):
+    for rank in found:
+        assert 'checkpoint: param_groups[0]["control"]["best"] is nan' in rank["damaged"]
