@@ -10,31 +10,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from greedylr_fused import distributed
 from greedylr_fused.control import SLOT, SLOTS, Control
 
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW
 
 
-def check_parameters(replicas: Sequence[Tensor], parts: Sequence[Tensor], group: Any) -> None:
+def check_parameters(params: Sequence[Tensor], group: Any) -> None:
     """Refuse parameters whose norm would be taken for another: plain ones of which each rank holds others, as those of
-    ZeroRedundancyOptimizer, and FSDP1's of which several hold the same, as under HYBRID_SHARD. Compares shapes, dtypes
-    and two elements of each; waits for the device and all ranks.
+    ZeroRedundancyOptimizer; DTensors of which ranks hold others that should hold the same, as the stages of a pipeline;
+    FSDP1's of which several ranks hold the same, as under HYBRID_SHARD. Compares shapes, dtypes and two elements of
+    each; waits for the device and all ranks.
 
     Raises:
         RuntimeError: on every rank alike.
     """
-    found = gathered((_fingerprint(replicas), _fingerprint(parts)), group)
-    prints = [own for own, _ in found]
-    if len(set(prints)) > 1:
-        other = next(rank for rank, own in enumerate(prints) if own != prints[0])
-        raise RuntimeError(
-            f"FusedAdamW: got plain parameters that are others on rank {other} of the process group than on rank 0 "
-            "(shapes, dtypes or values), allowed are replicas, of which one counts; pass partitions=, the number of "
-            "parts that all parameters are divided into over the ranks: the world size for ZeroRedundancyOptimizer, "
-            "1 if they are replicas all the same"
-        )
-    held = [(part, rank) for rank, (_, part) in enumerate(found) if part]  # those with nothing are not alike
+    flat = [param for param in params if distributed.is_flattened(param)]
+    placed = [param for param in params if distributed.layout(param) is not None]
+    apart = {id(param) for param in (*flat, *placed)}
+    plain = [param for param in params if id(param) not in apart]
+    own = (_fingerprint(plain), _fingerprint(placed), repr(list(map(_place, placed))), _fingerprint(flat, vary=True))
+    found = gathered(own, group)
+    prints = [plain for plain, *_ in found]
+    _refuse_others("plain parameters", prints, ["replicas"] * len(found))
+    _refuse_others("parts of DTensors", [placed for _, placed, *_ in found], [place for _, _, place, _ in found])
+    held = [(part, rank) for rank, (*_, part) in enumerate(found) if part]  # those with nothing are not alike
     different = dict(reversed(held))
     if len(different) < len(held):
         first, second = next([different[part], rank] for part, rank in held if different[part] != rank)
@@ -45,13 +46,37 @@ def check_parameters(replicas: Sequence[Tensor], parts: Sequence[Tensor], group:
         )
 
 
-def _fingerprint(params: Sequence[Tensor]) -> str:
-    """Empty if the parameters have no elements."""
-    held = [torch.view_as_real(p) if p.is_complex() else p for p in (p.detach() for p in params if p.numel())]
+def _refuse_others(what: str, prints: Sequence[str], places: Sequence[str]) -> None:
+    """Ranks at the same place must hold the same."""
+    first: dict[str, int] = {}
+    for rank, (own, place) in enumerate(zip(prints, places, strict=True)):
+        if own != prints[first.setdefault(place, rank)]:
+            raise RuntimeError(
+                f"FusedAdamW: got {what} that are others on rank {rank} of the process group than on rank "
+                f"{first[place]} (shapes, dtypes or values), allowed are replicas, of which one counts; pass "
+                "partitions=, the number of parts that all parameters are divided into over the ranks beyond their "
+                "placements: the world size for ZeroRedundancyOptimizer, the number of stages of a pipeline, 1 if they "
+                "are replicas all the same"
+            )
+
+
+def _place(param: Tensor) -> list[tuple[int, int]]:
+    """Which part of a parameter lies on this rank: its coordinates in the dimensions that divide it."""
+    spec = distributed.layout(param)
+    coordinate = spec.mesh.get_coordinate()
+    return [(dim, coordinate[dim]) for dim in distributed.sharded_dims(spec)]
+
+
+def _fingerprint(params: Sequence[Tensor], vary: bool = False) -> str:
+    """Empty if the parameters have no elements, and if they should `vary` and do not, as where all are zero."""
+    parts = [distributed.local(param.detach()).resolve_conj() for param in params]
+    held = [torch.view_as_real(p) if p.is_complex() else p for p in parts if p.numel()]
     if not held:
         return ""
     values = torch.stack([p[(end,) * p.dim()].to(torch.float64) for p in held for end in (0, -1)]).tolist()
-    text = repr([(tuple(p.shape), str(p.dtype)) for p in params]) + repr(list(map(float.hex, values)))
+    if vary and len(set(values)) == 1:
+        return ""
+    text = repr([(tuple(p.shape), str(p.dtype)) for p in parts]) + repr(list(map(float.hex, values)))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -72,9 +97,10 @@ def check_ranks_agree(self: FusedAdamW) -> None:
     ranks, control = self._engine.ranks, self._control
     if ranks.moved:
         ranks.find([param for group in self.param_groups for param in group["params"]])
+        self._engine.discard()  # whose table has each gradient's share among the ranks before
     if ranks.size == 1:
         return
-    everyone = gathered(_decided(control), ranks.group)
+    everyone = gathered(_decided(control, self.schedule is not None), ranks.group)
     for name in dict.fromkeys(name for found in everyone for name in found):
         values = [found.get(name) for found in everyone]
         if len(set(values)) > 1:
@@ -88,14 +114,16 @@ def check_ranks_agree(self: FusedAdamW) -> None:
             )
 
 
-def _decided(control: Control) -> dict[str, str]:
-    """The bits of all slots, by name, but of those that hold a rank's own share until they are added up."""
+def _decided(control: Control, driven: bool) -> dict[str, str]:
+    """The bits of all slots, by name, but of those that hold a rank's own share until they are added up, or, without a
+    schedule, for good.
+    """
     blocks = ("lr", "initial_lr", "min_lr", "max_lr")
     names = [*SLOTS, *(f"{block} of group {group}" for block in blocks for group in range(control.n_groups))]
     names += [f"window[{i}]" for i in range(control.window_size)]
-    own = range(SLOT["loss_sum"], SLOT["found_inf"] + 1)
+    own = {*SLOTS[SLOT["loss_sum"] : SLOT["found_inf"] + 1], *(() if driven else ("loss", "smoothed"))}
     values = control.vector.tolist()
-    return {name: value.hex() for i, (name, value) in enumerate(zip(names, values, strict=True)) if i not in own}
+    return {name: value.hex() for name, value in zip(names, values, strict=True) if name not in own}
 
 
 def _ranks_with(value: Any, values: Sequence[Any]) -> str:

@@ -81,6 +81,7 @@ def load_state_dict(self: FusedAdamW, state_dict: dict[str, Any]) -> None:
         restore(self, found["loaded"], previous)
         self._control.take(found["control"], _steps(self))
         self._observed = False
+        self._engine.begun = True
         self._restart()
 
     # Other hooks see the checkpoint before it is read, and the optimizer when all is loaded.
@@ -148,6 +149,7 @@ def adopt(optimizer: FusedAdamW) -> None:
     loaded, control = _control_of(optimizer.param_groups, optimizer._control), optimizer._control
     loaded.pending.copy_(control.pending)
     control.take(loaded, [])
+    optimizer._engine.begun = True
     optimizer._restart()
     optimizer._rates.stamps.adopted(copied)  # type: ignore[union-attr]
 

@@ -52,28 +52,44 @@ class Ranks:
             RuntimeError: no group that encloses all meshes, one that this rank is not in, or one that `partitions`
                 does not fit.
         """
-        first, self._found_in = self._found_in is self, _world()
+        first, before, self._found_in = self._found_in is self, self._found_in, _world()
+        if self._found_in is not before:
+            self._made.clear()
         self.size, self.group = 1, self.given
         if self._found_in is not None:
             if self.group is None:
                 self.group = self._group_of(params)
             self.size = dist.get_world_size(self.group)
-        if self.size < 1:
+        if self.size < 1 or (self.given is not None and self._found_in is None):
             raise RuntimeError(
-                "FusedAdamW(process_group=...) got a group that this rank is not in, allowed is one that encloses all "
-                "ranks which step together; pass each rank its own group"
+                "FusedAdamW(process_group=...) got a group that this rank is not in or that exists no more, allowed is "
+                "one that encloses all ranks which step together; pass each rank its own group"
             )
+        if self.given is not None:
+            self._check_enclosed(params)
         # A rank may have no parameters (ZeroRedundancyOptimizer with few); what it waits for must not depend on that.
         shards = {self.partitions or 1 if self.size > 1 else 1, *map(self._shards, params)}
-        if any(self.size % n for n in shards):
+        if wrong := next((n for n in shards if self.size % n), None):
             raise RuntimeError(
-                f"FusedAdamW got parameters in {max(shards)} parts (mesh dimensions that shard, times partitions="
+                f"FusedAdamW got parameters in {wrong} parts (mesh dimensions that shard, times partitions="
                 f"{self.partitions}) for a group of {self.size} ranks, allowed are divisors of its size; pass the "
                 "process_group of all ranks that hold a part, and as partitions only what placements do not say"
             )
         self._sharded = max(shards) > 1
         if first and self.partitions is None and self.decide_together:
-            self._to_compare = [param for param in params if _layout(param) is None]
+            self._to_compare = [param for param in params if param.requires_grad]
+
+    def _check_enclosed(self, params: Sequence[Tensor]) -> None:
+        own = set(dist.get_process_group_ranks(self.group))
+        for spec in filter(None, map(layout, params)):
+            for dim in sharded_dims(spec):
+                ranks = dist.get_process_group_ranks(spec.mesh.get_group(dim))
+                if not set(ranks) <= own:
+                    raise RuntimeError(
+                        f"FusedAdamW(process_group=...) got a group of the ranks {sorted(own)} for parameters with "
+                        f"parts on the ranks {sorted(ranks)}, allowed is one that encloses them; leave process_group "
+                        "out, or pass a larger group"
+                    )
 
     @property
     def decide_together(self) -> bool:
@@ -87,16 +103,22 @@ class Ranks:
         return any(agreement.gathered(own, self.group)) if self.decide_together else own
 
     def _group_of(self, params: Sequence[Tensor]) -> Any:
-        """The group of the parameters' root mesh; None, the default group, if that is the world or there is none."""
-        roots = {_root(spec.mesh) for spec in map(_layout, params) if spec is not None}
+        """The group of the parameters' root mesh; None, the default group, without one, and for several dimensions that
+        enclose the world.
+        """
+        roots = list(dict.fromkeys(_root(spec.mesh) for spec in map(layout, params) if spec is not None))
+        if not roots:
+            return None
         members = [tuple(sorted(root.mesh.flatten().tolist())) for root in roots]
-        largest = max(members, key=len, default=())
+        largest, root = max(zip(members, roots, strict=True), key=lambda found: len(found[0]))
         if any(not set(ranks) <= set(largest) for ranks in members):
             raise RuntimeError(
                 f"FusedAdamW got DTensor parameters on meshes of the ranks {sorted(members)}, none of which encloses "
                 "the others; pass process_group=, the group of all ranks that step together"
             )
-        if len(largest) in (0, dist.get_world_size()):
+        if root.ndim == 1:
+            return root.get_group()
+        if len(largest) == dist.get_world_size():
             return None
         if largest not in self._made:
             self._made[largest] = dist.new_group(list(largest), use_local_synchronization=True)
@@ -106,11 +128,10 @@ class Ranks:
         """How many different parts of a parameter the ranks hold together."""
         if self.size == 1:
             return 1
-        spec = _layout(param)
-        if spec is None and self.partitions is None and _is_flattened(param):
+        spec = layout(param)
+        if spec is None and self.partitions is None and is_flattened(param):
             return self.size
-        dims = () if spec is None else enumerate(spec.placements)
-        parts: int = math.prod(spec.mesh.size(dim) for dim, placement in dims if not placement.is_replicate())
+        parts = 1 if spec is None else math.prod(spec.mesh.size(dim) for dim in sharded_dims(spec))
         return parts * (self.partitions or 1)
 
     def norm_weight(self, param: Tensor) -> float:
@@ -123,9 +144,10 @@ class Ranks:
         """
         if self.size == 1:
             return None
+        gradients = control.reads_gradients or scaled
         if self._driven:
-            return control.shared
-        return control.shared_gradients if self._sharded and (control.reads_gradients or scaled) else None
+            return control.shared if gradients else control.pending
+        return control.shared_gradients if self._sharded and gradients else None
 
     def add_up(self, shared: Tensor, *, norm: bool) -> Any:
         """Start to add up those slots over all ranks, in place; `wait()` of what is returned lets the device wait on a
@@ -141,9 +163,7 @@ class Ranks:
         """
         capturing = shared.is_cuda and torch.cuda.is_current_stream_capturing()
         if norm and self._to_compare is not None and not capturing:
-            parts = [param for param in self._to_compare if _is_flattened(param)]
-            replicas = [param for param in self._to_compare if not _is_flattened(param)]
-            agreement.check_parameters(replicas, parts, self.group)
+            agreement.check_parameters(self._to_compare, self.group)
             self._to_compare = None
         try:
             return dist.all_reduce(shared, group=self.group, async_op=True)
@@ -165,20 +185,26 @@ def _root(mesh: Any) -> Any:
     """The mesh that a mesh was sliced or flattened from."""
     if hasattr(mesh, "_get_root_mesh"):
         return mesh._get_root_mesh()
-    return torch.distributed.device_mesh._mesh_resources.get_root_mesh(mesh)  # before PyTorch 2.10
+    above = torch.distributed.device_mesh._mesh_resources.get_root_mesh(mesh)  # before PyTorch 2.10
+    return mesh if above is mesh else _root(above)
 
 
-def _is_flattened(param: Tensor) -> bool:
+def is_flattened(param: Tensor) -> bool:
     """Whether FSDP1 made a plain tensor of it that holds this rank's part."""
     return getattr(param, "_fsdp_flattened", False)
 
 
-def _layout(param: Tensor) -> Any:
+def layout(param: Tensor) -> Any:
     """Mesh and placements of a parameter: a DTensor, or the part of one that DistributedDataParallel(device_mesh=...)
     put in its place, with this mark; None of any other.
     """
     spec = spec_of(param)
     return getattr(param, "_st_info", None) if spec is None else spec
+
+
+def sharded_dims(spec: Any) -> list[int]:
+    """The dimensions of the mesh over which a parameter is divided."""
+    return [dim for dim, placement in enumerate(spec.placements) if not placement.is_replicate()]
 
 
 def spec_of(tensor: Tensor) -> Any:

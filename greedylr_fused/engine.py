@@ -40,7 +40,7 @@ class Engine:
         self.watch: Any = None
         self.copies = Copies()
         self._captured: list[tuple[Table, Backend | None]] = []
-        self._stepped = False  # since parameters and states were last replaced
+        self.begun = False  # nothing was stepped, loaded or materialised yet
 
     def ready(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> Backend | None:
         """The backend with its table brought up to date; None if it needs to be `rebuilt`."""
@@ -51,7 +51,7 @@ class Engine:
         """A backend over a new table."""
         self.discard()
         self._build(groups, state, control)
-        self._stepped = True
+        self.begun = True
         assert self.backend is not None
         if not self._refreshed(groups, state):
             raise RuntimeError(
@@ -82,7 +82,6 @@ class Engine:
         if self.table is not None and self.table.captured:
             self._captured.append((self.table, self.backend))
         self.table = self.backend = self.watch = None
-        self._stepped = False
 
     def init_states(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> None:
         """Create the state of every parameter that has a gradient, with the names, shapes and strides of torch's."""
@@ -102,22 +101,25 @@ class Engine:
         """Whether this step, that was given no loss, is distributed checkpointing's, which makes an optimizer create
         its state by a step with LR 0 and zero gradients: then create it and do nothing else.
 
-        Without a schedule, or when a loss was observed before, another first step at LR 0 looks the same but for its
-        gradients; they are read in that one step. Those of one rank make it a step on all that step together.
+        Another first step at LR 0 looks the same but for its gradients, which are read in that one step. Without a
+        schedule those of one rank make it a step on all that step together; with one an LR of 0 was not constructed.
 
         Raises:
             RuntimeError: it is another, and the schedule has no loss.
         """
-        fresh = not state and all(float(group["lr"]) == 0.0 for group in groups)
+        params = [param for group in groups for param in group["params"]]
+        fresh = not state and all(float(group["lr"]) == 0.0 for group in groups) and not (self.begun and not params)
         if driven and not observed and not fresh:
             raise RuntimeError(options.NO_LOSS)
         if not fresh:
             return False
+        asks = not driven and not self.begun  # as every other rank, which may have gradients, or no parameters
         if not driven or observed:
-            params = [param for group in groups for param in group["params"]]
             grads = (param.grad for param in params if param.grad is not None)
-            if self._stepped or self.ranks.any(params, any(grad.is_sparse or bool(grad.any()) for grad in grads)):
+            real = any(grad.is_sparse or bool(grad.any()) for grad in grads)
+            if self.ranks.any(params, real) if asks else real:
                 return False
+        self.begun = True
         self.init_states(groups, state)
         return True
 

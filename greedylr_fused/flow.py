@@ -36,6 +36,8 @@ def run(backend: Backend, control: Control, ranks: Ranks, grad_scale: Tensor | N
         backend.decide()
         backend.update()
     else:  # nothing but the next learning rate depends on the sums: they travel while memory is busy
-        backend.update(commits=False)
-        sums.wait()
+        try:
+            backend.update(commits=False)
+        finally:
+            sums.wait()
         backend.commit()

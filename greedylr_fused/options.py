@@ -171,7 +171,7 @@ def check_ranks(process_group: Any, partitions: int | None) -> None:
             f"process_group: got {process_group!r}, allowed is None (found from the parameters) or a group that this "
             "rank is in, as torch.distributed.new_group() and DeviceMesh.get_group() return it"
         )
-    if partitions is not None and not (isinstance(partitions, int) and partitions >= 1):
+    if partitions is not None and (isinstance(partitions, bool) or not isinstance(partitions, int) or partitions < 1):
         raise ValueError(
             f"partitions: got {partitions!r}, allowed is None or an integer >= 1, the number of parts that parameters "
             "are divided into beyond what DTensor placements say; leave it out unless they are"

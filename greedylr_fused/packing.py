@@ -91,7 +91,7 @@ class Table:
             entry.state["step"] = view
 
     def _list_work(self) -> None:
-        numel = [real(e.memory).numel() for e in self.entries]
+        numel = [real(e.target).numel() for e in self.entries]
         counts = [-(-n // self.chunk) for n in numel]
         self.numel = self._upload(numel, torch.int64)
         per_tensor = torch.tensor(counts, dtype=torch.int64, device="cpu")

@@ -6,7 +6,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed import distributed_c10d as c10d
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused import checkpoint
@@ -31,6 +30,7 @@ def get_state(self: FusedAdamW) -> dict[str, Any]:
         "pending": self._control.pending.tolist(),
         "group": None if ranks.given is None else ranks.given.group_name,
         "partitions": ranks.partitions,
+        "begun": engine.begun,
     }
     torchs = Optimizer.__getstate__(self)
     return torchs | own | {"state": checkpoint.with_own_steps(torchs["state"])}
@@ -56,6 +56,7 @@ def set_state(self: FusedAdamW, state: dict[str, Any]) -> None:
     driven = self.schedule is not None
     ranks = Ranks(_group_named(made["group"]), made["partitions"], driven=driven)
     self._engine = Engine(made["backend"], self._device(), made["state_dtype"], ranks)
+    self._engine.begun = made["begun"]
     self._control = self._new_control([own["initial_lr"] for own in made["numbers"]])
     self._control.load(made["numbers"])
     self._control.pending.copy_(torch.tensor(made["pending"], dtype=torch.float64, device="cpu"))
@@ -66,6 +67,8 @@ def _group_named(name: str | None) -> Any:
     if name is None:
         return None
     try:
+        from torch.distributed import distributed_c10d as c10d
+
         return c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
     except Exception as error:
         raise RuntimeError(

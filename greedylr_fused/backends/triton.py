@@ -115,7 +115,7 @@ class TritonBackend:
 
     def _plan_steps(self) -> tuple[int, Tensor, int]:
         """The number of tensors, and which of them have their step counted by `commit`."""
-        sizes = [real(entry.memory).numel() for entry in self._table.entries]
+        sizes = [real(entry.target).numel() for entry in self._table.entries]
         others = [i for i, size in enumerate(sizes) if not 0 < size <= self._table.chunk]
         listed = torch.tensor(others, dtype=torch.int32, device="cpu").to(self._device)
         return self._n_tensors, listed, len(others)

@@ -202,6 +202,7 @@ def test_one_small_all_reduce_or_none(results):
     for found in results["collectives"]:
         for name in ("plain", "plain, clipped", "plain, alone", "sharded"):
             assert found[name] == [], name
-        for name in ("plain, driven", "plain, driven, clipped", "sharded, driven, clipped"):
+        assert found["plain, driven"] == [("c10d.allreduce_", loss)]
+        for name in ("plain, driven, clipped", "sharded, driven, clipped"):
             assert found[name] == [("c10d.allreduce_", loss + norm)], name
         assert found["sharded, clipped"] == [("c10d.allreduce_", norm)]
