@@ -48,7 +48,8 @@ def parse(arguments: Sequence[str] | None) -> Request:
         "exit code 1 and leaves the checkpoint before; so does one that cannot write it, as on a full disk. A wrong "
         "option, path or checkpoint: one line, exit code 2, nothing written. Several processes: torchrun "
         "--nproc-per-node 2 examples/pretrain.py --fsdp (or --ddp); with --max-restarts 3 torchrun starts them again "
-        "when one dies, and they go on from the last checkpoint.",
+        "when one dies, and they go on from the last checkpoint (on one node; on several use --resume). torchrun's own "
+        "exit code is 1 after a signal, and it starts a job again whatever ended it.",
         argument_default=argparse.SUPPRESS,
     )
     sizes = "; ".join(f"{name}: batch {s.batch}, lr {s.lr:g}, steps {s.steps}" for name, s in SIZES.items())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -61,9 +62,11 @@ class Ranks:
 
     @property
     def job(self) -> str:
-        """The same for all starts of one torchrun, and of no other; empty if this process was started without."""
-        name = os.environ.get("TORCHELASTIC_RUN_ID", "") if self._launched else ""
-        return f"process {os.getppid()}" if name == "none" else name  # of a rendezvous without a name: its process
+        """The same for all starts by one torchrun process, and by no other, whatever name its user gave the job; empty
+        if this process was started without.
+        """
+        name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+        return f"{name} of process {os.getppid()} on {socket.gethostname()}" if self._launched else ""
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model as the engine runs it. Comes before the optimizer, which takes the parameters from here."""
@@ -165,6 +168,14 @@ def load_whole_state(model: nn.Module, optimizer: Any, state: dict[str, Any]) ->
         optimizer.load_state_dict(state["optimizer"])
     else:
         sharded.set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_WHOLE)
+
+
+def started_again_on_several_nodes() -> bool:
+    """Where the torchrun of each node counts starts by itself, and processes that count differently would wait for each
+    other until the time is over.
+    """
+    nodes, restarts = (os.environ.get(name, "") for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
+    return nodes not in ("", "1") and restarts not in ("", "0")
 
 
 @contextlib.contextmanager

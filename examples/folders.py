@@ -80,10 +80,10 @@ def prepare(folder: Path, config: Config, ranks: Ranks, *, fresh: bool) -> None:
             checkpoint.partial_of(folder / name).unlink(missing_ok=True)
             if fresh or name == SUMMARY:
                 (folder / name).unlink(missing_ok=True)
+        if ranks.job:  # before anything else: a job that dies here finds its own folder
+            checkpoint.write_atomically(folder / JOB, lambda file: file.write(ranks.job.encode()))
         text = json.dumps(asdict(config), indent=2) + "\n"
         checkpoint.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
-        if ranks.job:
-            checkpoint.write_atomically(folder / JOB, lambda file: file.write(ranks.job.encode()))
     except (OSError, WriteError) as error:
         raise UsageError(f"output folder {folder}: {getattr(error, 'strerror', None) or error}") from None
 

@@ -9,10 +9,14 @@ from types import FrameType
 class Interrupt:
     """Remembers SIGINT or SIGTERM; a second one acts at once. A context manager.
 
+    Under torchrun further SIGTERMs are ignored: where a batch system sends one to every process, torchrun passes on its
+    own, and kills in the end who takes too long.
+
     `received` is what came to this process, `signal` what all ranks have agreed to act on: 0 for none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, launched: bool) -> None:
+        self._launched = launched
         self.received = self.signal = 0
         self._previous: dict[int, object] = {}
 
@@ -27,3 +31,5 @@ class Interrupt:
     def _remember(self, number: int, _: FrameType | None) -> None:
         self.received = number
         self.__exit__()
+        if self._launched:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)

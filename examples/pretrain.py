@@ -37,7 +37,7 @@ from command_line import Request, parse
 from config import Config, check_ranks, new_config, resumed_config
 from data import Corpus, load_corpus
 from display import Display
-from engine import Ranks, joined
+from engine import Ranks, joined, started_again_on_several_nodes
 from errors import UsageError, WriteError
 from interrupt import Interrupt
 from trainer import Trainer
@@ -65,6 +65,12 @@ class Run:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    if started_again_on_several_nodes():
+        print(
+            "pretrain: started again by torchrun on several nodes, which this program cannot; use --resume",
+            file=sys.stderr,
+        )
+        return 2
     with joined() as ranks:
         try:
             request = ranks.together(lambda: parse(arguments))
@@ -88,7 +94,10 @@ def pretrain(request: Request, ranks: Ranks) -> int:
         return 0
     console.print(describe(run), highlight=False, soft_wrap=True)
     try:
-        with Interrupt() as interrupt, Display(run.config, run.trainers, console) as display:
+        with (
+            Interrupt(launched=ranks.engine is not None) as interrupt,
+            Display(run.config, run.trainers, console) as display,
+        ):
             diverged = train(run, display, interrupt)
         if interrupt.signal and not run.finished:
             command = folders.resume_command(run.folder, ranks)

@@ -57,9 +57,11 @@ def state_dict(self: FusedAdamW) -> dict[str, Any]:
 def load_state_dict(self: FusedAdamW, state_dict: dict[str, Any]) -> None:
     """Load a checkpoint of FusedAdamW or of `torch.optim.AdamW`: all of it or, if anything fails, nothing.
 
-    Moments keep the wider of the checkpoint's and the parameter's dtype. The schedule keeps its own options: of a
-    window longer than its own the newest losses are taken; from a checkpoint without its numbers (torch's AdamW,
-    another kind of schedule) it starts anew from the LRs there.
+    Moments keep the wider of the checkpoint's and the parameter's dtype, float64 ones of 16-bit parameters float32. The
+    schedule keeps its own options: of a window longer than its own the newest losses are taken; from a checkpoint
+    without its numbers it starts anew from the LRs there. (torch's AdamW has none; but if it loaded ours, it hands the
+    numbers on as they were.) Moments on the parameters' device are copied, while those before stay until all is loaded:
+    where memory is short, load from the CPU (`map_location="cpu"`).
 
     Args:
         self: the optimizer.
@@ -218,5 +220,6 @@ def moment_dtype(param: Tensor, saved: torch.dtype, asked: torch.dtype | None) -
     if asked is not None:
         return asked
     wider = torch.promote_types(param.dtype, saved)
-    mix = (DTYPES.get(param.dtype), DTYPES.get(param.dtype), DTYPES.get(wider))
-    return wider if mix in MIXES else param.dtype
+    own = DTYPES.get(param.dtype)
+    allowed = (wider, torch.float32, param.dtype)
+    return next((dtype for dtype in allowed if (own, own, DTYPES.get(dtype)) in MIXES), param.dtype)

@@ -129,11 +129,13 @@ def check_states(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]])
                 f"checkpoint: state[{name!r}] belongs to no parameter, allowed are those of param_groups: "
                 f"{sorted(map(str, known))[:5]}...; load an earlier checkpoint"
             )
+    amsgrad = {name for group in loaded["param_groups"] if group.get("amsgrad") for name in group["params"]}
     for index, param in pairs(loaded, groups):
         where, own = f"state[{index!r}]", loaded["state"].get(index, {})
         if not isinstance(own, Mapping):
             refuse(where, own, "a dictionary", "load an earlier checkpoint", TypeError)
-        for name in ("step", *MOMENTS[:2]) if own else ():
+        needed = MOMENTS if index in amsgrad else MOMENTS[:2]
+        for name in ("step", *needed) if own else ():
             if name not in own:
                 raise ValueError(
                     f'checkpoint: {where} has no "{name}" but {sorted(map(str, own))}, allowed are states of AdamW; '

@@ -52,8 +52,9 @@ def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
     window = _losses(f'{where}["window"]', own["window"])
     for name in _COUNTS:
         check_count(f'{where}["{name}"]', numbers[name])
-    if numbers["mode_max"] not in (0.0, 1.0):
-        refuse(f'{where}["mode_max"]', numbers["mode_max"], "0 or 1", _ANEW)
+    for name in ("kind", "mode_max"):
+        if numbers[name] not in (0.0, 1.0):
+            refuse(f'{where}["{name}"]', numbers[name], "0 or 1", _ANEW)
     for name in ("lr", "initial_lr"):
         if not 0 <= numbers[name] < math.inf:
             refuse(f'{where}["{name}"]', numbers[name], "a finite number >= 0", _ANEW)

@@ -37,7 +37,7 @@ def get_state(self: FusedAdamW) -> dict[str, Any]:
 
 
 def set_state(self: FusedAdamW, state: dict[str, Any]) -> None:
-    """Take over what `get_state` returned, or, as torch's optimizers do, an older or partial state.
+    """Take over what `get_state` of this version returned, or, as torch's optimizers do, a partial state.
 
     Raises:
         RuntimeError: the process group that it was constructed with does not exist here.

@@ -43,9 +43,12 @@ class Stamps:
 
     def stepped(self, groups: Sequence[dict[str, Any]]) -> None:
         """A step is over: a wrapper copies the groups as they are now."""
-        for group in groups:
+        for index, group in enumerate(groups):
+            stamp, lr = self._copied[index]
+            if group.get(KEY) is stamp and group["lr"] is lr and not stamp:
+                continue  # as it was after the step before: nothing is there to be told from it
             self.changed(group)
-        self._copied = [(group[KEY], group["lr"]) for group in groups]
+            self._copied[index] = (group[KEY], group["lr"])
         self._own = []
 
     def outdated(self, index: int, group: Mapping[str, Any]) -> bool:
@@ -55,7 +58,11 @@ class Stamps:
 
     def loaded(self, groups: Sequence[Mapping[str, Any]]) -> bool:
         """Whether somebody wrote the numbers of a checkpoint to the groups."""
-        return any(group.get(KEY) and not any(group[KEY] is own for own in self._own) for group in groups)
+        for group in groups:
+            own = group.get(KEY)
+            if own and not any(own is known for known in self._own):
+                return True
+        return False
 
     def adopted(self, copied: Sequence[tuple[Any, Any]]) -> None:
         """They have been taken over: what the groups held under "control" and "lr" is what a wrapper still has."""

@@ -88,6 +88,8 @@ DAMAGE = {
     "maximize": (put("param_groups", 0, "maximize", 2), TypeError, r'\["maximize"\] is 2'),
     "a state is a tensor": (put("state", 1, torch.ones(3)), TypeError, r"state\[1\] is tensor"),
     "no moment": (drop("state", 2, "exp_avg_sq"), ValueError, r'state\[2\] has no "exp_avg_sq"'),
+    "no maximum": (drop("state", 0, "max_exp_avg_sq"), ValueError, r'state\[0\] has no "max_exp_avg_sq"'),
+    "another kind": (control("kind", 7.0), ValueError, r'\["kind"\] is 7.0, allowed is 0 or 1'),
     "no step": (drop("state", 0, "step"), ValueError, r'state\[0\] has no "step"'),
     "another optimizer": (put("state", 0, {"momentum_buffer": torch.ones(5)}), ValueError, r"has no .*momentum_buffer"),
     "shape": (put("state", 0, "exp_avg", torch.ones(4)), ValueError, r'"exp_avg"\] has shape \(4,\), allowed is \(5,'),
