@@ -109,7 +109,10 @@ class Rates:
 
     def _show(self, groups: Sequence[dict[str, Any]]) -> None:
         for index, (group, lr) in enumerate(zip(groups, self._mirror.lr, strict=True)):
-            if not self._written(index, group["lr"]):
+            written = self._written(index, group["lr"])
+            if not written and lr == group["lr"]:
+                continue  # as at most steps: nothing new to show, and none of the groups' many entries to make anew
+            if not written:
                 group["lr"] = lr
                 Stamps.changed(group)
             self._known[index] = lr
