@@ -9,6 +9,7 @@ pytest tests/conformance --backend triton --device cuda    triton, compiled
 pytest tests/conformance -k random_traces --control-steps 100000 --timeout 0    as many for the slow backends, too
 """
 
+import gc
 import os
 from dataclasses import replace
 
@@ -85,6 +86,12 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+
+
+def pytest_collection_finish():
+    """What is there by now stays: who collects garbage, or counts it, need not go through all modules each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
