@@ -7,7 +7,7 @@ from support import assert_same, snapshot
 from greedylr_fused import FusedAdamW, GreedyLR
 from greedylr_fused.control import SLOT
 
-SHAPES = ((130,), (7, 33), (0,), (1,), (40_000,))
+SHAPES = ((130,), (7, 33), (0,), (1,), (16_500,))  # the last is of several chunks, wherever they are shorter
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float32, torch.float32)
 
 
@@ -64,4 +64,4 @@ def test_gradients_count_with_their_share(backend, device):
     squares = [0.0 if e.param.grad is None else float(e.param.grad.double().square().sum()) for e in table.entries]
     want = sum(share * square for share, square in zip(shares.tolist(), squares, strict=True))
     got = float(opt._control.vector[SLOT["grad_sq_sum"]])
-    assert got == pytest.approx(want, rel=1e-13)  # sums of 4e4 terms in float64, in another order
+    assert got == pytest.approx(want, rel=1e-13)  # sums of 2e4 terms in float64, in another order
