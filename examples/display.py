@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from greedylr_fused.mirror import Metrics
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from config import Config
 from trainer import Trainer
@@ -31,7 +32,14 @@ class Display:
         self._begin = time.perf_counter()
         self._done_before = sum(trainer.steps for trainer in trainers)
         bar = [BarColumn(16)] if console.width >= 100 else []  # the numbers need some 80 columns
-        columns = (TextColumn("{task.description:5}"), *bar, MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        steps = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(config.steps)) + 1))
+        text = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+        columns = (
+            TextColumn("{task.description:5}", table_column=Column(no_wrap=True, min_width=5)),
+            *bar,
+            steps,
+            text,
+        )  # the text is what gives way
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._tasks = {
             trainer.name: self._progress.add_task(trainer.name, total=config.steps, completed=trainer.steps, text="")

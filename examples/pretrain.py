@@ -234,7 +234,9 @@ def describe(run: Run) -> str:
     text = f"{corpus.train.numel():,} bytes of text, {corpus.held_out.numel():,} held out"
     steps = f"{config.steps} steps of {config.tokens_per_step:,} bytes"
     parameters = run.trainers[0].parameters
-    return f"{config.size}: {parameters:,} parameters; {config.kind}; {steps}; {text}; {where}"
+    line = f"{config.size}: {parameters:,} parameters; {config.kind}; {steps}; {text}; {where}"
+    done = min(trainer.steps for trainer in run.trainers)
+    return f"{line}; going on from step {done} of {run.folder}" if done else line
 
 
 if __name__ == "__main__":
