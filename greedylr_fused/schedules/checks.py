@@ -1,0 +1,62 @@
+"""Checks of a schedule's options: each message says what was got, what is allowed and what to do.
+
+A check reads the option of that name from a frozen dataclass, and names the schedule by its class.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+#: Steps that a step schedule may span. Its table takes 8 bytes per step, so this is 256 MiB.
+MAX_STEPS = 2**25
+
+
+def refuse(schedule: object, name: str, got: object, allowed: str, remedy: str) -> NoReturn:
+    """Raise the ValueError of an option outside its range."""
+    raise ValueError(f"{type(schedule).__name__} {name}: got {got!r}, allowed is {allowed}; {remedy}")
+
+
+def mistype(schedule: object, name: str, got: object, allowed: str, remedy: str) -> NoReturn:
+    """Raise the TypeError of an option of the wrong type."""
+    raise TypeError(f"{type(schedule).__name__} {name}: got {got!r}, allowed is {allowed}; {remedy}")
+
+
+def whole(schedule: object, name: str, *, least: int, most: int = MAX_STEPS, value: object = None) -> int:
+    """The int option `name` (or `value`, where it is no option), refused outside `[least, most]`."""
+    got = getattr(schedule, name) if value is None else value
+    if isinstance(got, bool) or not isinstance(got, int):
+        nearest = round(min(max(got, least), most)) if isinstance(got, float) and math.isfinite(got) else least
+        mistype(schedule, name, got, "an int", f"write {name}={nearest}")
+    if not least <= got <= most:
+        bounds = f"a whole number from {least} to {most}"
+        refuse(schedule, name, got, bounds, f"write {name}={least if got < least else most}")
+    return got
+
+
+def number(schedule: object, name: str, *, allowed: str, example: float, default: bool = True) -> float:
+    """The number option `name`, kept as a Python float so that equal schedules have equal bits.
+
+    Args:
+        schedule: the frozen dataclass that has the option.
+        name: of the option.
+        allowed: the range, for instance "0 <= min_lr_ratio <= 1", for messages; the caller tests it.
+        example: a value to suggest.
+        default: whether the option may be left out.
+    """
+    got: Any = getattr(schedule, name)
+    if isinstance(got, bool) or not isinstance(got, (int, float)):
+        mistype(schedule, name, got, f"a number, {allowed}", f"write {name}={example:g}")
+    if not math.isfinite(got):
+        remedy = f"leave {name} out for its default" if default else f"write {name}={example:g}"
+        refuse(schedule, name, got, f"a finite number, {allowed}", remedy)
+    object.__setattr__(schedule, name, float(got))
+    return float(got)
+
+
+def choice(schedule: object, name: str, allowed: tuple[str, ...]) -> None:
+    """Refuse an option that is none of the words allowed."""
+    got = getattr(schedule, name)
+    if got not in allowed:
+        words = " or ".join(f'"{word}"' for word in allowed)
+        refuse(schedule, name, got, words, f'write {name}="{allowed[0]}"')

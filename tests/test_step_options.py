@@ -1,0 +1,125 @@
+"""What the step schedules refuse, and that they are data: frozen, compared and hashed by value, pickled, documented."""
+
+import dataclasses
+import math
+import pickle
+import re
+from array import array
+
+import numpy as np
+import pytest
+import torch
+
+from greedylr_fused.schedules import Constant, Linear, Polynomial, StepSchedule, Table
+
+EXAMPLES = [
+    Constant(warmup_steps=3),
+    Linear(10, warmup_steps=3, min_lr_ratio=0.1),
+    Polynomial(10, power=2),
+    Table([1, 0.5]),
+]
+CLASSES = {type(schedule) for schedule in EXAMPLES}
+
+REFUSED = [
+    (Constant, (), {"warmup_steps": -1}, ValueError, "-1", "a whole number from 0 to 33554432", "warmup_steps=0"),
+    (Constant, (), {"warmup_steps": 2.5}, TypeError, "2.5", "an int", "warmup_steps=2"),
+    (Linear, (0,), {}, ValueError, "0", "a whole number from 1 to 33554432", "write total_steps=1"),
+    (Linear, (2**25 + 1,), {}, ValueError, "33554433", "from 1 to 33554432", "write total_steps=33554432"),
+    (Linear, (1e3,), {}, TypeError, "1000.0", "an int", "write total_steps=1000"),
+    (Linear, (math.nan,), {}, TypeError, "nan", "an int", "write total_steps=1"),
+    (Linear, (True,), {}, TypeError, "True", "an int", "write total_steps=1"),
+    (Linear, (9,), {"warmup_steps": 10}, ValueError, "10", "at most total_steps=9", "shorten the warm-up"),
+    (Linear, (9,), {"warmup_steps": "1"}, TypeError, "'1'", "an int", "warmup_steps=0"),
+    (Linear, (9,), {"min_lr_ratio": -0.1}, ValueError, "-0.1", "0 <= min_lr_ratio <= 1", "divide the floor"),
+    (Linear, (9,), {"min_lr_ratio": 1.1}, ValueError, "1.1", "0 <= min_lr_ratio <= 1", "divide the floor"),
+    (Linear, (9,), {"min_lr_ratio": math.nan}, ValueError, "nan", "a finite number", "leave min_lr_ratio out"),
+    (Linear, (9,), {"min_lr_ratio": None}, TypeError, "None", "a number, 0 <= min_lr_ratio", "min_lr_ratio=0.1"),
+    (Polynomial, (9,), {"power": 0}, ValueError, "0.0", "> 0", "use Constant"),
+    (Polynomial, (9,), {"power": "2"}, TypeError, "'2'", "a number, > 0", "write power=1"),
+    (Table, ([],), {}, ValueError, "'0 values'", "from 1 to 33554432 values", "pass a list of numbers"),
+    (Table, ([1.0, -0.5],), {}, ValueError, "-0.5", "a finite number >= 0", "ratios of the peak"),
+    (Table, ([1.0, math.nan],), {}, ValueError, "nan", "a finite number >= 0", "ratios of the peak"),
+    (Table, (torch.tensor([math.inf]),), {}, ValueError, "inf", "a finite number >= 0", "ratios of the peak"),
+    (Table, ([1.0, "0"],), {}, TypeError, "'0'", "numbers in one dimension", "pass a list of numbers"),
+    (Table, ([True],), {}, TypeError, "True", "numbers in one dimension", "pass a list of numbers"),
+    (Table, (torch.ones(2, 2),), {}, TypeError, "[1.0, 1.0]", "numbers in one dimension", "a 1-D tensor"),
+    (Table, (torch.tensor(1.0),), {}, TypeError, "<class 'torch.Tensor'>", "numbers in one dimension", "a 1-D tensor"),
+    (Table, ("123",), {}, TypeError, "<class 'str'>", "numbers in one dimension", "a 1-D tensor"),
+    (Table, ({1.0, 0.5},), {}, TypeError, "<class 'set'>", "numbers in one dimension", "a 1-D tensor"),
+    (Table, ([1.0],), {"warmup_steps": -1}, ValueError, "-1", "a whole number from 0", "warmup_steps=0"),
+    (Table, ([1.0],), {"min_lr_ratio": 2}, ValueError, "2.0", "0 <= min_lr_ratio <= 1", "divide the floor"),
+]
+
+
+@pytest.mark.parametrize(("kind", "args", "options", "error", "got", "allowed", "remedy"), REFUSED, ids=str)
+def test_refused(kind, args, options, error, got, allowed, remedy):
+    with pytest.raises(error) as caught:
+        kind(*args, **options)
+    name = [*options, dataclasses.fields(kind)[0].name][0]
+    message = str(caught.value)
+    assert re.match(rf"{kind.__name__} {name}(\[\d+\])?: got {re.escape(got)}, allowed is ", message), message
+    assert allowed in message and remedy in message, message
+
+
+def test_every_option_is_checked():
+    checked = {(kind, [*options, dataclasses.fields(kind)[0].name][0]) for kind, _, options, *_ in REFUSED}
+    inherited = {"total_steps", "warmup_steps", "min_lr_ratio"}  # checked in one place for all, by Linear's cases
+    for kind in CLASSES:
+        for field in dataclasses.fields(kind):
+            assert (kind, field.name) in checked or (field.name in inherited and (Linear, field.name) in checked)
+
+
+@pytest.mark.parametrize("schedule", EXAMPLES, ids=lambda schedule: type(schedule).__name__)
+def test_frozen_comparable_and_picklable(schedule):
+    assert isinstance(schedule, StepSchedule)
+    copy = pickle.loads(pickle.dumps(schedule))
+    assert copy == schedule == dataclasses.replace(schedule) and hash(copy) == hash(schedule)
+    assert copy.curve() == schedule.curve() and schedule.curve().typecode == "d"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        schedule.warmup_steps = 4
+    assert eval(repr(schedule), {kind.__name__: kind for kind in CLASSES}) == schedule
+
+
+@pytest.mark.parametrize("kind", sorted(CLASSES, key=str), ids=lambda kind: kind.__name__)
+def test_every_option_is_documented(kind):
+    for field in dataclasses.fields(kind):
+        entry = re.search(rf"^ {{8}}{field.name}: (.*?)(?=^ {{8}}\w+: |^\s*$)", kind.__doc__, re.S | re.M)
+        assert entry, field.name
+        if field.default is not dataclasses.MISSING:
+            assert f"Default: {field.default}" in re.sub(r"\s+", " ", entry[1]).replace('"', ""), field.name
+    assert "Raises:" in kind.__doc__
+
+
+@pytest.mark.parametrize("kind", sorted(CLASSES, key=str), ids=lambda kind: kind.__name__)
+def test_options_have_names(kind):
+    """All but what a schedule cannot do without."""
+    fields = dataclasses.fields(kind)
+    assert [field.name for field in fields if not field.kw_only] in ([], [fields[0].name])
+    assert all(field.kw_only for field in fields) == (kind is Constant)
+
+
+def test_numbers_are_kept_as_floats():
+    """So that schedules that are equal have the same bits, and say the same."""
+    schedule = Polynomial(10, power=2, min_lr_ratio=0)
+    assert schedule == Polynomial(10, power=2.0) and repr(schedule) == repr(Polynomial(10, power=2.0))
+
+
+def test_a_schedule_of_several_types_of_values():
+    values = [1.0, 0.25, 0.0]
+    kinds = (tuple, torch.tensor, np.array, lambda v: array("d", v), lambda v: list(map(np.float32, v)))
+    for kind in kinds:
+        table = Table(kind(values))
+        assert table.values == (1.0, 0.25, 0.0) and {type(value) for value in table.values} == {float}
+        assert table == Table(values) and hash(table) == hash(Table(values))
+    assert Table(torch.tensor(values, dtype=torch.bfloat16, requires_grad=True)) == Table(values)
+    assert list(Table(range(3)).curve()) == [0.0, 1.0, 2.0]
+
+
+def test_a_table_with_warm_up_and_floor():
+    assert list(Table([0.3, 1.7]).curve()) == [0.3, 1.7]
+    assert list(Table([1.0, 0.5, 0.0], warmup_steps=2, min_lr_ratio=0.5).curve()) == [0.0, 0.5, 1.0, 0.75, 0.5]
+
+
+def test_a_long_table_is_shown_in_short():
+    shown = repr(Table([1.0, *[0.5] * 10**5, 0.25]))
+    assert shown == ("Table([1.0, 0.5, 0.5, 0.5, 0.5, 0.5, ... 0.25: 100002 values], warmup_steps=0, min_lr_ratio=0.0)")
