@@ -1,7 +1,8 @@
-"""`python -m greedylr_fused.doctor`: what this machine has, and why each backend is on or off."""
+"""`python -m greedylr_fused doctor`: what this machine has, and why each backend is on or off."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -9,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -50,8 +52,9 @@ def backends() -> dict[str, str]:
     return states
 
 
-def main() -> None:
-    """Print both tables."""
+def main(argv: Sequence[str] = ()) -> None:
+    """Print both tables; there are no options."""
+    argparse.ArgumentParser(prog="python -m greedylr_fused doctor", description=__doc__).parse_args(argv)
     for title, rows in (("found", findings()), ("backends, in order of preference", backends())):
         print(title)
         width = max(map(len, rows))
@@ -114,4 +117,4 @@ def _build() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
