@@ -10,12 +10,32 @@ import numpy as np
 import pytest
 import torch
 
-from greedylr_fused.schedules import Constant, Linear, Polynomial, StepSchedule, Table
+from greedylr_fused.schedules import (
+    REX,
+    UBA,
+    WSD,
+    Constant,
+    Cosine,
+    CosineRestarts,
+    Linear,
+    OneCycle,
+    Polynomial,
+    StepSchedule,
+    Table,
+)
 
 EXAMPLES = [
     Constant(warmup_steps=3),
     Linear(10, warmup_steps=3, min_lr_ratio=0.1),
     Polynomial(10, power=2),
+    Cosine(10, num_cycles=1),
+    CosineRestarts(10, num_cycles=3),
+    CosineRestarts(10, first_steps=2, mult=2),
+    REX(10, d=0),
+    UBA(10, phi=1),
+    WSD(10, decay_steps=4, warmup_type="cosine"),
+    WSD(decay_type="1-sqrt"),
+    OneCycle(10, three_phase=True),
     Table([1, 0.5]),
 ]
 CLASSES = {type(schedule) for schedule in EXAMPLES}
@@ -36,6 +56,45 @@ REFUSED = [
     (Linear, (9,), {"min_lr_ratio": None}, TypeError, "None", "a number, 0 <= min_lr_ratio", "min_lr_ratio=0.1"),
     (Polynomial, (9,), {"power": 0}, ValueError, "0.0", "> 0", "use Constant"),
     (Polynomial, (9,), {"power": "2"}, TypeError, "'2'", "a number, > 0", "write power=1"),
+    (Cosine, (9,), {"num_cycles": 0}, ValueError, "0.0", "0 < num_cycles <= 33554432", "num_cycles=0.5"),
+    (Cosine, (9,), {"num_cycles": 1e308}, ValueError, "1e+308", "0 < num_cycles <= 33554432", "num_cycles=0.5"),
+    (CosineRestarts, (9,), {"num_cycles": 0}, ValueError, "0", "a whole number from 1", "write num_cycles=1"),
+    (CosineRestarts, (9,), {"num_cycles": 0.5}, TypeError, "0.5", "an int", "write num_cycles=1"),
+    (CosineRestarts, (9,), {"first_steps": 0}, ValueError, "0", "a whole number from 1", "write first_steps=1"),
+    (CosineRestarts, (9,), {"mult": 0, "first_steps": 2}, ValueError, "0", "a whole number from 1", "write mult=1"),
+    (CosineRestarts, (9,), {"mult": 2}, ValueError, "2", "1 without first_steps", "write first_steps="),
+    (CosineRestarts, (9,), {"num_cycles": 2, "first_steps": 2}, ValueError, "2", "no num_cycles beside", "leave one"),
+    (REX, (9,), {"d": 1}, ValueError, "1.0", "0 <= d < 1", "write d=0.5"),
+    (REX, (9,), {"d": -0.1}, ValueError, "-0.1", "0 <= d < 1", "d=0 for a straight line"),
+    (UBA, (9,), {"phi": 0}, ValueError, "0.0", "> 0", "phi=2.0 for a cosine"),
+    (UBA, (9,), {"phi": math.inf}, ValueError, "inf", "a finite number, > 0", "write phi=2"),
+    (
+        WSD,
+        (9,),
+        {"decay_steps": None},
+        ValueError,
+        "None",
+        "a number of steps where there is",
+        "decay_steps=1, a tenth",
+    ),
+    (WSD, (9,), {"decay_steps": 0}, ValueError, "0", "a whole number from 1", "write decay_steps=1"),
+    (WSD, (9,), {"decay_steps": 5, "warmup_steps": 5}, ValueError, "5", "at most total_steps=9 less", "shorten"),
+    (WSD, (), {"decay_steps": 5}, ValueError, "5", "None without total_steps", "opt.start_decay(steps)"),
+    (WSD, (1.5,), {}, TypeError, "1.5", "an int", "write total_steps=2"),
+    (WSD, (0,), {}, ValueError, "0", "a whole number from 1", "write total_steps=1"),
+    (WSD, (), {"warmup_steps": -1}, ValueError, "-1", "a whole number from 0", "warmup_steps=0"),
+    (WSD, (), {"min_lr_ratio": 3}, ValueError, "3.0", "0 <= min_lr_ratio <= 1", "divide the floor"),
+    (WSD, (), {"warmup_type": "log"}, ValueError, "'log'", '"linear" or "cosine" or "1-sqrt"', '"linear"'),
+    (WSD, (), {"decay_type": "sqrt"}, ValueError, "'sqrt'", '"linear" or "cosine" or "1-sqrt"', '"linear"'),
+    (WSD, (), {"decay_type": ["cosine"]}, ValueError, "['cosine']", '"linear" or "cosine" or "1-sqrt"', '"linear"'),
+    (WSD, (), {"num_cycles": -1}, ValueError, "-1.0", "0 < num_cycles <= 33554432", "num_cycles=0.5"),
+    (OneCycle, (0,), {}, ValueError, "0", "a whole number from 1", "write total_steps=1"),
+    (OneCycle, (9,), {"pct_start": 1.1}, ValueError, "1.1", "0 <= pct_start <= 1", "write pct_start=0.3"),
+    (OneCycle, (9,), {"pct_start": 0.6, "three_phase": True}, ValueError, "0.6", "<= 0.5 with three_phase", "0.3"),
+    (OneCycle, (9,), {"anneal_strategy": "cosine"}, ValueError, "'cosine'", '"cos" or "linear"', '"cos"'),
+    (OneCycle, (9,), {"div_factor": 0.5}, ValueError, "0.5", ">= 1", "write div_factor=25.0"),
+    (OneCycle, (9,), {"final_div_factor": 0.03}, ValueError, "0.03", "1 / div_factor, 0.04", "a larger one"),
+    (OneCycle, (9,), {"three_phase": 1}, TypeError, "1", "True or False", "three_phase=True"),
     (Table, ([],), {}, ValueError, "'0 values'", "from 1 to 33554432 values", "pass a list of numbers"),
     (Table, ([1.0, -0.5],), {}, ValueError, "-0.5", "a finite number >= 0", "ratios of the peak"),
     (Table, ([1.0, math.nan],), {}, ValueError, "nan", "a finite number >= 0", "ratios of the peak"),
@@ -90,12 +149,17 @@ def test_every_option_is_documented(kind):
     assert "Raises:" in kind.__doc__
 
 
-@pytest.mark.parametrize("kind", sorted(CLASSES, key=str), ids=lambda kind: kind.__name__)
-def test_options_have_names(kind):
-    """All but what a schedule cannot do without."""
-    fields = dataclasses.fields(kind)
-    assert [field.name for field in fields if not field.kw_only] in ([], [fields[0].name])
-    assert all(field.kw_only for field in fields) == (kind is Constant)
+def test_options_have_names():
+    """All but the length, or the values, which come first."""
+    for kind in CLASSES:
+        fields = dataclasses.fields(kind)
+        assert [field.name for field in fields if not field.kw_only] == [fields[0].name] * (kind is not Constant)
+
+
+def test_the_length_of_a_decay_is_checked():
+    for steps, error in ((0, ValueError), (2**25 + 1, ValueError), (1.0, TypeError), (None, TypeError)):
+        with pytest.raises(error, match=rf"WSD steps: got {steps}, allowed is .*; write "):
+            WSD().decay(steps)
 
 
 def test_numbers_are_kept_as_floats():

@@ -11,6 +11,9 @@ from typing import Any, NoReturn
 #: Steps that a step schedule may span. Its table takes 8 bytes per step, so this is 256 MiB.
 MAX_STEPS = 2**25
 
+#: Stands for: read the value from the schedule.
+OPTION: Any = object()
+
 
 def refuse(schedule: object, name: str, got: object, allowed: str, remedy: str) -> NoReturn:
     """Raise the ValueError of an option outside its range."""
@@ -22,9 +25,9 @@ def mistype(schedule: object, name: str, got: object, allowed: str, remedy: str)
     raise TypeError(f"{type(schedule).__name__} {name}: got {got!r}, allowed is {allowed}; {remedy}")
 
 
-def whole(schedule: object, name: str, *, least: int, most: int = MAX_STEPS, value: object = None) -> int:
-    """The int option `name` (or `value`, where it is no option), refused outside `[least, most]`."""
-    got = getattr(schedule, name) if value is None else value
+def whole(schedule: object, name: str, *, least: int, most: int = MAX_STEPS, value: Any = OPTION) -> int:
+    """The int option `name`, or `value` where that is an argument of a method; refused outside `[least, most]`."""
+    got = getattr(schedule, name) if value is OPTION else value
     if isinstance(got, bool) or not isinstance(got, int):
         nearest = round(min(max(got, least), most)) if isinstance(got, float) and math.isfinite(got) else least
         mistype(schedule, name, got, "an int", f"write {name}={nearest}")

@@ -37,6 +37,14 @@ def check_warmup(schedule: StepSchedule) -> None:
     checks.whole(schedule, "warmup_steps", least=0)
 
 
+def check_cycles(schedule: StepSchedule) -> None:
+    """Refuse a number of waves that is none, or more than there can be steps."""
+    cycles = checks.number(schedule, "num_cycles", allowed="> 0", example=0.5)
+    if not 0 < cycles <= checks.MAX_STEPS:
+        remedy = "write num_cycles=0.5 to fall once, from the peak to the floor"
+        checks.refuse(schedule, "num_cycles", cycles, f"0 < num_cycles <= {checks.MAX_STEPS}", remedy)
+
+
 def check_floor(schedule: StepSchedule) -> None:
     """Refuse a floor that is no share of the peak."""
     floor = checks.number(schedule, "min_lr_ratio", allowed="0 <= min_lr_ratio <= 1", example=0.1)
@@ -74,7 +82,8 @@ class Constant(StepSchedule):
 class Annealed(StepSchedule):
     """Base of the schedules of a fixed length: a linear warm-up, then `fractions()` between the floor and the peak.
 
-    Step `total_steps`, the first after the run, and all later ones have the last value.
+    Step `total_steps`, the first after the run, and all later ones have the last value. A run that is all warm-up has
+    nothing between: it goes on at the floor.
 
     Args:
         total_steps: length of the run in steps, warm-up included. In [1, 2**25].
@@ -100,14 +109,19 @@ class Annealed(StepSchedule):
         check_floor(self)
 
     def fractions(self, steps: int) -> Iterator[float]:
-        """What is left of the way from the floor to the peak, in [0, 1]: `steps + 1` values, after the warm-up."""
+        """What is left of the way from the floor to the peak, in [0, 1], after the warm-up: `steps + 1` values.
+
+        Args:
+            steps: from the end of the warm-up to the end of the run. >= 1.
+        """
         raise NotImplementedError
 
     def curve(self) -> array[float]:
         """The warm-up, then the fractions lifted to the floor: `total_steps + 1` values."""
         floor, span = self.min_lr_ratio, 1.0 - self.min_lr_ratio
+        steps = self.total_steps - self.warmup_steps
         values = array("d", warm_up(self.warmup_steps))
-        values.extend(fraction * span + floor for fraction in self.fractions(self.total_steps - self.warmup_steps))
+        values.extend(fraction * span + floor for fraction in (self.fractions(steps) if steps else (0.0,)))
         return values
 
 
@@ -115,8 +129,8 @@ class Annealed(StepSchedule):
 class Linear(Annealed):
     """A straight line from the peak to the floor.
 
-    The best schedule in the worst case of the last iterate (Defazio et al., "Optimal Linear Decay Learning Rate
-    Schedules and Further Refinements", arXiv 2310.07831).
+    The best schedule for the last iterate of SGD in the worst convex case (Defazio et al., "Optimal Linear Decay
+    Learning Rate Schedules and Further Refinements", arXiv 2310.07831).
 
     Source: bit-equal to `transformers.get_linear_schedule_with_warmup` 5.17 (which has no floor).
 
@@ -132,8 +146,7 @@ class Linear(Annealed):
 
     def fractions(self, steps: int) -> Iterator[float]:
         """(steps - n) / steps."""
-        length = max(1, steps)
-        return ((steps - n) / length for n in range(steps + 1))
+        return ((steps - n) / steps for n in range(steps + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +177,5 @@ class Polynomial(Annealed):
             checks.refuse(self, "power", self.power, "> 0", "write power=1.0, or use Constant for no decay")
 
     def fractions(self, steps: int) -> Iterator[float]:
-        """(1 - n / steps) ** power; a run that is all warm-up goes on at the floor, as with `Linear`."""
-        if not steps:
-            return iter((0.0,))
+        """(1 - n / steps) ** power."""
         return ((1 - n / steps) ** self.power for n in range(steps + 1))
