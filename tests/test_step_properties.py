@@ -104,6 +104,11 @@ def test_members_of_one_family(run, phi):
         assert value == pytest.approx(paper, rel=0, abs=24 * slope * HALF_ULP)
 
 
+def test_the_smallest_phi_is_a_constant_that_ends():
+    """Half of it underflows, and the bend of 0 would be 0 / 0."""
+    assert UBA(2, phi=5e-324).curve().tolist() == [1.0, 1.0, 0.0]
+
+
 @given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=20))
 def test_a_table_is_its_values(values):
     assert Table(values).curve().tolist() == values == list(Table(tuple(values)).values)
