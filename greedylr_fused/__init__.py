@@ -1,8 +1,24 @@
-"""Fused AdamW for PyTorch whose learning rate is decided by the loss, on the device, with no host synchronisation."""
+"""Fused AdamW for PyTorch, with a learning rate that the loss or the step decides on the device."""
 
 from greedylr_fused.backends import available_backends
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.schedules import GreedyLR
+from greedylr_fused.schedules import (
+    REX,
+    UBA,
+    WSD,
+    Constant,
+    Cosine,
+    CosineRestarts,
+    GreedyLR,
+    Linear,
+    OneCycle,
+    Polynomial,
+    ReduceOnPlateau,
+    Refined,
+    Table,
+)
 from greedylr_fused.version import __version__
 
 __all__ = ["FusedAdamW", "GreedyLR", "__version__", "available_backends"]
+__all__ += ["Constant", "Cosine", "CosineRestarts", "Linear", "OneCycle", "Polynomial", "ReduceOnPlateau", "Refined"]
+__all__ += ["REX", "Table", "UBA", "WSD"]

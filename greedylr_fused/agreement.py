@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from greedylr_fused import distributed
-from greedylr_fused.control import SLOT, SLOTS, Control
+from greedylr_fused.control import Control
+from greedylr_fused.slots import BLOCKS, SLOT, SLOTS
 
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW
@@ -100,7 +101,7 @@ def check_ranks_agree(self: FusedAdamW) -> None:
         self._engine.discard()  # whose table has each gradient's share among the ranks before
     if ranks.size == 1:
         return
-    everyone = gathered(_decided(control, self.schedule is not None), ranks.group)
+    everyone = gathered(_decided(control, control.needs_loss), ranks.group)
     for name in dict.fromkeys(name for found in everyone for name in found):
         values = [found.get(name) for found in everyone]
         if len(set(values)) > 1:
@@ -118,8 +119,7 @@ def _decided(control: Control, driven: bool) -> dict[str, str]:
     """The bits of all slots, by name, but of those that hold a rank's own share until they are added up, or, without a
     schedule, for good.
     """
-    blocks = ("lr", "initial_lr", "min_lr", "max_lr")
-    names = [*SLOTS, *(f"{block} of group {group}" for block in blocks for group in range(control.n_groups))]
+    names = [*SLOTS, *(f"{block} of group {group}" for block in BLOCKS for group in range(control.n_groups))]
     names += [f"window[{i}]" for i in range(control.window_size)]
     own = {*SLOTS[SLOT["loss_sum"] : SLOT["found_inf"] + 1], *(() if driven else ("loss", "smoothed"))}
     values = control.vector.tolist()

@@ -19,18 +19,18 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused import checkpoint_checks as checks
+from greedylr_fused import schedules
 from greedylr_fused.checkpoint_numbers import KEY as KEY
 from greedylr_fused.checkpoint_numbers import fitted, read_control
 from greedylr_fused.control import Control
 from greedylr_fused.formats import DTYPES, MIXES, MOMENTS
-from greedylr_fused.schedules import GreedyLR
 from greedylr_fused.wrapped import MIRROR
 
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW
 
 # ZeroRedundancyOptimizer saves the options that it was given for its local optimizer; this one is plain numbers.
-torch.serialization.add_safe_globals([GreedyLR])
+torch.serialization.add_safe_globals([getattr(schedules, name) for name in schedules.__all__])
 
 
 def state_dict(self: FusedAdamW) -> dict[str, Any]:
@@ -125,12 +125,15 @@ def loaded_control(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]],
 
 def _control_of(groups: Sequence[Mapping[str, Any]], control: Control) -> Control:
     numbers = read_control(groups)
-    if numbers is None:
-        return control.anew([float(group["lr"]) for group in groups])
+    if numbers is None:  # a torch.optim.lr_scheduler leaves the peak under "initial_lr"
+        peak = "initial_lr" if control.follows_steps else "lr"
+        return control.anew([float(group.get(peak, group["lr"])) for group in groups])
     for own, group in zip(numbers, groups, strict=True):
         # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own, or its mirror.
-        if group["lr"] != group[KEY].get(MIRROR):
+        if group["lr"] not in (own["lr"], group[KEY].get(MIRROR)):
             own["lr"] = float(group["lr"])
+            if own["fraction"] != 0:
+                own["level"] = own["lr"] / own["fraction"]
     numbers = fitted(numbers, control)
     result = control.anew([own["initial_lr"] for own in numbers])
     result.load(numbers)
@@ -172,6 +175,7 @@ def all_or_nothing(optimizer: FusedAdamW) -> Iterator[None]:
             now.clear()
             now.update(own)
         optimizer._control.vector.copy_(vector)
+        optimizer._control.restore_decay()
         raise
 
 

@@ -10,12 +10,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from greedylr_fused.checkpoint_checks import as_float, check_count, refuse
-from greedylr_fused.control import SAVED, Control
+from greedylr_fused.control import Control
+from greedylr_fused.slots import SAVED, SAVED_BLOCKS
 
 KEY = "control"
 _ANEW = f'load an earlier checkpoint, or delete "{KEY}" from every group to start the schedule anew from its LRs'
 #: Those that count something.
-_COUNTS = ("kind", "step", "skipped", "good", "bad", "cooldown_left", "warmup_left", "resets_left")
+_COUNTS = (
+    "step",
+    "skipped",
+    "good",
+    "bad",
+    "cooldown_left",
+    "warmup_left",
+    "resets_left",
+    "forget_left",
+    "decay_steps",
+)
+#: What a checkpoint from before there were step schedules stands for; its level was its LR.
+_ADDED = {"forget_left": 0.0, "decay_start": math.inf, "decay_steps": 0.0, "fraction": 1.0}
 
 
 def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
@@ -33,7 +46,9 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
     found: list[dict[str, Any]] = []
     for index, own in enumerate(given):
         where = f'param_groups[{index}]["{KEY}"]'
-        for name in (*SAVED, "lr", "initial_lr", "window"):
+        if "lr" in own and "level" not in own and not _ADDED.keys() & own.keys():
+            own = {**own, **_ADDED, "level": own["lr"]}
+        for name in (*SAVED, *SAVED_BLOCKS, "window"):
             if name not in own:
                 raise ValueError(
                     f'checkpoint: {where} has no "{name}", allowed is what FusedAdamW.state_dict() wrote; {_ANEW}'
@@ -48,16 +63,19 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
 
 def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of one group as floats."""
-    numbers = {name: as_float(f'{where}["{name}"]', own[name]) for name in (*SAVED, "lr", "initial_lr")}
+    numbers = {name: as_float(f'{where}["{name}"]', own[name]) for name in (*SAVED, *SAVED_BLOCKS)}
     window = _losses(f'{where}["window"]', own["window"])
     for name in _COUNTS:
         check_count(f'{where}["{name}"]', numbers[name])
-    for name in ("kind", "mode_max"):
-        if numbers[name] not in (0.0, 1.0):
-            refuse(f'{where}["{name}"]', numbers[name], "0 or 1", _ANEW)
-    for name in ("lr", "initial_lr"):
+    for name, codes in (("kind", (0.0, 1.0, 2.0)), ("mode_max", (0.0, 1.0))):
+        if numbers[name] not in codes:
+            refuse(f'{where}["{name}"]', numbers[name], " or ".join(f"{code:g}" for code in codes), _ANEW)
+    for name in (*SAVED_BLOCKS, "fraction"):
         if not 0 <= numbers[name] < math.inf:
             refuse(f'{where}["{name}"]', numbers[name], "a finite number >= 0", _ANEW)
+    start = numbers["decay_start"]
+    if not (0 <= start <= numbers["step"] if numbers["decay_steps"] else start == math.inf):
+        refuse(f'{where}["decay_start"]', start, 'inf if "decay_steps" is 0, otherwise a step up to "step"', _ANEW)
     worst = -math.inf if numbers["mode_max"] else math.inf
     if not math.isfinite(numbers["best"]) and numbers["best"] != worst:
         refuse(f'{where}["best"]', numbers["best"], f"a finite number, or {worst} before the first loss", _ANEW)
@@ -102,24 +120,32 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
     are taken, and the schedule starts anew from that LR. Of a longer window the newest losses are taken.
 
     Raises:
-        ValueError: it compared something else: another mode, or losses where this one compares means.
+        ValueError: it compared something else: another mode, or losses where this one compares means; or it is in a
+            decay that this one does not know.
     """
     kind, mode_max = (float(control.slot(name)) for name in ("kind", "mode_max"))
     first = numbers[0]
+    if first["decay_steps"] > control.curve.decay_room:
+        raise ValueError(
+            f"checkpoint: written in a decay of {first['decay_steps']:g} steps that start_decay() began, this schedule "
+            f"has room for one of {control.curve.decay_room}; construct it with the WSD(...) of the run that wrote it, "
+            f'or delete "{KEY}" from every group to start the schedule anew from its LRs'
+        )
     if first["kind"] != kind:
-        kept = {name: first[name] for name in ("step", "skipped", "loss", "grad_norm")}
-        fresh = control.anew([own["lr"] for own in numbers]).numbers()
+        kept = {name: first[name] for name in ("step", "skipped", "loss", "grad_norm", "decay_start", "decay_steps")}
+        start = "level" if control.follows_steps else "lr"
+        fresh = control.anew([own[start] for own in numbers]).numbers()
         return [own | kept for own in fresh]
     if kind and first["mode_max"] != mode_max:
         raise ValueError(
-            f'checkpoint: written with GreedyLR(mode="{"min" if mode_max else "max"}"), this schedule has mode='
+            f'checkpoint: written with mode="{"min" if mode_max else "max"}", this schedule has mode='
             f'"{"max" if mode_max else "min"}"; construct it with the mode of the run that wrote it'
         )
     window, size = first["window"], control.window_size
     if window and not size or size and not window and math.isfinite(first["best"]):
         means, losses = "smooth=True", "smooth=False"
         raise ValueError(
-            f"checkpoint: written with GreedyLR({means if window else losses}), this schedule has "
+            f"checkpoint: written with {means if window else losses}, this schedule has "
             f"{losses if window else means}, and the best of one is no measure for the other; construct it with the "
             f'"smooth" of the run that wrote it, or delete "{KEY}" from every group to start it anew from its LRs'
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -96,22 +96,29 @@ class Engine:
                     known["max_exp_avg_sq"] = torch.zeros_like(known["exp_avg_sq"])
 
     def materialise(
-        self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], *, driven: bool, observed: bool
+        self,
+        groups: Sequence[dict[str, Any]],
+        state: dict[Tensor, Any],
+        zeroed: Callable[[Sequence[dict[str, Any]]], bool],
+        *,
+        driven: bool,
+        observed: bool,
     ) -> bool:
         """Whether this step, that was given no loss, is distributed checkpointing's, which makes an optimizer create
         its state by a step with LR 0 and zero gradients: then create it and do nothing else.
 
-        Another first step at LR 0 looks the same but for its gradients, which are read in that one step. Without a
-        schedule those of one rank make it a step on all that step together; with one an LR of 0 was not constructed.
+        Another first step at LR 0 looks the same but for its gradients, which are read in that one step. Those of one
+        rank make it a step on all that step together, unless a schedule needs a loss, which this step was not given.
 
-        Raises:
-            RuntimeError: it is another, and the schedule has no loss.
+        Args:
+            groups: the optimizer's parameter groups.
+            state: its state.
+            zeroed: whether somebody has written LR 0 to all groups.
+            driven: whether the schedule needs a loss.
+            observed: whether there was one.
         """
         params = [param for group in groups for param in group["params"]]
-        fresh = not state and all(float(group["lr"]) == 0.0 for group in groups) and not (self.begun and not params)
-        if driven and not observed and not fresh:
-            raise RuntimeError(options.NO_LOSS)
-        if not fresh:
+        if state or (self.begun and not params) or not zeroed(groups):
             return False
         asks = not driven and not self.begun  # as every other rank, which may have gradients, or no parameters
         if not driven or observed:

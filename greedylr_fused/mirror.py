@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from greedylr_fused.control import GROUPS_BEGIN, SLOT, STATE_BEGIN, Control
+from greedylr_fused.control import Control
+from greedylr_fused.slots import GROUPS_BEGIN, SLOT, STATE_BEGIN
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused import agreement, checkpoint, copies, flow, options, pickling
-from greedylr_fused.control import Control
+from greedylr_fused.control import Control, Schedule
 from greedylr_fused.distributed import Ranks
 from greedylr_fused.engine import Engine
 from greedylr_fused.mirror import Metrics
 from greedylr_fused.rates import Rates, per_group
-from greedylr_fused.schedules import GreedyLR
 
 
 class FusedAdamW(Optimizer):
@@ -24,7 +23,8 @@ class FusedAdamW(Optimizer):
 
     Without `schedule` it is a drop-in `torch.optim.AdamW`: same arguments, state names, parameter-group rules, hooks
     and checkpoints; any `torch.optim.lr_scheduler` drives it. With `schedule=GreedyLR(...)` each `step(loss=loss)`
-    updates with the current LR, and the loss then decides the next one; the host waits for nothing.
+    updates with the current LR, and the loss then decides the next one; with `schedule=Cosine(...)`, or any other step
+    schedule, the number of steps taken decides it. The host waits for nothing.
 
     Args:
         params: parameters, named parameters or parameter-group dictionaries; float32, float64, bfloat16, float16 or
@@ -35,7 +35,9 @@ class FusedAdamW(Optimizer):
         weight_decay: decoupled weight decay, >= 0. Default: 1e-2.
         amsgrad: divide by the largest second moment so far (arXiv 1904.09237). Default: False.
         maximize: follow the gradient upwards. Default: False.
-        schedule: a loss-driven schedule, or None.
+        schedule: what decides the LR from step to step: the loss (GreedyLR, ReduceOnPlateau), or the step alone
+            (Linear, Cosine, WSD, ...); `lr` is then where it starts, or its peak. Steps that are skipped do not
+            count. Default None: the LR is what stands in the parameter groups.
         max_grad_norm: clip the gradients to this 2-norm over all of them, as `torch.nn.utils.clip_grad_norm_` would;
             folded into the update, `.grad` is left as it is. > 0, or None for no clipping.
         skip_nonfinite: leave parameters, moments, step counts and LR alone in a step with a NaN or infinite gradient.
@@ -68,7 +70,7 @@ class FusedAdamW(Optimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
-        schedule: GreedyLR | None = None,
+        schedule: Schedule | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool | None = None,
         backend: str = "auto",
@@ -80,8 +82,7 @@ class FusedAdamW(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        if schedule is not None and not isinstance(schedule, GreedyLR):
-            raise TypeError(f"schedule: got {type(schedule).__name__}, allowed is a GreedyLR or None; write GreedyLR()")
+        options.check_schedule(schedule)
         options.check_extras(max_grad_norm, skip_nonfinite, state_dtype)
         options.check_ranks(process_group, partitions)
         self._schedule, self._max_grad_norm = schedule, max_grad_norm
@@ -94,12 +95,12 @@ class FusedAdamW(Optimizer):
         for index, group in enumerate(self.param_groups):
             options.check_group(group, index)
             options.check_params(group["params"], state_dtype)
-        ranks = Ranks(process_group, partitions, driven=schedule is not None)
+        ranks = Ranks(process_group, partitions, driven=options.needs_loss(schedule))
         self._engine = Engine(backend, self._device(), state_dtype, ranks)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
         self._rates = Rates(self._control, self.param_groups, driven=schedule is not None)
 
-    schedule = property(attrgetter("_schedule"), doc="The loss-driven schedule, as constructed.")
+    schedule = property(attrgetter("_schedule"), doc="The schedule, as constructed.")
     max_grad_norm = property(attrgetter("_max_grad_norm"), doc="The clipping limit, as constructed.")
     skip_nonfinite = property(attrgetter("_skip_nonfinite"), doc="Whether a non-finite gradient skips the step.")
     write_copies = copies.write_copies
@@ -125,9 +126,8 @@ class FusedAdamW(Optimizer):
         """
         options.warn_of_scheduler(self)
         result = None if closure is None else options.call(closure)
-        states = {"driven": self.schedule is not None, "observed": self._observed}
-        given = options.one_loss(loss, result, **states)
-        if given is None and self._engine.materialise(self.param_groups, self.state, **states):
+        given = options.one_loss(loss, result, observed=self._observed, driven=self._control.needs_loss)
+        if given is None and self._materialised():
             return result
         try:
             self._step(given)
@@ -137,6 +137,14 @@ class FusedAdamW(Optimizer):
         finally:
             self._observed = False
         return result
+
+    def _materialised(self) -> bool:
+        zeroed, needs_loss = self._rates.zeroed, self._control.needs_loss
+        if self._engine.materialise(self.param_groups, self.state, zeroed, driven=needs_loss, observed=self._observed):
+            return True
+        if needs_loss and not self._observed:
+            raise RuntimeError(options.no_loss(self.schedule))
+        return False
 
     def _step(self, loss: Any) -> None:
         if self._control.reads_gradients:
@@ -192,6 +200,19 @@ class FusedAdamW(Optimizer):
         """
         checkpoint.adopt(self)
         self._rates.set(self.param_groups, per_group(lr, len(self.param_groups)))
+
+    def start_decay(self, steps: int) -> None:
+        """Let the decay of an open-ended `WSD` begin with the next step, on the device: captured graphs see it too.
+
+        Args:
+            steps: until the floor is reached, 1 to 2**20.
+
+        Raises:
+            RuntimeError: the schedule, or its `base`, is not a WSD without `total_steps`; or the decay has begun.
+            ValueError, TypeError: not such a number.
+        """
+        self._take_written()
+        self._control.start_decay(steps)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch. With a schedule it starts at its own `lr`, with bounds from that, and follows the

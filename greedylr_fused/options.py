@@ -12,14 +12,41 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.formats import DTYPES, MIXES
+from greedylr_fused.schedules import LossSchedule, StepSchedule
 
 _STATE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-NO_LOSS = (
-    "FusedAdamW.step() got no loss, but its schedule GreedyLR decides from the loss; give it in one of three ways: "
-    "step(loss=loss), or a closure that returns it: step(closure), or observe(loss) per micro-batch and then step()"
-)
+def check_schedule(schedule: Any) -> None:
+    """Refuse what is not a schedule.
+
+    Raises:
+        TypeError: names what it got.
+    """
+    if schedule is None or isinstance(schedule, (LossSchedule, StepSchedule)):
+        return
+    if isinstance(schedule, type) and issubclass(schedule, (LossSchedule, StepSchedule)):
+        raise TypeError(
+            f"schedule: got the class {schedule.__name__}, allowed is one of its objects; write {schedule.__name__}()"
+        )
+    raise TypeError(
+        f"schedule: got {type(schedule).__name__}, allowed is a schedule of greedylr_fused, such as GreedyLR() or "
+        "Cosine(total_steps=10_000), or None; a torch.optim.lr_scheduler drives the optimizer with schedule=None"
+    )
+
+
+def needs_loss(schedule: Any) -> bool:
+    """Whether the loss decides anything in it."""
+    return isinstance(schedule, LossSchedule)
+
+
+def no_loss(schedule: Any) -> str:
+    """What a step without a loss is told."""
+    return (
+        f"FusedAdamW.step() got no loss, but its schedule {type(schedule).__name__} decides from the loss; give it in "
+        "one of three ways: step(loss=loss), or a closure that returns it: step(closure), or observe(loss) per "
+        "micro-batch and then step()"
+    )
 
 
 def one_loss(loss: Any, result: Any, *, observed: bool, driven: bool) -> Any:
@@ -213,7 +240,8 @@ def warn_of_scheduler(optimizer: Any) -> None:
     if driven and optimizer.schedule is not None and not vars(optimizer).get("_warned"):
         optimizer._warned = True
         warnings.warn(
-            "a torch.optim.lr_scheduler writes the learning rate of a FusedAdamW whose GreedyLR also decides it, and "
+            "a torch.optim.lr_scheduler writes the learning rate of a FusedAdamW whose "
+            f"{type(optimizer.schedule).__name__} also decides it, and "
             "each overwrites the other; use one of them: drop the scheduler, or pass schedule=None",
             stacklevel=6,  # the caller of step(), through the wrappers of scheduler, hooks and no_grad
         )

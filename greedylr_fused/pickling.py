@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer
 from greedylr_fused import checkpoint
 from greedylr_fused.distributed import Ranks
 from greedylr_fused.engine import Engine
+from greedylr_fused.options import needs_loss
 from greedylr_fused.rates import Rates
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ def set_state(self: FusedAdamW, state: dict[str, Any]) -> None:
     made = state["_made_of"]
     self.state = defaultdict(dict, self.state)
     driven = self.schedule is not None
-    ranks = Ranks(_group_named(made["group"]), made["partitions"], driven=driven)
+    ranks = Ranks(_group_named(made["group"]), made["partitions"], driven=needs_loss(self.schedule))
     self._engine = Engine(made["backend"], self._device(), made["state_dtype"], ranks)
     self._engine.begun = made["begun"]
     self._control = self._new_control([own["initial_lr"] for own in made["numbers"]])
     self._control.load(made["numbers"])
+    self._control.restore_decay()
     self._control.pending.copy_(torch.tensor(made["pending"], dtype=torch.float64, device="cpu"))
     self._rates = Rates(self._control, self.param_groups, driven=driven)
 

@@ -25,7 +25,7 @@ class Rates:
     Args:
         control: where the slots are.
         groups: the optimizer's parameter groups.
-        driven: whether a loss-driven schedule writes the slots.
+        driven: whether a schedule writes the slots.
         before: those of the same optimizer until now, if there were any.
 
     Attributes:
@@ -50,6 +50,13 @@ class Rates:
     def metrics(self) -> Metrics:
         return self._mirror.metrics
 
+    def zeroed(self, groups: Sequence[dict[str, Any]]) -> bool:
+        """Whether the host wrote 0 to all groups; where a schedule begins there, it is only shown."""
+        return all(
+            float(group["lr"]) == 0.0 and (not self._driven or self._written(index, group["lr"]))
+            for index, group in enumerate(groups)
+        )
+
     def push(self, groups: Sequence[dict[str, Any]]) -> None:
         """Pass on what the host wrote to the groups.
 
@@ -59,9 +66,7 @@ class Rates:
         for index, group in enumerate(groups):
             lr = group["lr"]
             if isinstance(lr, Tensor):
-                low, high = self._control.bounds[index]
-                lr = lr.detach().reshape(()).clamp(low, high) if self._driven else lr.detach().reshape(())
-                self._control.lr[index].copy_(lr, non_blocking=True)
+                self._control.write_lr(index, lr)
                 if self._driven:
                     group["lr"] = self._known[index]
                     self._stale = self._mirror.under_way
@@ -119,14 +124,15 @@ class Rates:
 
     def _check(self, index: int, lr: float) -> None:
         low, high = self._control.bounds[index]
+        bounded = self._control.needs_loss and not self._control.follows_steps
         if not options.is_number(lr):
             raise TypeError(f"learning rate of parameter group {index}: got {lr!r}, allowed is a number or a tensor")
-        if not self._driven and not 0.0 <= lr < math.inf:
+        if not bounded and not 0.0 <= lr < math.inf:
             raise ValueError(
                 f"learning rate of parameter group {index}: got {lr!r}, allowed is a finite number >= 0; correct what "
                 "wrote it, such as the function given to LambdaLR"
             )
-        if not low <= lr <= high:
+        if bounded and not low <= lr <= high:
             raise ValueError(
                 f"learning rate of parameter group {index}: got {lr!r}, allowed is {low} to {high} (the schedule's "
                 "min_lr and max_lr); write one within, or construct the schedule with bounds that enclose it"
@@ -139,7 +145,7 @@ class Rates:
                 f"learning rate of parameter group {index}: got {lr!r} while a CUDA graph is captured, whose replays "
                 "would write it again; allowed is before the capture, by set_lr(), or after it, which replays see"
             )
-        self._control.lr[index].fill_(lr)
+        self._control.write_lr(index, lr)
         self._known[index] = lr
         self._stale = self._mirror.under_way
 

@@ -6,6 +6,7 @@ from lagging import install
 from support import assert_same, parameter, snapshot
 
 from greedylr_fused import FusedAdamW, GreedyLR
+from greedylr_fused.slots import GROUPS_BEGIN
 
 GREEDY = GreedyLR(patience=0, factor=0.5)
 
@@ -77,7 +78,7 @@ def test_set_lr_is_seen_at_once():
     opt.step(loss=3.0)
     vector = opt._control.vector
     opt.set_lr([0.25, 0.75])
-    assert vector[37:39].tolist() == [0.25, 0.75] == shown(opt) == opt.last_lr()
+    assert vector[GROUPS_BEGIN : GROUPS_BEGIN + 2].tolist() == [0.25, 0.75] == shown(opt) == opt.last_lr()
     opt.set_lr(0.5)
     assert shown(opt) == [0.5, 0.5] == list(opt.metrics().lr)
     opt.set_lr(torch.tensor(0.25))

@@ -79,8 +79,9 @@ struct Table {
     const int32_t* chunk_tensor;  // [C]
     const int32_t* chunk_index;   // [C]
     int64_t n_tensors, n_chunks;
-    int64_t chunk;    // elements
-    double* control;  // the control vector, see control.h
+    int64_t chunk;        // elements
+    double* control;      // the control vector, see slots.h
+    const double* curve;  // shares of the LR by step, see set_lr in control.h
 };
 
 inline namespace GREEDYLR_ISA {

@@ -13,14 +13,14 @@ namespace {
 
 Stepper make_stepper(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper, uintptr_t steps,
                      uintptr_t norm_weight, uintptr_t chunk_tensor, uintptr_t chunk_index, int64_t n_tensors,
-                     int64_t n_chunks, int64_t chunk, uintptr_t control,
+                     int64_t n_chunks, int64_t chunk, uintptr_t control, uintptr_t curve,
                      const std::vector<LaunchTuple>& launches) {
     return Stepper(make_table(ptrs, numel, group, hyper, steps, norm_weight, chunk_tensor, chunk_index,
-                              n_tensors, n_chunks, chunk, control),
+                              n_tensors, n_chunks, chunk, control, curve),
                    checked_launches(launches, n_chunks));
 }
 
-py::bytes control_trace(uintptr_t control, const std::vector<double>& losses,
+py::bytes control_trace(uintptr_t control, uintptr_t curve, const std::vector<double>& losses,
                         const std::vector<double>& weights) {
     if (weights.size() != losses.size()) {
         throw py::value_error("got " + std::to_string(losses.size()) + " losses and " +
@@ -28,7 +28,8 @@ py::bytes control_trace(uintptr_t control, const std::vector<double>& losses,
     }
     double* c = pointer<double>(control);
     std::vector<double> lr(losses.size() * size_t(c[slot::n_groups]));
-    run_control(c, losses.data(), weights.data(), int64_t(losses.size()), lr.data());
+    run_control(c, pointer<const double>(curve), losses.data(), weights.data(), int64_t(losses.size()),
+                lr.data());
     return py::bytes(reinterpret_cast<const char*>(lr.data()), lr.size() * sizeof(double));
 }
 
@@ -61,7 +62,7 @@ PYBIND11_MODULE(_cpu, m) {
         .def(py::init(&make_stepper), py::kw_only(), py::arg("ptrs"), py::arg("numel"), py::arg("group"),
              py::arg("hyper"), py::arg("steps"), py::arg("norm_weight"), py::arg("chunk_tensor"),
              py::arg("chunk_index"), py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"),
-             py::arg("control"), py::arg("launches"))
+             py::arg("control"), py::arg("curve"), py::arg("launches"))
         .def("measure", &Stepper::measure, py::arg("threads"), py::arg("decides"), NoGil())
         .def("decide", &Stepper::decide)
         .def("update", &Stepper::update, py::arg("threads"), py::arg("commits"), NoGil())
@@ -70,7 +71,8 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("isas", &isa_names, "Instruction sets that this processor can run, best first.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use the loops of one instruction set (for tests).");
     m.def("threads_backend", &threads_backend, "Whose threads run the loops.");
-    m.def("run_control", &control_trace, py::arg("control"), py::arg("losses"), py::arg("weights"),
+    m.def("run_control", &control_trace, py::arg("control"), py::arg("curve"), py::arg("losses"),
+          py::arg("weights"),
           "Feed losses to a control vector; float64 bytes [n, G]: the LR of every group after each.");
     const auto arrays = [&m](const char* name, auto convert) {
         m.def(name, convert, py::arg("source"), py::arg("target"), py::arg("n"),

@@ -182,15 +182,16 @@ void Stepper::commit() const {
         const int64_t* grads = table_.ptrs + GRAD * table_.n_tensors;
         for (int64_t i = 0; i < table_.n_tensors; ++i) table_.steps[i] += grads[i] != 0 ? 1.0f : 0.0f;
     }
-    greedylr::commit(table_.control);
+    greedylr::commit(table_.control, table_.curve);
 }
 
-void run_control(double* control, const double* losses, const double* weights, int64_t n, double* lr_out) {
+void run_control(double* control, const double* curve, const double* losses, const double* weights, int64_t n,
+                 double* lr_out) {
     const int groups = int(control[slot::n_groups]);
     for (int64_t i = 0; i < n; ++i) {
         control[slot::loss_sum] += weights[i] * losses[i];
         control[slot::loss_weight] += weights[i];
-        commit(control);
+        commit(control, curve);
         std::copy(control + slot::lr, control + slot::lr + groups, lr_out + i * groups);
     }
 }

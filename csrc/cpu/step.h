@@ -44,6 +44,7 @@ class Stepper {
 
 // Feeds n weighted losses to a control vector with no tensors; writes the LR of every group after each one to
 // lr_out [n, G].
-void run_control(double* control, const double* losses, const double* weights, int64_t n, double* lr_out);
+void run_control(double* control, const double* curve, const double* losses, const double* weights, int64_t n,
+                 double* lr_out);
 
 }  // namespace greedylr

@@ -35,7 +35,7 @@ __device__ __forceinline__ void on_staged_control(double* control, const Body& b
     GREEDYLR_SHARED(double, staged, STAGED);
     const double groups = control[slot::n_groups];
     const double ring = control[slot::smooth] != 0.0 ? control[slot::window_size] : 0.0;
-    const int length = int(slot::lr + 4.0 * groups + ring);
+    const int length = int(slot::lr + LR_BLOCKS * groups + ring);
     const bool fits = length <= STAGED;
     if (fits) {
         for (int i = threadIdx.x; i < length; i += blockDim.x) staged[i] = control[i];
@@ -59,7 +59,8 @@ __device__ __forceinline__ void advance_steps(const Table& t) {
 // Closes the step.
 __device__ __forceinline__ void commit_in_block(const Table& t) {
     if (t.control[slot::skip] == 0.0) advance_steps(t);
-    on_staged_control(t.control, [](double* c) { commit(c); });
+    const double* curve = t.curve;
+    on_staged_control(t.control, [curve](double* c) { commit(c, curve); });
 }
 
 // For what has no larger launch to be the epilogue of, or must wait for other ranks after one.

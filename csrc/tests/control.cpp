@@ -12,6 +12,8 @@ using namespace greedylr;
 
 namespace {
 
+const double FLAT = 1.0;  // the curve of a schedule without one
+
 struct Option {
     slot::Slot slot;
     double value;
@@ -19,7 +21,7 @@ struct Option {
 
 std::vector<double> control(double lr, double min_lr, double max_lr, const std::vector<Option>& options,
                             int window = 0) {
-    std::vector<double> c(size_t(slot::lr + 4 + window), 0.0);
+    std::vector<double> c(size_t(slot::lr + LR_BLOCKS + window), 0.0);
     c[slot::kind] = c[slot::n_groups] = c[slot::grad_scale] = c[slot::grad_multiplier] = 1.0;
     c[slot::threshold] = 1e-6;
     c[slot::eps] = 1e-8;
@@ -30,8 +32,10 @@ std::vector<double> control(double lr, double min_lr, double max_lr, const std::
     for (const Option& o : options) c[o.slot] = o.value;
     c[slot::resets_left] = c[slot::reset_start];
     c[slot::best] = worst(c.data());
+    c[slot::curve_length] = 1;
+    c[slot::decay_start] = INFINITY;
     double* lrs = &c[slot::lr];
-    lrs[0] = lrs[1] = lr;
+    lrs[0] = lrs[1] = lrs[4] = lr;
     lrs[2] = min_lr;
     lrs[3] = max_lr;
     return c;
@@ -40,7 +44,7 @@ std::vector<double> control(double lr, double min_lr, double max_lr, const std::
 void feed(std::vector<double>& c, double loss) {
     c[slot::loss_sum] += loss;
     c[slot::loss_weight] += 1.0;
-    commit(c.data());
+    commit(c.data(), &FLAT);
 }
 
 void check_trace(const char* name, std::vector<double> c, const std::vector<double>& losses,
@@ -108,7 +112,7 @@ void check_nonfinite_loss() {
 
 void check_skip_and_silence() {
     auto c = control(1e-3, 1e-5, 1e-2, {{slot::patience, 0}, {slot::factor, .5}});
-    commit(c.data());
+    commit(c.data(), &FLAT);
     CHECK(c[slot::step] == 1 && c[slot::lr] == 1e-3, "a step without a loss only counts");
     c[slot::skip_nonfinite] = c[slot::grad_nonfinite] = 1.0;
     decide(c.data());

@@ -72,7 +72,7 @@ struct Problem {
     bool has(Row row, int64_t tensor) const { return ptrs[size_t(row * TENSORS + tensor)] != 0; }
 
     void set_control(int window) {
-        control.assign(size_t(slot::lr + 4 * GROUPS + window), 0.0);
+        control.assign(size_t(slot::lr + LR_BLOCKS * GROUPS + window), 0.0);
         const auto set = [this](slot::Slot s, double x) { control[s] = x; };
         set(slot::kind, 1);
         set(slot::factor, 0.5);
@@ -82,10 +82,13 @@ struct Problem {
         set(slot::resets_left, 100);
         set(slot::best, HUGE_VAL);
         set(slot::n_groups, GROUPS);
+        set(slot::curve_length, 2);
+        set(slot::decay_start, 1);
+        set(slot::decay_steps, 2);
         set(slot::grad_scale, 1);
         set(slot::grad_multiplier, 0.75);
         for (int g = 0; g < GROUPS; ++g) {
-            control[size_t(slot::lr + g)] = control[size_t(slot::lr + GROUPS + g)] = 0.01 * (1 + g);
+            for (const int block : {0, 1, 4}) control[size_t(slot::lr + block * GROUPS + g)] = 0.01 * (1 + g);
             control[size_t(slot::lr + 3 * GROUPS + g)] = 1.0;
         }
     }
@@ -102,7 +105,8 @@ struct Problem {
                 TENSORS,
                 int64_t(chunk_tensor.size()),
                 CHUNK,
-                control.data()};
+                control.data(),
+                CURVE};
     }
 
     std::vector<Launch> launches() const {
@@ -124,7 +128,7 @@ struct Problem {
             loops_baseline.update[mix_of(n)][amsgrad](range, k);
             steps[size_t(n)] += 1;
         }
-        commit(control.data());
+        commit(control.data(), CURVE);
     }
 
     long double sum_of_squares() {
@@ -136,6 +140,7 @@ struct Problem {
         return sum;
     }
 
+    static constexpr double CURVE[] = {1.0, 0.9, 1.0, 0.7, 0.3};
     static constexpr int64_t SECOND = 100;
     const int mixes[2];
     std::vector<Guarded> arrays[ROW_COUNT];

@@ -49,7 +49,7 @@ struct Problem {
             norm_weight.push_back(1.0 / double(1 + n % 3));
         }
         group.assign(size_t(TENSORS), 0);
-        control.assign(size_t(slot::lr + 4), 0.0);
+        control.assign(size_t(slot::lr + LR_BLOCKS), 0.0);
         control[slot::n_groups] = control[slot::grad_scale] = 1.0;
         control[slot::grad_multiplier] = 0.75;
         control[slot::max_grad_norm] = INFINITY;
@@ -68,7 +68,8 @@ struct Problem {
                              TENSORS,
                              int64_t(chunk_tensor.size()),
                              chunk,
-                             control.data()};
+                             control.data(),
+                             nullptr};
         return Stepper(table, {{mix, 0, int64_t(chunk_tensor.size())}});
     }
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from greedylr_fused.control import SLOTS
 from greedylr_fused.formats import MIXES, Row
 from greedylr_fused.packing import Table
+from greedylr_fused.slots import SLOTS
 
 #: Written by the installation: why each module was built, or not.
 BUILD_REPORT = Path(__file__).parent.parent / "_build.json"
@@ -41,7 +41,18 @@ def reads_these_tables(module: Any) -> bool:
 
 def described(table: Table) -> dict[str, Any]:
     """A table as the compiled modules take it: addresses, sizes and launches."""
-    tensors = ("ptrs", "numel", "group", "hyper", "steps", "norm_weight", "chunk_tensor", "chunk_index", "control")
+    tensors = (
+        "ptrs",
+        "numel",
+        "group",
+        "hyper",
+        "steps",
+        "norm_weight",
+        "chunk_tensor",
+        "chunk_index",
+        "control",
+        "curve",
+    )
     return {name: getattr(table, name).data_ptr() for name in tensors} | {
         "n_tensors": table.numel.numel(),
         "n_chunks": table.chunk_tensor.numel(),

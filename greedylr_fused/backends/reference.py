@@ -9,9 +9,9 @@ from torch import Tensor
 
 from greedylr_fused.adamw import Scalars, adamw
 from greedylr_fused.backends.base import staged
-from greedylr_fused.control import GROUPS_BEGIN, SLOT
 from greedylr_fused.formats import Row, real
 from greedylr_fused.packing import Table
+from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SLOT
 
 
 class ReferenceBackend:
@@ -23,7 +23,7 @@ class ReferenceBackend:
 
     def __init__(self, table: Table) -> None:
         self.table = table
-        self.slots = Slots(table.control, table.n_groups)
+        self.slots = Slots(table.control, table.n_groups, table.curve)
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:
@@ -86,12 +86,12 @@ class ReferenceBackend:
 class Slots:
     """Read and write the control vector by name."""
 
-    def __init__(self, vector: Tensor, n_groups: int) -> None:
-        self.vector, self.n_groups = vector, n_groups
-        self.lr, self.initial_lr, self.min_lr, self.max_lr = (
-            vector[GROUPS_BEGIN + k * n_groups : GROUPS_BEGIN + (k + 1) * n_groups] for k in range(4)
+    def __init__(self, vector: Tensor, n_groups: int, curve: Tensor) -> None:
+        self.vector, self.n_groups, self.curve = vector, n_groups, curve
+        self.lr, self.initial_lr, self.min_lr, self.max_lr, self.level = (
+            vector[GROUPS_BEGIN + k * n_groups : GROUPS_BEGIN + (k + 1) * n_groups] for k in range(len(BLOCKS))
         )
-        self.window = vector[GROUPS_BEGIN + 4 * n_groups :]
+        self.window = vector[GROUPS_BEGIN + len(BLOCKS) * n_groups :]
         self.zero = torch.zeros((), dtype=torch.float64, device=vector.device)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -118,21 +118,26 @@ def commit(c: Slots) -> None:
         loss_weight=zero,
     )
     x = where(seen & finite, _windowed(c, x, seen & finite), x)  # C2
-    plain = c["kind"] == 0
-    c.set(smoothed=where(seen & (finite | plain), x, c["smoothed"]))
-    active = seen & ~plain
-    cooling = active & (c["cooldown_left"] > 0)  # C3
-    warming = active & ~cooling & (c["warmup_left"] > 0)
-    live = active & ~cooling & ~warming
-    better = live & finite & _is_better(c, x)  # C4
-    c.set(  # C5
-        cooldown_left=c["cooldown_left"] - cooling.double(),
-        warmup_left=c["warmup_left"] - warming.double(),
-        best=where(better, x, c["best"]),
-        good=where(better, c["good"] + 1, where(active, zero, c["good"])),
-        bad=where(live & ~better, c["bad"] + 1, where(active, zero, c["bad"])),
-    )
-    _move(c, live)
+    c.set(smoothed=where(seen & (finite | (c["kind"] == 0)), x, c["smoothed"]))
+    _greedy(c, x, seen & (c["kind"] == 1), finite)
+    _plateau(c, x, seen & (c["kind"] == 2), finite)
+    _set_lr(c, ~skip & (c["curve_length"] != 0))
+
+
+def _set_lr(c: Slots, moves: Tensor) -> None:
+    """The step schedule: the share of the level that the next step uses."""
+    length, start, steps = c["curve_length"], c["decay_start"], c["decay_steps"]  # S1
+    fraction = _at(c.curve, torch.minimum(c["step"], length - 1))
+    into = torch.minimum(c["step"] - start, steps)  # S2
+    decays = c["step"] >= start
+    decayed = fraction * _at(c.curve, torch.where(decays, length + into, c.zero))
+    fraction = torch.where(moves, torch.where(decays, decayed, fraction), c["fraction"])
+    c.set(fraction=fraction)
+    c.lr.copy_(torch.where(moves, c.level * fraction, c.lr))  # S3
+
+
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    return values.gather(0, index.clamp(min=0).to(torch.int64).reshape(1)).reshape(())
 
 
 def _windowed(c: Slots, x: Tensor, enters: Tensor) -> Tensor:
@@ -162,23 +167,67 @@ def _is_better(c: Slots, x: Tensor) -> Tensor:
     return torch.where(c["mode_max"] != 0, above, below)
 
 
+def _greedy(c: Slots, x: Tensor, active: Tensor, finite: Tensor) -> None:
+    where, zero = torch.where, c.zero
+    due = active & (c["forget_every"] > 0) & (c["forget_left"] == 0)  # C3
+    left = where(due, c["forget_every"], c["forget_left"])
+    c.set(
+        best=where(due, _worst(c), c["best"]),
+        good=where(due, zero, c["good"]),
+        bad=where(due, zero, c["bad"]),
+        forget_left=where(active & (c["forget_every"] > 0), left - 1, left),
+    )
+    cooling = active & (c["cooldown_left"] > 0)
+    warming = active & ~cooling & (c["warmup_left"] > 0)
+    live = active & ~cooling & ~warming
+    better = finite & _is_better(c, x)  # C4
+    remembered = where(c["previous"] != 0, active & finite, live & better)
+    c.set(  # C5
+        cooldown_left=c["cooldown_left"] - cooling.double(),
+        warmup_left=c["warmup_left"] - warming.double(),
+        best=where(remembered, x, c["best"]),
+        good=where(live & better, c["good"] + 1, where(active, zero, c["good"])),
+        bad=where(live & ~better, c["bad"] + 1, where(active, zero, c["bad"])),
+    )
+    _move(c, live)
+
+
+def _plateau(c: Slots, x: Tensor, active: Tensor, finite: Tensor) -> None:
+    where, zero = torch.where, c.zero
+    better = active & finite & _is_better(c, x)  # R1
+    cooling = active & (c["cooldown_left"] > 0)  # R2
+    bad = where(better | cooling, zero, c["bad"] + 1)
+    cut = active & (bad > c["patience"])  # R3
+    down = torch.maximum(c.level * c["factor"], c.min_lr)
+    c.level.copy_(where(cut & (c.level - down > c["eps"]), down, c.level))
+    c.set(
+        best=where(better, x, c["best"]),
+        cooldown_left=where(cut, c["cooldown"], c["cooldown_left"] - cooling.double()),
+        bad=where(active, where(cut, zero, bad), c["bad"]),
+    )
+
+
+def _worst(c: Slots) -> Tensor:
+    return torch.where(c["mode_max"] != 0, -torch.inf, torch.inf)
+
+
 def _move(c: Slots, live: Tensor) -> None:
     """C6..C9: raise, cut or start over."""
     where, zero = torch.where, c.zero
     factor, eps, patience = c["factor"], c["eps"], c["patience"]
     raised = live & (c["good"] > patience)  # C6
     cut = live & ~raised & (c["bad"] > patience)  # C7
-    lr = c.lr.clone()
-    up = torch.minimum(lr / factor, c.max_lr)
-    down = torch.maximum(lr * factor, c.min_lr)
-    lr = where(raised & (up - lr > eps), up, where(cut & (lr - down > eps), down, lr))
-    at_floor = cut & (lr <= c.min_lr).all()
+    level = c.level.clone()
+    up = torch.minimum(level / factor, c.max_lr)
+    down = torch.maximum(level * factor, c.min_lr)
+    level = where(raised & (up - level > eps), up, where(cut & (level - down > eps), down, level))
+    at_floor = cut & (level <= c.min_lr).all()
     left = where(raised, c["reset_start"], c["resets_left"] - at_floor.double())
     reset = at_floor & (left <= 0)  # C8
-    c.lr.copy_(where(reset, c.initial_lr, lr))
-    worst = where(c["mode_max"] != 0, -torch.inf, torch.inf)
+    c.level.copy_(where(reset, c.initial_lr, level))
     c.set(
-        best=where(reset, worst, c["best"]),
+        best=where(reset, _worst(c), c["best"]),
+        forget_left=where(reset, c["forget_every"], c["forget_left"]),
         resets_left=where(reset, c["reset_start"], left),
         window_sum=where(reset, zero, c["window_sum"]),
         window_count=where(reset, zero, c["window_count"]),

@@ -105,7 +105,9 @@ class TritonBackend:
         self._n_tensors = len(table.entries)
         self._decide = _Kernel(triton_control.decide_kernel, 1, (table.control,))
         steps = self._plan_steps()
-        self._commit = _Kernel(triton_control.commit_kernel, 1, (table.control, table.ptrs, table.steps, *steps))
+        self._commit = _Kernel(
+            triton_control.commit_kernel, 1, (table.control, table.curve, table.ptrs, table.steps, *steps)
+        )
         # Kernels compile at their first call: those of a process of several ranks never do in a single one.
         self._measures = {decides: self._plan_measures(decides) for decides in (False, True)}
         self._updates = {commits: self._plan_updates(steps, commits) for commits in (False, True)}
@@ -132,7 +134,7 @@ class TritonBackend:
         for at in table.launches:
             mix = (at.param, at.grad, at.state)
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, at.first)
-            scalars = (table.group, table.hyper, table.steps)
+            scalars = (table.group, table.hyper, table.curve, table.steps)
             closes = commits and at is table.launches[-1]
             args = (*tensors, *scalars, *steps, counter, *_types(mix), *_shape(table, mix), closes)
             kernels.append(_Kernel(update_kernel, at.count, args))

@@ -22,8 +22,8 @@ from greedylr_fused.backends.triton_access import (
     widen,
 )
 from greedylr_fused.backends.triton_control import commit
-from greedylr_fused.control import SLOT
 from greedylr_fused.formats import Hyper, Row
+from greedylr_fused.slots import SLOT
 
 _PARAM, _GRAD = tl.constexpr(int(Row.PARAM)), tl.constexpr(int(Row.GRAD))
 _EXP_AVG, _EXP_AVG_SQ = tl.constexpr(int(Row.EXP_AVG)), tl.constexpr(int(Row.EXP_AVG_SQ))
@@ -189,7 +189,7 @@ def _update_chunk(
         _update_at(streams, part + offset + tl.arange(0, BLOCK), None, scalars, P, S, T, AMSGRAD)
 
 
-_UPDATE_ARGS = "ptrs numel chunk_tensor chunk_index control first_chunk group hyper steps".split()
+_UPDATE_ARGS = "ptrs numel chunk_tensor chunk_index control first_chunk group hyper curve steps".split()
 _UPDATE_ARGS += "n_tensors others n_others counter".split()
 
 
@@ -203,6 +203,7 @@ def update_kernel(
     first_chunk,
     group,
     hyper,
+    curve,
     steps,
     n_tensors,
     others,
@@ -238,4 +239,4 @@ def update_kernel(
             _update_chunk(starts, begin, body, count, scalars, P, G, S, T, True, BLOCK, REST)
     if CLOSES:
         if last_to_finish(counter, tl.num_programs(0)):
-            commit(control, ptrs, steps, n_tensors, others, n_others)
+            commit(control, curve, ptrs, steps, n_tensors, others, n_others)

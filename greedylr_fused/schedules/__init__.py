@@ -4,25 +4,31 @@ from greedylr_fused.schedules.budgeted import REX, UBA
 from greedylr_fused.schedules.cosine import Cosine, CosineRestarts
 from greedylr_fused.schedules.greedy import GreedyLR
 from greedylr_fused.schedules.greedy_spec import GreedySpec
+from greedylr_fused.schedules.loss_driven import LossSchedule
 from greedylr_fused.schedules.one_cycle import OneCycle
+from greedylr_fused.schedules.plateau import ReduceOnPlateau
+from greedylr_fused.schedules.plateau_spec import PlateauSpec
 from greedylr_fused.schedules.refined import Refined
 from greedylr_fused.schedules.steps import Constant, Linear, Polynomial, StepSchedule
 from greedylr_fused.schedules.table import Table
 from greedylr_fused.schedules.wsd import WSD
 
 __all__ = [
-    "REX",
-    "UBA",
-    "WSD",
     "Constant",
     "Cosine",
     "CosineRestarts",
     "GreedyLR",
     "GreedySpec",
     "Linear",
+    "LossSchedule",
     "OneCycle",
+    "PlateauSpec",
     "Polynomial",
+    "REX",
+    "ReduceOnPlateau",
     "Refined",
     "StepSchedule",
     "Table",
+    "UBA",
+    "WSD",
 ]

@@ -9,20 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-#: Bounds when `min_lr` / `max_lr` are left out, as ratios of each group's starting LR. The floor of one tenth is the
-#: paper's (its appendix on small models). The ceiling is ours: upstream's absolute 1.0 is no bound for AdamW.
+from greedylr_fused.schedules import checks
+from greedylr_fused.schedules.loss_driven import LossSchedule
+from greedylr_fused.schedules.steps import StepSchedule
+
+#: Bounds when neither a bound nor its ratio is given, as ratios of each group's starting LR. The floor of one tenth is
+#: the paper's (its appendix on small models). The ceiling is ours: upstream's absolute 1.0 is no bound for AdamW.
 DEFAULT_MIN_RATIO = 0.1
 DEFAULT_MAX_RATIO = 10.0
 
 
-def _fail(name: str, got: object, allowed: str, remedy: str) -> None:
-    raise ValueError(f"GreedyLR {name}: got {got!r}, allowed is {allowed}; {remedy}")
-
-
 @dataclass(frozen=True, kw_only=True)
-class GreedyLR:
+class GreedyLR(LossSchedule):
     """Raise the learning rate while the loss improves, cut it while it does not.
 
     The unit of `patience`, `cooldown`, `warmup` and `window_size` is *observations*: one per optimizer step. Counting
@@ -45,8 +44,8 @@ class GreedyLR:
             positive. Default: "abs".
         cooldown: observations to ignore after a cut. >= 0. Default: 0.
         warmup: observations to ignore after a raise (not a warm-up of the LR). >= 0. Default: 0.
-        min_lr: lower bound, one number or one per group. Default: 0.1 of the group's starting LR.
-        max_lr: upper bound, one number or one per group. Default: 10 times the group's starting LR.
+        min_lr: lower bound, one number or one per group. Default: `min_lr_ratio` of the group's starting LR.
+        max_lr: upper bound, one number or one per group. Default: `max_lr_ratio` times the group's starting LR.
         eps: a change of the LR no larger than this is not made: with `factor` 0.95, an LR below 1.9e-7 stays as it
             is. >= 0. Default: 1e-8.
         smooth: compare the mean of the last `window_size` losses instead of the last loss. Default: False.
@@ -55,10 +54,21 @@ class GreedyLR:
         reset_start: after this many cuts with every group at its lower bound, all starts over: the LR jumps back to
             the starting LR, and the best is forgotten. >= 0; 0 and 1 both start over on first reaching the bound.
             Write a large number, such as 10**9, to never start over. Default: 500.
+        base: a step schedule, such as `Cosine(total_steps=10_000)`, that the LR follows: what the loss moves, between
+            the bounds, is then the LR before the factor of that schedule. It anneals when the schedule does, which
+            GreedyLR alone does not promise. Default: None.
+        compare: "best", with the best so far, or "previous", with the observation before. The paper's Algorithm 1 is
+            `GreedyLR(compare="previous", patience=0, threshold=0, eps=0)`; the first observation, which it leaves open,
+            counts as better. Default: "best".
+        forget_every: after this many observations the best is forgotten, so that the next one counts as better, and
+            counting restarts; LR and window stay. So did the paper's own runs of large models, every 500 observations
+            (`balak4/transformers`, branch dev: what it calls a reset). >= 0; 0 for never. Default: 0.
+        min_lr_ratio: instead of `min_lr`, as a ratio of each group's starting LR, in [0, 1]. Default: 0.1.
+        max_lr_ratio: instead of `max_lr`, as a ratio of each group's starting LR, >= 1. Default: 10.
 
     Raises:
-        ValueError: an option is outside its range (at construction); or a starting LR is outside [min_lr, max_lr],
-            or all of them are zero (when the optimizer is constructed).
+        ValueError: an option is outside its range, or a bound is given twice (at construction); or a starting LR is
+            outside [min_lr, max_lr], or all of them are zero (when the optimizer is constructed).
         TypeError: an option has the wrong type.
     """
 
@@ -75,36 +85,35 @@ class GreedyLR:
     smooth: bool = False
     window_size: int = 50
     reset_start: int = 500
+    base: StepSchedule | None = None
+    compare: str = "best"
+    forget_every: int = 0
+    min_lr_ratio: float | None = None
+    max_lr_ratio: float | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in ("min", "max"):
-            _fail("mode", self.mode, '"min" or "max"', 'write mode="min" for a loss')
-        if self.threshold_mode not in ("abs", "rel"):
-            _fail("threshold_mode", self.threshold_mode, '"abs" or "rel"', 'write threshold_mode="abs"')
-        for name in ("factor", "threshold", "eps"):
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
-        if not 0.0 < self.factor < 1.0:
-            _fail("factor", self.factor, "a number between 0 and 1, both excluded", "write factor=0.95")
-        if self.threshold < 0 or (self.threshold_mode == "rel" and self.threshold >= 1):
-            _fail("threshold", self.threshold, ">= 0 (and < 1 if relative)", "write threshold=1e-6")
-        if self.eps < 0:
-            _fail("eps", self.eps, ">= 0", "write eps=1e-8, or eps=0 to make every change")
-        for name, least in (("patience", 0), ("cooldown", 0), ("warmup", 0), ("window_size", 1), ("reset_start", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                nearest = max(least, round(value)) if isinstance(value, float) and math.isfinite(value) else least
-                raise TypeError(f"GreedyLR {name}: got {value!r}, allowed is an int; write {name}={nearest}")
-            if not least <= value < 2**53:
-                _fail(name, value, f"a whole number from {least} to 2**53 - 1", f"write {name}={least} or more")
-        if not isinstance(self.smooth, bool):
-            raise TypeError(f"GreedyLR smooth: got {self.smooth!r}, allowed is True or False; write smooth=True")
+        counts = [(name, 0) for name in ("patience", "cooldown", "warmup", "reset_start", "forget_every")]
+        self._check([*counts, ("window_size", 1)])
+        checks.choice(self, "compare", ("best", "previous"))
         for name in ("min_lr", "max_lr"):
-            object.__setattr__(self, name, _bound(name, getattr(self, name)))
+            object.__setattr__(self, name, self._bound(name, getattr(self, name)))
+        self._check_ratio("min_lr", "0 <= min_lr_ratio <= 1", 0.0, 1.0)
+        self._check_ratio("max_lr", "max_lr_ratio >= 1", 1.0, math.inf)
         lows, highs = (bound if isinstance(bound, tuple) else (bound,) for bound in (self.min_lr, self.max_lr))
         groups = max(len(lows), len(highs))
         pairs = zip(*(bounds * groups if len(bounds) == 1 else bounds for bounds in (lows, highs)), strict=False)
         if any(low is not None and high is not None and low > high for low, high in pairs):
-            _fail("min_lr", self.min_lr, f"at most max_lr={self.max_lr!r}", "swap them, or leave one out")
+            checks.refuse(self, "min_lr", self.min_lr, f"at most max_lr={self.max_lr!r}", "swap them, or leave one out")
+
+    def _check_ratio(self, bound: str, allowed: str, least: float, most: float) -> None:
+        name = f"{bound}_ratio"
+        ratio = getattr(self, name)
+        if ratio is None:
+            return
+        if getattr(self, bound) is not None:
+            checks.refuse(self, name, ratio, f"one of {name} and {bound}", "drop one of them")
+        if not least <= checks.number(self, name, allowed=allowed, example=least) <= most:
+            checks.refuse(self, name, ratio, allowed, f"leave {name} out for its default")
 
     def bounds(self, lr: float, group: int) -> tuple[float, float]:
         """`(min_lr, max_lr)` of the group with that index and starting LR.
@@ -112,12 +121,15 @@ class GreedyLR:
         Raises:
             ValueError: the bounds do not enclose the LR, or a per-group list is too short.
         """
-        low = self._bound_of("min_lr", group, DEFAULT_MIN_RATIO * lr)
-        high = self._bound_of("max_lr", group, DEFAULT_MAX_RATIO * lr)
+        ratios = (
+            DEFAULT_MIN_RATIO if self.min_lr_ratio is None else self.min_lr_ratio,
+            DEFAULT_MAX_RATIO if self.max_lr_ratio is None else self.max_lr_ratio,
+        )
+        low, high = (self.bound_of(f"{side}_lr", group, r * lr) for side, r in zip(("min", "max"), ratios, strict=True))
         if not low <= lr <= high:
             derived = [
                 f" ({ratio:g} times it)" if bound is None else ""
-                for bound, ratio in ((self.min_lr, DEFAULT_MIN_RATIO), (self.max_lr, DEFAULT_MAX_RATIO))
+                for bound, ratio in zip((self.min_lr, self.max_lr), ratios, strict=True)
             ]
             raise ValueError(
                 f"GreedyLR: got a starting lr of {lr!r} in parameter group {group}, allowed is from min_lr={low!r}"
@@ -125,56 +137,14 @@ class GreedyLR:
             )
         return low, high
 
-    def check_groups(self, n_groups: int) -> None:
-        """Refuse a per-group list of the wrong length."""
-        for name in ("min_lr", "max_lr"):
-            value = getattr(self, name)
-            if isinstance(value, tuple) and len(value) != n_groups:
-                raise ValueError(
-                    f"GreedyLR {name}: got {len(value)} values, allowed is one number or one per parameter group "
-                    f"({n_groups}); pass a single number to use it for every group"
-                )
-
     def slots(self) -> dict[str, float]:
         """The values of the control vector that this configuration fixes."""
-        return {
-            "mode_max": float(self.mode == "max"),
-            "threshold_rel": float(self.threshold_mode == "rel"),
-            "smooth": float(self.smooth),
-            "best": -math.inf if self.mode == "max" else math.inf,
+        return super().slots() | {
+            "kind": 1.0,
+            "warmup": float(self.warmup),
+            "reset_start": float(self.reset_start),
             "resets_left": float(self.reset_start),
-            **{
-                name: float(getattr(self, name))
-                for name in (
-                    *("factor", "patience", "threshold", "cooldown", "warmup"),
-                    *("eps", "window_size", "reset_start"),
-                )
-            },
+            "previous": float(self.compare == "previous"),
+            "forget_every": float(self.forget_every),
+            "forget_left": float(self.forget_every),
         }
-
-    def _bound_of(self, name: str, group: int, default: float) -> float:
-        value: Any = getattr(self, name)
-        if isinstance(value, tuple):
-            if group >= len(value):
-                self.check_groups(group + 1)
-            value = value[group]
-        return default if value is None else value
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"GreedyLR {name}: got {value!r}, allowed is a number; write e.g. {name}=0.1")
-    if not math.isfinite(value):
-        _fail(name, value, "a finite number", f"leave {name} out for its default")
-    return float(value)
-
-
-def _bound(name: str, value: Any) -> float | tuple[float, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, (list, tuple)):
-        return tuple(_bound(name, item) for item in value)  # type: ignore[misc]
-    number = _number(name, value)
-    if number < 0:
-        _fail(name, number, "a learning rate >= 0", f"leave {name} out to make it a ratio of the starting LR")
-    return number

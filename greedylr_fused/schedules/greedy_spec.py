@@ -1,7 +1,8 @@
 """GreedyLR in plain Python floats: the specification that every device form is tested against, bit for bit.
 
-Steps are tagged C1..C9; `csrc/core/control.h`, the Triton kernel and the reference backend carry the same tags.
-Semantics: `transformers.optimization.GreedyLR` 5.17, except for non-finite losses (C2, C4).
+Steps are tagged C1..C9; `csrc/core/observe.h`, the Triton kernel and the reference backend carry the same tags.
+Semantics: `transformers.optimization.GreedyLR` 5.17, except for non-finite losses (C2, C4), and what it does not have:
+`forget_every` (C3) and `compare` (C5).
 """
 
 from __future__ import annotations
@@ -11,13 +12,30 @@ from collections import deque
 from collections.abc import Sequence
 
 from greedylr_fused.schedules.greedy import GreedyLR
+from greedylr_fused.schedules.loss_driven import LossSchedule
+
+
+class Window(deque[float]):
+    """The last losses, at most `size`, and their running sum."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.sum = size, 0.0
+
+    def mean_with(self, x: float) -> float:
+        """Add first, evict after, divide by what is there."""
+        self.append(x)
+        self.sum += x
+        if len(self) > self.size:
+            self.sum -= self.popleft()
+        return self.sum / len(self)
 
 
 class GreedySpec:
     """Host-side GreedyLR over plain floats.
 
     Args:
-        config: the options.
+        config: the options; without `base`.
         lrs: starting learning rate of each parameter group.
     """
 
@@ -29,43 +47,49 @@ class GreedySpec:
         bounds = [config.bounds(lr, g) for g, lr in enumerate(self.lr)]
         self.min_lr = [low for low, _ in bounds]
         self.max_lr = [high for _, high in bounds]
-        self.resets_left = 0
-        self.window: deque[float] = deque()
         self._start_over()
 
     def _start_over(self) -> None:
-        self.best = -math.inf if self.config.mode == "max" else math.inf
-        self.good = self.bad = self.cooldown_left = self.warmup_left = 0
+        self._forget()
+        self.cooldown_left = self.warmup_left = 0
         self.resets_left = self.config.reset_start
-        self.window.clear()
-        self.window_sum = 0.0
+        self.window = Window(self.config.window_size)
+
+    def _forget(self) -> None:
+        self.best = -math.inf if self.config.mode == "max" else math.inf
+        self.good = self.bad = 0
+        self.forget_left = self.config.forget_every
+
+    @property
+    def window_sum(self) -> float:
+        return self.window.sum
 
     def observe(self, loss: float) -> list[float]:
         """Take the loss of one step; return the learning rate of every group for the next step."""
         x = float(loss)  # C1: the observation
         finite = math.isfinite(x)
-        if finite and self.config.smooth:  # C2: window; add first, evict after, divide by what is there
-            self.window.append(x)
-            self.window_sum += x
-            if len(self.window) > self.config.window_size:
-                self.window_sum -= self.window.popleft()
-            x = self.window_sum / len(self.window)
-        if self.cooldown_left > 0:  # C3: gates; cooldown first, then warmup, never both in one call
+        if finite and self.config.smooth:  # C2: window
+            x = self.window.mean_with(x)
+        if self.config.forget_every:  # C3: first the memory that is due to go
+            if self.forget_left == 0:
+                self._forget()
+            self.forget_left -= 1
+        waits = self.cooldown_left > 0 or self.warmup_left > 0
+        better = finite and is_better(self.config, x, self.best)  # C4: compare
+        if finite if self.config.compare == "previous" else better and not waits:  # C5: remember
+            self.best = x
+        if self.cooldown_left > 0:  # cooldown first, then warmup, never both in one call
             self.cooldown_left -= 1
             self.good = self.bad = 0
         elif self.warmup_left > 0:
             self.warmup_left -= 1
             self.good = self.bad = 0
         else:
-            self._decide(x, finite)
+            self._decide(better)
         return list(self.lr)
 
-    def _decide(self, x: float, finite: bool) -> None:
-        if finite and self._is_better(x):  # C4: compare
-            self.best = x  # C5: count
-            self.good, self.bad = self.good + 1, 0
-        else:
-            self.good, self.bad = 0, self.bad + 1
+    def _decide(self, better: bool) -> None:
+        self.good, self.bad = (self.good + 1, 0) if better else (0, self.bad + 1)
         if self.good > self.config.patience:  # C6: raise
             for g, lr in enumerate(self.lr):
                 new = min(lr / self.config.factor, self.max_lr[g])
@@ -87,8 +111,10 @@ class GreedySpec:
             self.cooldown_left = self.config.cooldown  # C9: after a reset too, as upstream
             self.bad = 0
 
-    def _is_better(self, x: float) -> bool:
-        threshold, relative = self.config.threshold, self.config.threshold_mode == "rel"
-        if self.config.mode == "min":
-            return x < (self.best * (1.0 - threshold) if relative else self.best - threshold)
-        return x > (self.best * (1.0 + threshold) if relative else self.best + threshold)
+
+def is_better(config: LossSchedule, x: float, best: float) -> bool:
+    """Whether x beats the best by more than the threshold."""
+    threshold, relative = config.threshold, config.threshold_mode == "rel"
+    if config.mode == "min":
+        return x < (best * (1.0 - threshold) if relative else best - threshold)
+    return x > (best * (1.0 + threshold) if relative else best + threshold)

@@ -1,0 +1,192 @@
+"""What the loss does to the level of the learning rate, in Triton: GreedyLR (C1-C9) and ReduceOnPlateau (R1-R3).
+
+One thread stores, as `triton_control` explains, and no barrier may come in here.
+"""
+
+import triton
+import triton.language as tl
+
+from greedylr_fused.backends.triton_access import loop_bound
+from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SLOT
+
+
+def slots(names):
+    """The indices of some slots, as kernels take them."""
+    return tuple(tl.constexpr(SLOT[name]) for name in names.split())
+
+
+_KIND, _MODE_MAX, _FACTOR, _PATIENCE = slots("kind mode_max factor patience")
+_THRESHOLD, _THRESHOLD_REL, _COOLDOWN, _WARMUP = slots("threshold threshold_rel cooldown warmup")
+_EPS, _SMOOTH, _WINDOW_SIZE, _RESET_START = slots("eps smooth window_size reset_start")
+_PREVIOUS, _FORGET_EVERY, _FORGET_LEFT = slots("previous forget_every forget_left")
+_LOSS, _SMOOTHED, _BEST, _GOOD, _BAD = slots("loss smoothed best good bad")
+_COOLDOWN_LEFT, _WARMUP_LEFT, _RESETS_LEFT = slots("cooldown_left warmup_left resets_left")
+_WINDOW_SUM, _WINDOW_COUNT, _WINDOW_HEAD, _N_GROUPS = slots("window_sum window_count window_head n_groups")
+#: Where the values of group 0 begin, and, in numbers of groups from there, four of the blocks and the ring.
+GROUPS = tl.constexpr(GROUPS_BEGIN)
+INITIAL, MIN, MAX, LEVEL = (tl.constexpr(BLOCKS.index(name)) for name in ("initial_lr", "min_lr", "max_lr", "level"))
+_RING = tl.constexpr(len(BLOCKS))
+
+
+@triton.jit
+def observe(c, x):
+    """The mean loss x of this step moves the level."""
+    tl.store(c + _LOSS, x)  # C1
+    finite = tl.abs(x) < float("inf")
+    kind = tl.load(c + _KIND)
+    if kind == 0:
+        tl.store(c + _SMOOTHED, x)
+    else:
+        if finite:  # C2
+            if tl.load(c + _SMOOTH) != 0:
+                x = _window_mean(c, x)
+            tl.store(c + _SMOOTHED, x)
+        if kind == 1:
+            _greedy(c, x, finite)
+        else:
+            _plateau(c, x, finite)
+
+
+@triton.jit
+def _greedy(c, x, finite):
+    """C3-C5, and C6-C9 unless it waits."""
+    forget_every, forget_left = tl.load(c + _FORGET_EVERY), tl.load(c + _FORGET_LEFT)
+    best, good, bad = tl.load(c + _BEST), tl.load(c + _GOOD), tl.load(c + _BAD)
+    cooldown_left, warmup_left = tl.load(c + _COOLDOWN_LEFT), tl.load(c + _WARMUP_LEFT)
+    due = (forget_every > 0) & (forget_left == 0)  # C3
+    best = tl.where(due, _worst(c), best)
+    forget_left = tl.where(due, forget_every, forget_left)
+    tl.store(c + _FORGET_LEFT, tl.where(forget_every > 0, forget_left - 1, forget_left))
+    cooling = cooldown_left > 0
+    waits = cooling | (warmup_left > 0)
+    better = finite & _is_better(c, x, best)  # C4
+    remembered = tl.where(tl.load(c + _PREVIOUS) != 0, finite, better & (waits == 0))  # C5
+    tl.store(c + _BEST, tl.where(remembered, x, best))
+    if waits:
+        tl.store(c + _COOLDOWN_LEFT, tl.where(cooling, cooldown_left - 1, cooldown_left))
+        tl.store(c + _WARMUP_LEFT, tl.where(cooling, warmup_left, warmup_left - 1))
+        tl.store(c + _GOOD, 0.0)
+        tl.store(c + _BAD, 0.0)
+    else:
+        good = tl.where(better, tl.where(due, 0.0, good) + 1, 0.0)
+        bad = tl.where(better, 0.0, tl.where(due, 0.0, bad) + 1)
+        _move(c, good, bad)
+
+
+@triton.jit
+def _plateau(c, x, finite):
+    """R1-R3."""
+    best, bad, cooldown_left = tl.load(c + _BEST), tl.load(c + _BAD), tl.load(c + _COOLDOWN_LEFT)
+    patience, cooldown = tl.load(c + _PATIENCE), tl.load(c + _COOLDOWN)
+    better = finite & _is_better(c, x, best)  # R1
+    cooling = cooldown_left > 0  # R2
+    bad = tl.where(better | cooling, 0.0, bad + 1)
+    cooldown_left = tl.where(cooling, cooldown_left - 1, cooldown_left)
+    cut = bad > patience  # R3
+    if cut:
+        _cut_level(c)
+    tl.store(c + _BEST, tl.where(better, x, best))
+    tl.store(c + _BAD, tl.where(cut, 0.0, bad))
+    tl.store(c + _COOLDOWN_LEFT, tl.where(cut, cooldown, cooldown_left))
+
+
+@triton.jit
+def _window_mean(c, x):
+    """Put x into the ring; the mean of what the ring then holds."""
+    size = tl.load(c + _WINDOW_SIZE)
+    count = tl.load(c + _WINDOW_COUNT)
+    head = tl.load(c + _WINDOW_HEAD)
+    slot = c + GROUPS + _RING * tl.load(c + _N_GROUPS).to(tl.int32) + head.to(tl.int32)
+    oldest = tl.load(slot)
+    total = tl.load(c + _WINDOW_SUM) + x  # added first, as upstream: the order decides the last bit
+    full = count == size
+    total = tl.where(full, total - oldest, total)
+    count = tl.where(full, count, count + 1)
+    tl.store(slot, x)
+    tl.store(c + _WINDOW_SUM, total)
+    tl.store(c + _WINDOW_COUNT, count)
+    tl.store(c + _WINDOW_HEAD, tl.where(head + 1 == size, 0, head + 1))
+    return total / count
+
+
+@triton.jit
+def _move(c, good, bad):
+    """Move the levels if a count of observations in a row is full."""
+    cooldown_left, warmup_left = tl.load(c + _COOLDOWN_LEFT), tl.load(c + _WARMUP_LEFT)
+    resets_left, reset_start = tl.load(c + _RESETS_LEFT), tl.load(c + _RESET_START)
+    patience = tl.load(c + _PATIENCE)
+    if good > patience:  # C6
+        _raise_level(c)
+        resets_left = reset_start
+        warmup_left = tl.load(c + _WARMUP)
+        good = tl.zeros_like(good)
+    elif bad > patience:  # C7
+        at_floor = _cut_level(c)
+        resets_left = tl.where(at_floor, resets_left - 1, resets_left)
+        if at_floor & (resets_left <= 0):  # C8
+            _restore_level(c)
+            good = tl.zeros_like(good)
+            warmup_left = tl.zeros_like(warmup_left)
+            resets_left = reset_start
+            tl.store(c + _BEST, _worst(c))
+            tl.store(c + _FORGET_LEFT, tl.load(c + _FORGET_EVERY))
+            tl.store(c + _WINDOW_SUM, 0.0)
+            tl.store(c + _WINDOW_COUNT, 0.0)
+            tl.store(c + _WINDOW_HEAD, 0.0)
+        cooldown_left = tl.load(c + _COOLDOWN)  # C9
+        bad = tl.zeros_like(bad)
+    tl.store(c + _GOOD, good)
+    tl.store(c + _BAD, bad)
+    tl.store(c + _COOLDOWN_LEFT, cooldown_left)
+    tl.store(c + _WARMUP_LEFT, warmup_left)
+    tl.store(c + _RESETS_LEFT, resets_left)
+
+
+@triton.jit
+def _worst(c):
+    return tl.where(tl.load(c + _MODE_MAX) != 0, -float("inf"), float("inf")).to(tl.float64)
+
+
+@triton.jit
+def _is_better(c, x, best):
+    threshold = tl.load(c + _THRESHOLD)
+    relative = tl.load(c + _THRESHOLD_REL) != 0
+    below = tl.where(relative, best * (1 - threshold), best - threshold)
+    above = tl.where(relative, best * (1 + threshold), best + threshold)
+    return tl.where(tl.load(c + _MODE_MAX) != 0, x > above, x < below)
+
+
+@triton.jit
+def _raise_level(c):
+    """Every group's level divided by the factor, up to its bound."""
+    factor, eps = tl.load(c + _FACTOR), tl.load(c + _EPS)
+    n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
+    for group in range(loop_bound(n_groups)):
+        slot = c + GROUPS + group
+        level = tl.load(slot + LEVEL * n_groups)
+        new = tl.minimum(level / factor, tl.load(slot + MAX * n_groups))
+        tl.store(slot + LEVEL * n_groups, tl.where(new - level > eps, new, level))
+
+
+@triton.jit
+def _cut_level(c):
+    """Every group's level times the factor, down to its bound; whether all groups are at their bound."""
+    factor, eps = tl.load(c + _FACTOR), tl.load(c + _EPS)
+    n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
+    above_floor = 0
+    for group in range(loop_bound(n_groups)):
+        slot = c + GROUPS + group
+        level, low = tl.load(slot + LEVEL * n_groups), tl.load(slot + MIN * n_groups)
+        new = tl.maximum(level * factor, low)
+        new = tl.where(level - new > eps, new, level)
+        tl.store(slot + LEVEL * n_groups, new)
+        above_floor += (new > low).to(tl.int32)
+    return above_floor == 0
+
+
+@triton.jit
+def _restore_level(c):
+    n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
+    for group in range(loop_bound(n_groups)):
+        slot = c + GROUPS + group
+        tl.store(slot + LEVEL * n_groups, tl.load(slot + INITIAL * n_groups))

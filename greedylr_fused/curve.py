@@ -1,0 +1,88 @@
+"""The curve of a step schedule on the device: what share of its level the LR of each step is, as a table.
+
+A table, since the device then computes what the schedule's formula gave on the host, to the last bit, whatever its own
+cosine would have given; 8 bytes per step of the schedule.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greedylr_fused.schedules import WSD, LossSchedule, StepSchedule
+
+#: Steps that an open-ended schedule's late decay may take: memory for them is there from the start, where captured
+#: graphs find it.
+LONGEST_DECAY = 2**20
+
+
+class Curve:
+    """A step schedule's table, and the room for a late decay behind it.
+
+    Args:
+        schedule: a step schedule, a loss-driven one with or without a `base`, or None.
+        device: where the table lies.
+
+    Attributes:
+        base: the step schedule, None without.
+        values: float64 [length + room]: the share by step, of which the last stays; from `length` on, the late decay's.
+        length: 0 without a schedule; then `values` has one element that is not read.
+        decay_room: steps that a late decay may take; 0 if there is none.
+    """
+
+    def __init__(self, schedule: Any, device: torch.device) -> None:
+        self.base: StepSchedule | None = schedule.base if isinstance(schedule, LossSchedule) else schedule
+        self.host = array("d", [1.0]) if self.base is None else self.base.curve()
+        self.length = 0 if schedule is None else len(self.host)
+        open_ended = isinstance(self.base, WSD) and self.base.total_steps is None
+        self.decay_room = LONGEST_DECAY if open_ended else 0
+        self._decay = array("d")
+        table = torch.frombuffer(self.host, dtype=torch.float64)
+        room = torch.zeros(self.decay_room + 1 if open_ended else 0, dtype=torch.float64, device="cpu")
+        self.values: Tensor = torch.cat([table, room]).to(device)
+
+    def fraction(self, step: float, decay_start: float, decay_steps: float) -> float:
+        """S1, S2: the share that the step of that index uses; the specification of what the device computes."""
+        share = self.host[int(min(step, len(self.host) - 1))]
+        if step >= decay_start:
+            share *= self.decay(int(decay_steps))[int(min(step - decay_start, decay_steps))]
+        return share
+
+    def decay(self, steps: int) -> array[float]:
+        """The shares of a late decay of so many steps, `steps + 1` of them."""
+        if len(self._decay) != steps + 1:
+            self._decay = self.base.decay(steps)  # type: ignore[union-attr]
+        return self._decay
+
+    def check_decay(self, steps: int) -> None:
+        """Check the length of a late decay.
+
+        Raises:
+            RuntimeError: the schedule has no late decay.
+            ValueError, TypeError: not a number of steps, or too many.
+        """
+        if not self.decay_room:
+            got = "no step schedule" if self.base is None else repr(self.base)
+            raise RuntimeError(
+                f"start_decay(): got {got}, allowed is a schedule, or the base of one, that waits for it; construct it "
+                "with WSD(warmup_steps=...), without total_steps"
+            )
+        if isinstance(steps, bool) or not isinstance(steps, int):
+            raise TypeError(f"start_decay(): got steps={steps!r}, allowed is an int; write start_decay(1000)")
+        if not 1 <= steps <= self.decay_room:
+            raise ValueError(
+                f"start_decay(): got {steps} steps, allowed are 1 to {self.decay_room}; write the whole run as "
+                "WSD(total_steps, decay_steps=...) to decay for longer"
+            )
+
+    def write_decay(self, steps: int) -> None:
+        """Put them where the device reads them, without waiting."""
+        shares = torch.frombuffer(self.decay(steps), dtype=torch.float64)
+        staged = shares.pin_memory() if self.values.is_cuda else shares
+        self.values[self.length : self.length + steps + 1].copy_(staged, non_blocking=True)
+
+    def to(self, device: torch.device) -> None:
+        self.values = self.values.to(device)

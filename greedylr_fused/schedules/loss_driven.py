@@ -1,0 +1,99 @@
+"""What the schedules that the loss drives have in common: checks of their options, bounds, slots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from greedylr_fused.schedules import checks
+from greedylr_fused.schedules.steps import StepSchedule
+
+
+class LossSchedule:
+    """A schedule that moves a level per parameter group by the loss of each step. The learning rate is that level,
+    times the curve of `base` if there is one.
+
+    Those that derive from it are frozen dataclasses with at least the fields below.
+    """
+
+    mode: str
+    factor: float
+    patience: int
+    threshold: float
+    threshold_mode: str
+    cooldown: int
+    eps: float
+    smooth: bool
+    window_size: int
+    base: StepSchedule | None
+
+    def bounds(self, lr: float, group: int) -> tuple[float, float]:
+        """Bounds of the level of the group with that index and starting LR."""
+        raise NotImplementedError
+
+    def check_groups(self, n_groups: int) -> None:
+        """Refuse a per-group list of the wrong length."""
+        for name in ("min_lr", "max_lr"):
+            value = getattr(self, name, None)
+            if isinstance(value, tuple) and len(value) != n_groups:
+                raise ValueError(
+                    f"{type(self).__name__} {name}: got {len(value)} values, allowed is one number or one per "
+                    f"parameter group ({n_groups}); pass a single number to use it for every group"
+                )
+
+    def slots(self) -> dict[str, float]:
+        """The values of the control vector that this configuration fixes."""
+        return {
+            "mode_max": float(self.mode == "max"),
+            "threshold_rel": float(self.threshold_mode == "rel"),
+            "best": -math.inf if self.mode == "max" else math.inf,
+            **{
+                name: float(getattr(self, name))
+                for name in ("factor", "patience", "threshold", "cooldown", "eps", "smooth", "window_size")
+            },
+        }
+
+    def bound_of(self, name: str, group: int, default: float) -> float:
+        """One bound of one group: what was given for it, or the default."""
+        value: Any = getattr(self, name)
+        if isinstance(value, tuple):
+            if group >= len(value):
+                self.check_groups(group + 1)
+            value = value[group]
+        return default if value is None else float(value)
+
+    def _check(self, counts: Sequence[tuple[str, int]]) -> None:
+        """Check the fields above, and those that count from the number beside them on."""
+        checks.choice(self, "mode", ("min", "max"))
+        checks.choice(self, "threshold_mode", ("abs", "rel"))
+        for name, allowed, example in (
+            ("factor", "0 < factor < 1", 0.95),
+            ("threshold", ">= 0", 1e-6),
+            ("eps", ">= 0", 1e-8),
+        ):
+            checks.number(self, name, allowed=allowed, example=example)
+        if not 0.0 < self.factor < 1.0:
+            checks.refuse(self, "factor", self.factor, "a number between 0 and 1, both excluded", "write factor=0.95")
+        if self.threshold < 0 or (self.threshold_mode == "rel" and self.threshold >= 1):
+            checks.refuse(self, "threshold", self.threshold, ">= 0 (and < 1 if relative)", "write threshold=1e-6")
+        if self.eps < 0:
+            checks.refuse(self, "eps", self.eps, ">= 0", "write eps=1e-8, or eps=0 to make every change")
+        for name, least in counts:
+            checks.whole(self, name, least=least, most=2**53 - 1)
+        if not isinstance(self.smooth, bool):
+            checks.mistype(self, "smooth", self.smooth, "True or False", "write smooth=True")
+        if self.base is not None and not isinstance(self.base, StepSchedule):
+            checks.mistype(self, "base", self.base, "None or a step schedule", "write base=Cosine(total_steps=10_000)")
+
+    def _bound(self, name: str, value: Any) -> float | tuple[float, ...] | None:
+        """A bound as a float, or one per group."""
+        if value is None:
+            return None
+        if isinstance(value, (list, tuple)):
+            return tuple(self._bound(name, item) for item in value)  # type: ignore[misc]
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            checks.mistype(self, name, value, "a number", f"write e.g. {name}=1e-5")
+        if not 0 <= value < math.inf:
+            checks.refuse(self, name, value, "a finite learning rate >= 0", f"leave {name} out for its default")
+        return float(value)
