@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from greedylr_fused.backends import BACKENDS
 from greedylr_fused.control import Control
 from greedylr_fused.copies import Copies
 from greedylr_fused.packing import Table
-from greedylr_fused.schedules import GreedySpec
+from greedylr_fused.schedules import GreedySpec, LossSchedule
 from greedylr_fused.slots import GROUPS_BEGIN, SLOT
 
 #: What is compared, in this order, after the LR of every group.
@@ -26,7 +27,7 @@ COMPARED = ("best", "good", "bad", "cooldown_left", "warmup_left", "resets_left"
 class Case:
     """A configuration with the losses it meets."""
 
-    config: GreedyLR
+    config: LossSchedule
     lrs: list[float]
     losses: list[float]
 
@@ -62,13 +63,20 @@ def spec_trace(case: Case) -> list[list[float]]:
 class Driven:
     """The control step of one backend over a bare control vector: no parameters, so that only control costs time."""
 
-    def __init__(self, backend: str, device: torch.device, config: GreedyLR, lrs: list[float]) -> None:
+    def __init__(
+        self,
+        backend: str,
+        device: torch.device,
+        config: LossSchedule,
+        lrs: list[float],
+        names: Sequence[str] = COMPARED,
+    ) -> None:
         self.control = Control(config, lrs, max_grad_norm=None, skip_nonfinite=False, device=device)
         kind = BACKENDS[backend]
         self.table = Table([], self.control, kind.chunk_size, Copies(), kind.writes_copies)
         self.backend = kind(self.table)
         self.columns = torch.tensor(
-            [*range(GROUPS_BEGIN, GROUPS_BEGIN + len(lrs)), *(SLOT[name] for name in COMPARED)], device=device
+            [*range(GROUPS_BEGIN, GROUPS_BEGIN + len(lrs)), *(SLOT[name] for name in names)], device=device
         )
 
     def observe(self, pending: Tensor) -> Tensor:
@@ -79,7 +87,12 @@ class Driven:
 
 
 def backend_trace(backend: str, device: torch.device, case: Case) -> list[list[float]]:
-    driven = Driven(backend, device, case.config, case.lrs)
+    return lr_trace(backend, device, case, COMPARED)
+
+
+def lr_trace(backend: str, device: torch.device, case: Case, names: Sequence[str]) -> list[list[float]]:
+    """The LRs and these slots after every loss."""
+    driven = Driven(backend, device, case.config, case.lrs, names)
     pending = torch.tensor([[x, 1.0] for x in case.losses], dtype=torch.float64, device=device)
     return torch.stack([driven.observe(row) for row in pending]).tolist()
 
