@@ -8,7 +8,7 @@ import torch
 from support import assert_same, assert_same_bits, generator, latest, parameter, snapshot, spread
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from greedylr_fused import FusedAdamW, GreedyLR
+from greedylr_fused import WSD, Cosine, FusedAdamW, GreedyLR, ReduceOnPlateau
 
 SCHEDULE = GreedyLR(patience=0, smooth=True, window_size=3, warmup=1, cooldown=1, reset_start=1)
 READS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::allclose", "aten::nonzero"}
@@ -83,6 +83,28 @@ def test_nothing_is_read_back(backend, device, monkeypatch, amp):
         opt.step(loss=losses[2])
         opt.zero_grad()
     assert latest(opt).step == 8
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [Cosine(5, warmup_steps=2), WSD(), GreedyLR(base=WSD(warmup_steps=1), forget_every=2), ReduceOnPlateau(patience=0)],
+    ids=str,
+)
+def test_no_schedule_reads_anything_back(backend, device, monkeypatch, schedule):
+    """Neither in steps, nor when an LR is written, nor when a late decay begins."""
+    params = problem(device, sizes=(30,))
+    opt = FusedAdamW(params, lr=0.01, schedule=schedule, backend=backend)
+    losses = [torch.tensor(x, device=device) for x in (3.0, 2.0, 1.0, 5.0)]
+    opt.step(loss=losses[0])
+    control = opt._control
+    with no_host_read(monkeypatch, [*params, *losses, control.vector, control.curve.values]):
+        for t, loss in enumerate(losses):
+            if t == 2 and control.curve.decay_room:
+                opt.start_decay(2)
+            if t == 3:
+                opt.set_lr(0.005)
+            opt.step(loss=loss)
+            opt.metrics()
 
 
 def test_the_guard_itself_refuses(device, monkeypatch):

@@ -1,11 +1,14 @@
 """A whole training step as a CUDA graph does what the eager step does, bit for bit, LR included."""
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 from machines import RESTLESS, WARM_UP, Training
 from support import assert_same, snapshot
+
+from greedylr_fused import WSD
 
 REPLAYS = 12
 BF16 = torch.bfloat16
@@ -38,6 +41,23 @@ def test_replays_are_eager_steps(machine, options):
     assert_same(snapshot(captured.opt), snapshot(eager.opt))
     assert sum(a != b for a, b in itertools.pairwise(rates)) > REPLAYS // 2, "the LR changes across replays"
     assert machine.metrics(captured.opt).step == WARM_UP + REPLAYS
+
+
+@pytest.mark.parametrize("based", [False, True], ids=["by_step", "by_loss_too"])
+def test_replays_follow_a_curve_and_a_decay_that_begins_between_them(machine, based):
+    wsd = WSD(warmup_steps=WARM_UP + 3)
+    eager, captured, replay = twins(machine, schedule=dataclasses.replace(RESTLESS, base=wsd) if based else wsd)
+    rates = []
+    for i in range(WARM_UP, WARM_UP + REPLAYS):
+        if i == WARM_UP + 5:
+            eager.opt.start_decay(4)
+            captured.opt.start_decay(4)
+        eager.step(i)
+        replay(i)
+        rates.append(eager.opt.last_lr())
+        assert captured.opt.last_lr() == rates[-1]
+    assert_same(snapshot(captured.opt), snapshot(eager.opt))
+    assert rates[0] != rates[1] and rates[-1] == [0.0]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
