@@ -1,6 +1,7 @@
 """Fused AdamW for PyTorch, with a learning rate that the loss or the step decides on the device."""
 
 from greedylr_fused.backends import available_backends
+from greedylr_fused.device_schedule import DeviceSchedule
 from greedylr_fused.optimizer import FusedAdamW
 from greedylr_fused.schedules import (
     REX,
@@ -19,6 +20,6 @@ from greedylr_fused.schedules import (
 )
 from greedylr_fused.version import __version__
 
-__all__ = ["FusedAdamW", "GreedyLR", "__version__", "available_backends"]
+__all__ = ["DeviceSchedule", "FusedAdamW", "GreedyLR", "__version__", "available_backends"]
 __all__ += ["Constant", "Cosine", "CosineRestarts", "Linear", "OneCycle", "Polynomial", "ReduceOnPlateau", "Refined"]
 __all__ += ["REX", "Table", "UBA", "WSD"]

@@ -21,7 +21,7 @@ from torch.optim.optimizer import Optimizer
 from greedylr_fused import checkpoint_checks as checks
 from greedylr_fused import schedules
 from greedylr_fused.checkpoint_numbers import KEY as KEY
-from greedylr_fused.checkpoint_numbers import fitted, read_control
+from greedylr_fused.checkpoint_numbers import fitted, read_control, saved
 from greedylr_fused.control import Control
 from greedylr_fused.formats import DTYPES, MIXES, MOMENTS
 from greedylr_fused.wrapped import MIRROR
@@ -41,9 +41,7 @@ def state_dict(self: FusedAdamW) -> dict[str, Any]:
 
     def complete(_: Optimizer, packed: dict[str, Any]) -> None:
         if self.schedule is not None:
-            numbers = [
-                own | {"window": " ".join(map(repr, own["window"]))} for own in self._numbers()
-            ]  # all bits of each
+            numbers = saved(self._numbers())
             for group, own in zip(packed["param_groups"], numbers, strict=True):
                 group[KEY] = own
                 group["lr"] = own["lr"]

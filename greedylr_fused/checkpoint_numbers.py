@@ -31,6 +31,11 @@ _COUNTS = (
 _ADDED = {"forget_left": 0.0, "decay_start": math.inf, "decay_steps": 0.0, "fraction": 1.0}
 
 
+def saved(numbers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`Control.numbers()` for a checkpoint: each window as one text, with all bits of each loss."""
+    return [own | {"window": " ".join(map(repr, own["window"]))} for own in numbers]
+
+
 def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
     """The control numbers of a state_dict's `param_groups`; None if it was written by another optimizer.
 

@@ -234,10 +234,14 @@ def call(closure: Any) -> Any:
         return closure()
 
 
+def has_torch_scheduler(optimizer: Any) -> bool:
+    """Whether a torch scheduler was ever made for it, which puts a wrapper of `step` into the object, for good."""
+    return "step" in vars(optimizer) and hasattr(optimizer.step, "_wrapped_by_lr_sched")
+
+
 def warn_of_scheduler(optimizer: Any) -> None:
     """Warn, once, if a torch scheduler drives an optimizer whose schedule decides the LR."""
-    driven = "step" in vars(optimizer) and hasattr(optimizer.step, "_wrapped_by_lr_sched")
-    if driven and optimizer.schedule is not None and not vars(optimizer).get("_warned"):
+    if has_torch_scheduler(optimizer) and optimizer.schedule is not None and not vars(optimizer).get("_warned"):
         optimizer._warned = True
         warnings.warn(
             "a torch.optim.lr_scheduler writes the learning rate of a FusedAdamW whose "

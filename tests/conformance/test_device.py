@@ -1,54 +1,15 @@
 """What a step may do to the machine: read nothing back, write nowhere else, and give the same bits each time."""
 
-import contextlib
 import math
 
 import pytest
 import torch
+from host_reads import no_host_read
 from support import assert_same, assert_same_bits, generator, latest, parameter, snapshot, spread
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from greedylr_fused import WSD, Cosine, FusedAdamW, GreedyLR, ReduceOnPlateau
 
 SCHEDULE = GreedyLR(patience=0, smooth=True, window_size=3, warmup=1, cooldown=1, reset_start=1)
-READS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::allclose", "aten::nonzero"}
-
-
-class NoHostRead(TorchDispatchMode):
-    """Refuses every operation by which the host waits for a number."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function._schema.name in READS:
-            raise AssertionError(f"host read: {function}")
-        return function(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def no_host_read(monkeypatch, tensors):
-    """On a CPU, also no `tolist`, `numpy` or `float` of memory that would be the device's."""
-    device_memory = {t.untyped_storage().data_ptr() for t in tensors}
-
-    def guarded(name):
-        real = getattr(torch.Tensor, name)
-
-        def method(self, *args, **kwargs):
-            if self.untyped_storage().data_ptr() in device_memory:
-                raise AssertionError(f"host read: Tensor.{name}")
-            return real(self, *args, **kwargs)
-
-        return method
-
-    with monkeypatch.context() as patch, NoHostRead():
-        for name in ("tolist", "numpy", "item", "__float__", "__int__", "__bool__", "__index__"):
-            patch.setattr(torch.Tensor, name, guarded(name))
-        on_gpu = any(t.is_cuda for t in tensors)
-        if on_gpu:
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            if on_gpu:
-                torch.cuda.set_sync_debug_mode("default")
 
 
 def problem(device, seed=3, sizes=(1500, 129, 1)):

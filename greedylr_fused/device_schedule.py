@@ -1,0 +1,249 @@
+"""DeviceSchedule: the schedules of this package for any optimizer of PyTorch whose learning rates are tensors.
+
+The device decides, as for `FusedAdamW`, in a control vector of its own; what it decided is then copied into the tensor
+of each parameter group, which a captured graph or a compiled step goes on reading.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from greedylr_fused import device_schedule_checks as checks
+from greedylr_fused import options
+from greedylr_fused.backends import resolve
+from greedylr_fused.checkpoint_numbers import KEY, fitted, read_control, saved
+from greedylr_fused.control import Control, Schedule
+from greedylr_fused.copies import Copies
+from greedylr_fused.distributed import Ranks
+from greedylr_fused.mirror import Metrics, Mirror
+from greedylr_fused.packing import Table
+
+#: Which optimizer is driven by what, for as long as both exist.
+_DRIVEN: weakref.WeakKeyDictionary[Optimizer, weakref.ref[DeviceSchedule]] = weakref.WeakKeyDictionary()
+
+
+class DeviceSchedule:
+    """Drives the learning rates of an optimizer from the device, with no host synchronisation.
+
+        opt = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-3, device="cuda"), capturable=True)
+        schedule = DeviceSchedule(opt, GreedyLR(base=Cosine(total_steps=10_000)))
+        loss = model(batch); loss.backward()
+        opt.step(); schedule.step(loss)
+
+    The optimizer's step reads the LR tensors; some read them back to the host (those that are neither fused nor
+    capturable, and torch's Muon), which is theirs to wait for. Each group's tensor stays the same object in the same
+    dtype, and holds what `last_lr()` returns, rounded once. Groups that share a tensor, as those do that took it from
+    `lr=`, get one each: capture graphs after the construction.
+
+    The starting LR of a group (the peak of a step schedule) is the shortest decimal number that rounds to what its
+    tensor holds: 1e-3 of `torch.tensor(1e-3)`, not 0.0010000000474974513. Construction waits for the device; steps
+    count calls of `step()`, whether or not GradScaler let the optimizer step.
+
+    Args:
+        optimizer: any `torch.optim.Optimizer` but FusedAdamW, which has `schedule=`; the LRs of its groups are
+            floating-point tensors of one element, all on one device, where parameters are, too.
+        schedule: loss-driven (`GreedyLR`, `ReduceOnPlateau`) or a step schedule (`Cosine`, `WSD`, ...).
+        process_group: the ranks whose losses decide together, as in FusedAdamW. Default None: those of the root mesh of
+            DTensor parameters, otherwise the default group.
+        backend: as in FusedAdamW.
+
+    Raises:
+        TypeError: another kind of optimizer or schedule, or an LR that is no tensor.
+        ValueError: LRs on several devices or out of the schedule's bounds.
+        RuntimeError: the optimizer has another scheduler, or the backend cannot run there.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, schedule: Schedule, *, process_group: Any = None, backend: str = "auto"
+    ) -> None:
+        known = _DRIVEN.get(optimizer) if isinstance(optimizer, Optimizer) else None
+        checks.check_optimizer(optimizer, None if known is None else known())
+        options.check_schedule(schedule)
+        if schedule is None:
+            raise TypeError(
+                "DeviceSchedule: got schedule=None, allowed is one such as GreedyLR(); construct none without"
+            )
+        options.check_ranks(process_group, None)
+        tensors = checks.lr_tensors(optimizer)
+        device = tensors[0].device
+        self.optimizer, self.schedule = optimizer, schedule
+        lrs = [checks.starting_lr(lr) for lr in tensors]
+        self._control = Control(schedule, lrs, max_grad_norm=None, skip_nonfinite=False, device=device)
+        self._ranks = Ranks(process_group, None, driven=self._control.needs_loss)
+        self._ranks.find(self._params())
+        self._choice = resolve(backend, device)
+        kind = self._choice.backend
+        self._backend = kind(Table([], self._control, kind.chunk_size, Copies(), False))
+        self._mirror = Mirror(self._control)
+        self._lrs = tensors
+        self._decided = [lr.reshape(own.shape) for lr, own in zip(self._control.lr.unbind(), tensors, strict=True)]
+        self._observed = False
+        _DRIVEN[optimizer] = weakref.ref(self)
+        self._put_back()
+
+    @torch.no_grad()
+    def step(self, loss: Any = None) -> None:
+        """Decide the LR of the next step; call it after `optimizer.step()`.
+
+        Args:
+            loss: that of this step: a tensor of one element (it is not waited for) or a number. Not for a step
+                schedule, or after `observe()`.
+
+        Raises:
+            RuntimeError: a loss-driven schedule and no loss, or something else wrote the LR of a group.
+            ValueError: the loss was given twice.
+            TypeError: not one number.
+        """
+        self._check_groups()
+        if loss is not None:
+            options.check_loss(loss)
+            if self._observed:
+                raise ValueError(
+                    "DeviceSchedule.step(): got the loss more than once, allowed is step(loss), or observe() before "
+                    "step(); drop one of them"
+                )
+        elif self._control.needs_loss and not self._observed:
+            raise RuntimeError(
+                f"DeviceSchedule.step(): got no loss, but {type(self.schedule).__name__} decides from it; write "
+                "step(loss), or observe(loss) per micro-batch and then step()"
+            )
+        try:
+            if loss is not None:
+                self._control.observe(loss, 1.0)
+            if self._ranks.moved:
+                self._ranks.find(self._params())
+            shared = self._ranks.shared(self._control, False)
+            if shared is not None:
+                self._ranks.add_up(shared, norm=False).wait()
+            self._backend.commit()
+        except BaseException:
+            self._control.pending.zero_()  # a step that failed has used up its loss, or it would count twice
+            raise
+        finally:
+            self._observed = False
+        self._write()
+        self._mirror.update()
+
+    def observe(self, loss: Any, weight: Any = 1.0) -> None:
+        """Add the loss of one micro-batch, on the device; the next step takes the weighted mean of all.
+
+        Args:
+            loss: tensor of one element, or number.
+            weight: number >= 0 or tensor of one element, such as the number of tokens. Default: 1.
+
+        Raises:
+            TypeError, ValueError: not one number, or a negative weight.
+        """
+        options.check_loss(loss)
+        options.check_weight(weight)
+        with torch.no_grad():
+            self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
+        self._observed = True
+
+    def metrics(self) -> Metrics:
+        """The latest snapshot of the device state that has arrived; never waits. On a CPU that of the last step."""
+        self._mirror.update()
+        return self._mirror.metrics
+
+    def last_lr(self) -> list[float]:
+        """The exact learning rate of each group, that the next step will use, before it was rounded to the dtype of the
+        group's tensor. Waits for the device.
+        """
+        found: list[float] = self._control.lr.tolist()
+        return found
+
+    def get_last_lr(self) -> list[float]:
+        """`last_lr()` by the name that torch's schedulers have for it. Waits for the device."""
+        return self.last_lr()
+
+    def start_decay(self, steps: int) -> None:
+        """Let the decay of an open-ended `WSD` begin with the next step, as `FusedAdamW.start_decay`.
+
+        Args:
+            steps: until the floor is reached, 1 to 2**20.
+
+        Raises:
+            RuntimeError: the schedule, or its `base`, is not a WSD without `total_steps`; or the decay has begun.
+            ValueError, TypeError: not such a number.
+        """
+        self._control.start_decay(steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The schedule's state as plain numbers and texts; saved beside the optimizer's. Waits for the device."""
+        return {KEY: saved(self._control.numbers())}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict()` returned, bit for bit, or change nothing.
+
+        Construct optimizer and schedule, load the optimizer's state, and then this: torch's loader puts other tensors
+        into the groups, and this puts those back that are driven. The numbers of another kind of schedule give this one
+        its starting LRs, from which it begins anew.
+
+        Raises:
+            TypeError, ValueError: damaged, of another number of groups, or of a schedule that compared something else.
+        """
+        own = state_dict.get(KEY) if isinstance(state_dict, Mapping) else None
+        if not isinstance(own, Sequence) or isinstance(own, str) or len(own) != len(self._lrs):
+            raise ValueError(
+                f'DeviceSchedule.load_state_dict(): got no "{KEY}" of {len(self._lrs)} parameter groups, allowed is '
+                "what state_dict() returned for an optimizer with as many; load that"
+            )
+        numbers = read_control([{KEY: group} for group in own])
+        if numbers is None:
+            raise ValueError(f'DeviceSchedule.load_state_dict(): got an empty "{KEY}"; take an earlier checkpoint')
+        numbers = fitted(numbers, self._control)
+        loaded = self._control.anew([group["initial_lr"] for group in numbers])
+        loaded.load(numbers)
+        self._check_number_of_groups()
+        self._control.take(loaded, [])
+        self._observed = False
+        self._put_back()
+        self._mirror = Mirror(self._control)
+
+    def __repr__(self) -> str:
+        return f"DeviceSchedule({type(self.optimizer).__name__}, {self.schedule}, backend: {self._choice})"
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            "DeviceSchedule: got a request to copy or pickle it, allowed is its state_dict(); construct another one "
+            "for the copy of the optimizer, and load that"
+        )
+
+    def _put_back(self) -> None:
+        for group, lr in zip(self.optimizer.param_groups, self._lrs, strict=True):
+            group["lr"] = lr
+        self._write()
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        torch._foreach_copy_(self._lrs, self._decided)
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.optimizer.param_groups for param in group["params"]]
+
+    def _check_groups(self) -> None:
+        checks.refuse_torch_scheduler(self.optimizer)
+        self._check_number_of_groups()
+        for index, (group, own) in enumerate(zip(self.optimizer.param_groups, self._lrs, strict=True)):
+            if (found := group["lr"]) is own:
+                continue
+            if float(found) != float(own):
+                raise RuntimeError(
+                    f"DeviceSchedule: got lr={float(found)} written to parameter group {index}, where the schedule has "
+                    f"{float(own)}, allowed is what it decides; after optimizer.load_state_dict() load the schedule's "
+                    "state too, and to change the LR by hand construct another schedule"
+                )
+            group["lr"] = own  # the optimizer's loader has put a copy there
+
+    def _check_number_of_groups(self) -> None:
+        if (found := len(self.optimizer.param_groups)) != len(self._lrs):
+            raise RuntimeError(
+                f"DeviceSchedule: got an optimizer with {found} parameter groups, allowed are the {len(self._lrs)} "
+                "that it had; add groups first, and construct the schedule then"
+            )

@@ -1,0 +1,99 @@
+"""What DeviceSchedule takes: an optimizer that nothing else drives, with learning rates that the device can write."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from greedylr_fused import options
+from greedylr_fused.optimizer import FusedAdamW
+
+_TENSOR_LR = "lr=torch.tensor(1e-3, device=device) with fused=True, or with capturable=True on a GPU"
+
+
+def check_optimizer(optimizer: Any, other: object) -> None:
+    """Refuse an optimizer that has a scheduler, or needs none.
+
+    Args:
+        optimizer: what was given as one.
+        other: the DeviceSchedule that drives it, if there is one.
+
+    Raises:
+        TypeError: no optimizer, or a FusedAdamW.
+        RuntimeError: another schedule, or scheduler of torch, drives it.
+    """
+    if isinstance(optimizer, FusedAdamW):
+        raise TypeError(
+            "DeviceSchedule: got a FusedAdamW, allowed are other optimizers, since it decides within its own step; "
+            "write FusedAdamW(..., schedule=schedule)"
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"DeviceSchedule: got a {type(optimizer).__name__} as optimizer, allowed is a torch.optim.Optimizer; pass "
+            "the optimizer first, then the schedule"
+        )
+    refuse_torch_scheduler(optimizer)
+    if other is not None:
+        raise RuntimeError(
+            f"DeviceSchedule: got an optimizer that is driven by {other}, allowed is one at a time; delete that one "
+            "first, or pass it another's state with load_state_dict()"
+        )
+
+
+def refuse_torch_scheduler(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that a scheduler of torch writes to.
+
+    Raises:
+        RuntimeError: names it.
+    """
+    if options.has_torch_scheduler(optimizer):
+        raise RuntimeError(
+            "DeviceSchedule: got an optimizer that a torch.optim.lr_scheduler drives, allowed is one scheduler, since "
+            "each overwrites the other; drop it, and if it is gone, what it left behind: del optimizer.step"
+        )
+
+
+def lr_tensors(optimizer: Optimizer) -> list[Tensor]:
+    """The LR tensor of each group; of those that lie in the same memory, copies. Waits for the device.
+
+    Raises:
+        TypeError: an LR is no floating-point tensor of one element.
+        ValueError: one is negative or not finite, or on another device.
+    """
+    found: list[Tensor] = []
+    for index, group in enumerate(optimizer.param_groups):
+        lr = group["lr"]
+        where = f"DeviceSchedule: got lr={lr!r} in parameter group {index}, allowed is"
+        if not isinstance(lr, Tensor) or not lr.is_floating_point() or lr.numel() != 1:
+            raise TypeError(
+                f"{where} a floating-point tensor of one element, which the device can write; construct the optimizer "
+                f"with {_TENSOR_LR}"
+            )
+        if not 0.0 <= float(lr) < math.inf:
+            raise ValueError(f"{where} a finite number >= 0; write lr=torch.tensor(3e-4, device=device)")
+        found.append(lr)
+    devices = {lr.device for lr in found}
+    homes = {param.device for group in optimizer.param_groups for param in group["params"]}
+    if len(devices) > 1 or homes and not devices <= homes:
+        raise ValueError(
+            f"DeviceSchedule: got LR tensors on {', '.join(sorted(map(str, devices)))} for parameters on "
+            f"{', '.join(sorted(map(str, homes)))}, allowed is one device, that of the parameters; construct the "
+            f"optimizer with {_TENSOR_LR}"
+        )
+    for index, lr in enumerate(found):
+        if any(lr.data_ptr() == other.data_ptr() for other in found[:index]):
+            found[index] = lr.detach().clone()
+    return found
+
+
+def starting_lr(lr: Tensor) -> float:
+    """The shortest decimal number that rounds to this one, so that a bound of 1e-3 encloses `torch.tensor(1e-3)`. Waits
+    for the device.
+    """
+    exact = float(lr)
+    rounded = (float(f"{exact:.{digits}g}") for digits in range(1, 18))
+    return next(number for number in rounded if float(torch.tensor(number, dtype=lr.dtype, device="cpu")) == exact)
