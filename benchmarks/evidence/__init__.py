@@ -1,0 +1,1 @@
+"""Convergence: tasks, schedules under test, the plan of runs, their statistics and the report on them."""

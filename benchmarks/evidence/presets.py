@@ -1,0 +1,93 @@
+"""How much of everything is run: `quick` in seconds, `standard` in about 110 minutes of one core, `full` in days."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from benchmarks.evidence.schedules import LOSS_DRIVEN, STEP
+from benchmarks.evidence.tasks import TASKS
+
+SCENARIOS: dict[str, str] = {
+    "label-noise": "a share of the labels (20% of the digits) or of the bytes to predict (10%) is random",
+    "small-batch": "batches of an eighth of the size, and so gradients and losses with more noise",
+    "noisy-loss": "normal noise, standard deviation 0.5 nats, on the loss that the schedule alone sees",
+    "shift": "half-way all labels change, or the text does",
+}
+ALL = (*STEP, *LOSS_DRIVEN)
+#: Where a run is dear: the usual ones, and each way to let the loss decide.
+SOME = ("constant", "linear", "cosine", "wsd", "rex", "greedy-raw", "greedy-smooth", "greedy-constant")
+SOME += ("greedy-linear", "greedy-wsd", "plateau")
+#: Where the loss, the batch or the data are disturbed.
+DISTURBED = ("constant", "linear", "cosine", "wsd", "greedy-raw", "greedy-smooth", "greedy-constant", "greedy-linear")
+DISTURBED += ("plateau",)
+FEW = ("constant", "linear", "cosine", "wsd", "greedy-smooth", "greedy-constant", "greedy-linear")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a preset does with one task.
+
+    Attributes:
+        task: name.
+        schedules: to be tuned, and compared at their best LR.
+        third, tenth: those compared at 1/3 and 3, at 1/10 and 10 times that LR, too.
+        scenarios: those compared in each scenario.
+        tuning_seeds, seeds: of tuning, of the comparison.
+        ablations: whether variants of GreedyLR are compared at the best LR of what they vary; with `ablations_off` at
+            1/3 and 3 times that, too.
+    """
+
+    task: str
+    schedules: tuple[str, ...]
+    third: tuple[str, ...] = ()
+    tenth: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = ()
+    tuning_seeds: int = 1
+    seeds: int = 5
+    ablations: bool = False
+    ablations_off: bool = False
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is run.
+
+    Attributes:
+        shares: tasks in the order of interest.
+        length: steps of each run, as a multiple of the task's.
+    """
+
+    shares: tuple[Share, ...]
+    length: float = 1.0
+
+    def steps(self, task: str) -> int:
+        """Of each run of the task."""
+        return max(20, round(TASKS[task].steps * self.length))
+
+    def only(self, tasks: tuple[str, ...]) -> Preset:
+        """These tasks, in their order; those that the preset does not have get all of its first one's share."""
+        own = {share.task: share for share in self.shares}
+        return replace(self, shares=tuple(own.get(task, replace(self.shares[0], task=task)) for task in tasks))
+
+
+_STANDARD = (
+    Share("mlp", ALL, ALL, SOME, SOME, tuning_seeds=2, seeds=7, ablations=True, ablations_off=True),
+    Share("gpt-tiny", ALL, SOME, FEW, DISTURBED, ablations=True),
+    Share("convnet", ALL, SOME, SOME, DISTURBED, ablations=True),
+    Share("finetune", SOME, SOME),
+    Share("gpt-small", FEW),
+)
+
+
+def _everything(share: Share) -> Share:
+    seeds = {"tuning_seeds": max(2, share.tuning_seeds), "seeds": max(10, share.seeds)}
+    whole = replace(share, schedules=ALL, third=ALL, tenth=ALL, scenarios=ALL, ablations=True, ablations_off=True)
+    return replace(whole, **seeds)
+
+
+_QUICK = ("linear", "cosine", "greedy-linear")
+PRESETS: dict[str, Preset] = {
+    "quick": Preset((Share("mlp", _QUICK, ("greedy-linear",), scenarios=("greedy-linear",), seeds=2),), length=0.05),
+    "standard": Preset(_STANDARD),
+    "full": Preset(tuple(_everything(share) for share in _STANDARD), length=10.0),
+}

@@ -1,0 +1,108 @@
+"""Medians with intervals, and paired comparisons, of losses that may be infinite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median with its bootstrap interval.
+
+    Of five values the interval of `LEVEL` reaches from the least to the largest: the median of a resample is the least
+    with probability 0.058. It narrows from seven on.
+    """
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def sign(self) -> int:
+        """-1 or 1 if the whole interval is below or above 0, else 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one, or the mean of the middle two. Infinite values are allowed, NaN is not.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not values:
+        raise ValueError("median: got no values, allowed is at least one")
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(ordered) % 2 else _mean(ordered[half - 1], ordered[half])
+
+
+def bootstrap(values: Sequence[float], level: float = LEVEL, resamples: int = RESAMPLES) -> Interval:
+    """The median, and the percentile interval of the medians of resamples drawn with replacement, always the same ones.
+
+    Args:
+        values: at least one.
+        level: share of the resamples' medians that the interval holds.
+        resamples: their number.
+
+    References: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
+    count = len(values)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(count, (resamples, count), generator=generator)
+    ordered = torch.tensor(sorted(values), dtype=torch.float64)
+    ranks = drawn.sort(dim=1).values  # values in order: the rank of the median is the median of the ranks
+    low, high = ordered[ranks[:, (count - 1) // 2]], ordered[ranks[:, count // 2]]
+    medians = torch.where(low == high, low, (low + high) / 2).sort().values  # inf - inf is nowhere computed
+    outside = round((1 - level) / 2 * resamples)
+    return Interval(median(values), float(medians[outside]), float(medians[resamples - 1 - outside]), count)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One schedule against another on the same seeds; negative differences are in favour of the first.
+
+    Attributes:
+        difference: of the losses, seed by seed, in nats.
+        wins, losses, ties: seeds on which the first had the smaller, larger, same loss.
+    """
+
+    difference: Interval
+    wins: int
+    losses: int
+    ties: int
+
+    @property
+    def verdict(self) -> str:
+        """Either "better" or "worse" if the interval of the median difference leaves out 0, else "tie"."""
+        return {-1: "better", 0: "tie", 1: "worse"}[self.difference.sign]
+
+    @property
+    def sign_test(self) -> float:
+        """Two-sided probability of so uneven signs, were both as likely; ties are left out."""
+        n = self.wins + self.losses
+        tail = sum(math.comb(n, k) for k in range(min(self.wins, self.losses) + 1))
+        return min(1.0, 2 * tail / 2**n)
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
+    """Compare losses of the same seeds, in the same order; two infinite ones are a tie.
+
+    Raises:
+        ValueError: not as many of one as of the other.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"paired: got {len(ours)} and {len(theirs)} losses, allowed is as many of both")
+    differences = [0.0 if a == b else a - b for a, b in zip(ours, theirs, strict=True)]
+    wins, losses = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
+    return Paired(bootstrap(differences), wins, losses, len(differences) - wins - losses)
+
+
+def _mean(a: float, b: float) -> float:
+    return a if a == b else (a + b) / 2

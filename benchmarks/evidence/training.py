@@ -1,0 +1,146 @@
+"""One training run, from its description to its record."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.evidence.plan import TUNING_SEED, Run
+from benchmarks.evidence.schedules import SCHEDULES, Context
+from benchmarks.evidence.tasks import TASKS
+from benchmarks.evidence.trainees import Setting, Trainee
+from greedylr_fused import FusedAdamW
+
+NOISE = 0.5  # nats, standard deviation of what `noisy-loss` adds
+PARTS = 10  # of a run, at the end of each of which it is looked at
+LAST = (0.96, 0.98, 1.0)  # where in the run the losses are measured whose mean counts
+START_LR = 3e-3  # of the run that a fine-tune starts from
+START_LENGTH = 3  # times a standard run
+
+
+class Evaluations:
+    """Held-out losses and LRs over a run.
+
+    Args:
+        trainee: what is trained.
+        optimizer: has the LR.
+        steps: of the run.
+    """
+
+    def __init__(self, trainee: Trainee, optimizer: FusedAdamW, steps: int) -> None:
+        self._trainee, self._optimizer, self._steps = trainee, optimizer, steps
+        self.last = {max(1, round(share * steps)) for share in LAST}
+        self.points = self.last | {max(1, round(steps * part / PARTS)) for part in range(1, PARTS + 1)}
+        self.curve = [(0, trainee.held_out(0))]
+        self.lrs: list[tuple[int, float]] = []
+
+    def after(self, step: int) -> None:
+        """`step` steps have been made."""
+        if step in self.points or not step % max(1, self._steps // (4 * PARTS)):
+            self.lrs.append((step, float(self._optimizer.last_lr()[0])))
+        if step in self.points:
+            self.curve.append((step, self._trainee.held_out(step - 1)))
+
+    def final(self) -> float:
+        """The mean of the last ones."""
+        return sum(loss for step, loss in self.curve if step in self.last) / len(self.last)
+
+
+def execute(run: Run, device: torch.device, start: dict[str, Tensor] | None, norms: Sequence[float] | None) -> Any:
+    """Train, and say how it went.
+
+    Args:
+        run: which.
+        device: where.
+        start: parameters, for a task that starts from those of another.
+        norms: for `refined`.
+
+    Returns:
+        `final`: mean held-out loss at the end, in nats, None where it broke off; `failed`: None, or why the run counts
+        as one that failed: a loss that is not finite, or one above that before the first step; `curve`: held-out loss
+        by steps made; `train`: mean training loss of each tenth; `lrs`: LR by steps made; `seconds`: of the processor.
+    """
+    begin = time.process_time()
+    trainee = TASKS[run.task].make(Setting(run.steps, run.seed, run.scenario, device, start))
+    schedule = SCHEDULES[run.schedule](Context(run.steps, norms))
+    optimizer = _optimizer(trainee, run, schedule)
+    seen = Evaluations(trainee, optimizer, run.steps)
+    norms_seen: list[Tensor] = []
+    losses, broken = _train(trainee, optimizer, run, seen, norms_seen if run.scenario == "norms" else None)
+    final = math.nan if broken else seen.final()
+    failed = broken or (None if math.isfinite(final) else "not finite at the end")
+    if failed is None and final > seen.curve[0][1]:
+        failed = "worse than before the first step"
+    parts = losses[: run.steps - run.steps % PARTS].view(PARTS, -1).mean(1).tolist()
+    record = {
+        "final": final if math.isfinite(final) else None,
+        "failed": failed,
+        "curve": [(step, _rounded(loss)) for step, loss in seen.curve],
+        "train": [_rounded(loss) for loss in parts],
+        "lrs": [(step, _rounded(lr)) for step, lr in seen.lrs],
+        "seconds": round(time.process_time() - begin, 3),
+    }
+    if run.scenario == "norms":
+        record["norms"] = [_rounded(float(norm)) for norm in norms_seen]
+    return record
+
+
+def _optimizer(trainee: Trainee, run: Run, schedule: Any) -> FusedAdamW:
+    options: dict[str, Any] = dict(betas=trainee.betas, max_grad_norm=trainee.max_grad_norm, schedule=schedule)
+    return FusedAdamW(trainee.groups(), lr=run.lr, **options)
+
+
+def _train(
+    trainee: Trainee, optimizer: FusedAdamW, run: Run, seen: Evaluations, norms: list[Tensor] | None = None
+) -> tuple[Tensor, str | None]:
+    """All steps, or up to the first look at which a training loss was not finite; L1 norms of gradients to `norms`."""
+    device = next(trainee.model.parameters()).device
+    losses = torch.full((run.steps,), math.nan, device=device)
+    noise = torch.Generator().manual_seed(run.seed + 1)
+    for step in range(run.steps):
+        loss = trainee.loss(*trainee.batch(step))
+        loss.backward()
+        losses[step] = observed = loss.detach()
+        if run.scenario == "noisy-loss":
+            observed = observed + NOISE * torch.randn((), generator=noise).item()
+        if norms is not None:
+            norms.append(torch.stack([p.grad.abs().sum() for p in trainee.model.parameters()]).sum())
+        optimizer.step(loss=observed)
+        optimizer.zero_grad()
+        if step + 1 in seen.points and not _all_finite(losses[: step + 1]):
+            return losses, f"a training loss was not finite by step {step + 1}"
+        seen.after(step + 1)
+    return losses, None
+
+
+def starting_point(task: str, folder: Path, device: torch.device) -> dict[str, Tensor] | None:
+    """The parameters that a task starts from, trained once with `Linear` and kept in the folder; None: at random."""
+    source = TASKS[task].start
+    if source is None:
+        return None
+    path = folder / f"{source}.pt"
+    if not path.exists():
+        steps = START_LENGTH * TASKS[source].steps
+        run = Run(source, "linear", START_LR, TUNING_SEED, "clean", steps)
+        trainee = TASKS[source].make(Setting(steps, run.seed, run.scenario, device))
+        optimizer = _optimizer(trainee, run, SCHEDULES["linear"](Context(steps)))
+        losses, _ = _train(trainee, optimizer, run, Evaluations(trainee, optimizer, 1))
+        if not _all_finite(losses):
+            raise RuntimeError(f"{task}: got a starting point whose training failed; lower START_LR")
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(trainee.model.cpu().state_dict(), path)
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _all_finite(losses: Tensor) -> bool:
+    return bool(torch.isfinite(losses).all())  # waits for the device
+
+
+def _rounded(number: float) -> float | None:
+    return float(f"{number:.6g}") if math.isfinite(number) else None
