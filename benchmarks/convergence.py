@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{task:12} {scenario:12} {count:5d}")
         print(f"{counts.total()} runs can begin; {len(results.records)} are done; more follow from what is tuned")
         return 0
-    _note_environment(arguments.out, device, vars(arguments))
+    asked = {"preset": arguments.preset, "tasks": arguments.tasks, "processes": arguments.processes}
+    _note_environment(arguments.out, device, asked)
     options: dict[str, Any] = dict(processes=arguments.processes, minutes=arguments.budget_minutes, say=_say)
     done = runner.run_all(plan, results, device=device, folder=arguments.starts, **options)
     left = sum(1 for _ in plan.missing())
@@ -79,8 +80,7 @@ def _note_environment(folder: Path, device: torch.device, options: dict[str, Any
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "environment.json"
     entries = json.loads(path.read_text()) if path.exists() else []
-    asked = {name: str(value) for name, value in options.items() if value is not None}
-    path.write_text(json.dumps([*entries, environment.stamp(device) | {"options": asked}], indent=1) + "\n")
+    path.write_text(json.dumps([*entries, environment.stamp(device) | {"options": options}], indent=1) + "\n")
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import convergence
-from benchmarks.evidence import runner, training
+from benchmarks.evidence import pictures, runner, training
 from benchmarks.evidence.document import write_report
 from benchmarks.evidence.plan import EXTENSIONS, TUNING_SEED, Plan, Run, seen_as, times
 from benchmarks.evidence.presets import PRESETS, SCENARIOS, Preset, Share
@@ -47,7 +47,8 @@ def test_the_bootstrap_is_that_of_all_resamples(values):
 
 
 def test_five_values_count_as_different_only_if_all_have_one_sign():
-    assert [paired([a], [1.0]).verdict for a in (0.5, 1.0, 1.5)] == ["better", "tie", "worse"]
+    assert [paired([a] * 5, [1.0] * 5).verdict for a in (0.5, 1.0, 1.5)] == ["better", "tie", "worse"]
+    assert paired([0.5] * 4, [1.0] * 4).verdict == "few"
     theirs = [1.0, 2.0, 3.0, 4.0, 5.0]
     less = paired([x - 0.1 * (k + 1) for k, x in enumerate(theirs)], theirs)
     assert less.verdict == "better" and (less.wins, less.losses, less.ties) == (5, 0, 0)
@@ -202,7 +203,7 @@ def test_a_cut_run_goes_on_where_it_was(tmp_path, monkeypatch):
         Results(path)
 
 
-def test_the_quick_preset_ends_in_a_report(tmp_path, capsys):
+def test_the_quick_preset_ends_in_a_report(tmp_path, capsys, monkeypatch):
     """The command with a process of its own for the runs; and pictures only where matplotlib is."""
     assert convergence.main(["--preset", "quick", "--processes", "1", "--out", str(tmp_path)]) == 0
     assert "36 runs done, 0 can begin\n" in capsys.readouterr().err
@@ -216,6 +217,7 @@ def test_the_quick_preset_ends_in_a_report(tmp_path, capsys):
     assert all(path.stat().st_size > 1000 for path in paths)
     assert {line.count("|") for line in text.splitlines() if line.startswith("| better-tie-worse")} == {11}
     (tmp_path / "CONCLUSIONS.md").write_text("It was worth it.\n")
+    monkeypatch.setattr(pictures, "draw", lambda *_: [])
     assert "It was worth it." in write_report(tmp_path, Plan(PRESETS["quick"], results))[0].read_text()
     with pytest.raises(FileNotFoundError, match="run without --report first"):
         write_report(tmp_path / "nothing", Plan(PRESETS["quick"], Results(tmp_path / "nothing")))

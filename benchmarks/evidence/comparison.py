@@ -75,6 +75,11 @@ class Evidence:
         cells = {name: cell for name in names if (cell := self.cell(share, name, factor, scenario)) is not None}
         return sorted(cells, key=lambda name: cells[name].interval.median)
 
+    def disturbed(self, share: Share, scenario: str) -> list[str]:
+        """Those of which runs in a scenario are finished, the best one first; none if none was disturbed by it."""
+        found = self.compared(share, share.scenarios, scenario=scenario)
+        return found if any(seen_as(scenario, name) == scenario for name in found) else []
+
     def against(
         self, share: Share, ours: str, theirs: str, factor: float = 1.0, scenario: str = "clean"
     ) -> Paired | None:

@@ -46,6 +46,13 @@ def _parts(folder: Path, evidence: Evidence, drawn: set[str]) -> Iterator[str]:
     conclusions = folder / CONCLUSIONS
     yield "## Conclusions"
     yield conclusions.read_text().strip() if conclusions.exists() else f"None are written yet, in `{CONCLUSIONS}`."
+    yield "## All schedules on all tasks"
+    yield (
+        "Held-out loss at the end, each schedule at its own best LR: the median difference to `linear` on the same "
+        "seeds, as a percentage of the loss of `linear`. Negative is better than `linear`. Bold: the interval of the "
+        "difference leaves out 0."
+    )
+    yield tables.overview(evidence)
     yield "## How often the loss was worth it"
     yield (
         "Over tasks: better, tie or worse than the baseline, each at its own best LR times the factor, by the interval "
@@ -91,7 +98,7 @@ def _ablations(evidence: Evidence, drawn: set[str]) -> Iterator[str]:
     yield "## GreedyLR's options"
     yield (
         "One at a time differs from `GreedyLR(smooth=True, window_size=50, factor=0.95, patience=10, min_lr_ratio=0.1, "
-        "max_lr_ratio=10)`, at the LR that is best for that."
+        "max_lr_ratio=10)`, at the LR that is best for that. `window=0` is `smooth=False`."
     )
     if "ablations" in drawn:
         yield "![Differences to the defaults](ablations.png)"

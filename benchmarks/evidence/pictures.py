@@ -66,7 +66,7 @@ def wrong_lr(evidence: Evidence, path: Path) -> bool:
             axis.plot(xs, ys, "-o" if name in LOSS_DRIVEN else "--s", color=f"C{index}", markersize=3, label=name)
         axis.set_xscale("log")
         axis.set_xticks(FACTORS, [FACTOR_NAMES[factor] for factor in FACTORS], minor=False)
-        axis.set_yscale("log")
+        _logarithmic(axis)
         axis.set_title(share.task, fontsize=9)
         axis.legend(fontsize=6)
         axis.grid(linewidth=0.3, which="both")
@@ -75,12 +75,12 @@ def wrong_lr(evidence: Evidence, path: Path) -> bool:
 
 def scenarios(evidence: Evidence, path: Path) -> bool:
     """A panel per task and scenario: paired differences to linear."""
-    cases = [(s, name) for s in evidence.tasks() for name in SCENARIOS if evidence.cell(s, "linear", 1.0, name)]
+    cases = [(share, name) for share in evidence.tasks() for name in SCENARIOS if evidence.disturbed(share, name)]
     figure, axes = _panels(len(cases), 3.6, 2.6, columns=4)
     for axis, (share, name) in zip(axes, cases, strict=False):
         found = {
             schedule: pair
-            for schedule in evidence.compared(share, share.scenarios, scenario=name)
+            for schedule in evidence.disturbed(share, name)
             if schedule != "linear" and (pair := evidence.against(share, schedule, "linear", 1.0, name)) is not None
         }
         _differences(axis, found, f"{share.task}, {name}")
@@ -114,7 +114,7 @@ def runs(evidence: Evidence, path: Path) -> bool:
                 if points := _curves(evidence, share, name, key):
                     axis.plot(*zip(*points, strict=True), style, color=f"C{index}", linewidth=1.1, label=name)
         for axis, what in zip(axes[2 * row : 2 * row + 2], ("held-out loss, nats", "LR"), strict=True):
-            axis.set_yscale("log")
+            _logarithmic(axis)
             axis.set_title(f"{share.task}: {what}", fontsize=9)
             axis.grid(linewidth=0.3, which="both")
         axes[2 * row].legend(fontsize=6)
@@ -138,6 +138,17 @@ def _differences(axis: Any, found: dict[str, Paired], title: str) -> None:
     axis.tick_params(axis="x", labelsize=6)
     axis.set_title(title, fontsize=8)
     axis.grid(axis="x", linewidth=0.3)
+
+
+def _logarithmic(axis: Any) -> None:
+    """With plain numbers, also where the axis spans less than a factor of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axis.set_yscale("log")
+    axis.yaxis.set_minor_locator(LogLocator(subs=(2.0, 3.0, 5.0)))
+    for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        which(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.tick_params(axis="y", which="both", labelsize=6)
 
 
 def _panels(count: int, width: float, height: float, columns: int = 3) -> tuple[Any, Sequence[Any]]:

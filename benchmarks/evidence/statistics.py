@@ -10,6 +10,7 @@ import torch
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+FEWEST = 5  # pairs that a verdict is given on
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,12 @@ class Paired:
 
     @property
     def verdict(self) -> str:
-        """Either "better" or "worse" if the interval of the median difference leaves out 0, else "tie"."""
+        """Either "better" or "worse" if the interval of the median difference leaves out 0, else "tie".
+
+        With fewer than `FEWEST` pairs "few": of two, both have one sign half of the time.
+        """
+        if self.difference.count < FEWEST:
+            return "few"
         return {-1: "better", 0: "tie", 1: "worse"}[self.difference.sign]
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.evidence.comparison import FACTOR_NAMES, FACTORS, Cell, Evidence
 from benchmarks.evidence.presets import SCENARIOS, Share
-from benchmarks.evidence.schedules import ABLATED, LOSS_DRIVEN, ablations_of
+from benchmarks.evidence.schedules import ABLATED, ABLATIONS, LOSS_DRIVEN, SCHEDULES, ablations_of
 from benchmarks.evidence.statistics import Interval, Paired
 
 BASELINES = ("linear", "cosine")
@@ -41,7 +41,7 @@ def difference(found: Paired | None) -> str:
     if found is None:
         return ""
     text = f"{interval(found.difference, signed)} {found.wins}/{found.wins + found.losses + found.ties}"
-    return text if found.verdict == "tie" else f"**{text}**"
+    return f"**{text}**" if found.verdict in ("better", "worse") else text
 
 
 def failures(cell: Cell) -> str:
@@ -50,6 +50,29 @@ def failures(cell: Cell) -> str:
     return (f"{cell.failed} of {len(cell.losses)}" if cell.failed else "") + (
         f" ({missing} to come)" if missing else ""
     )
+
+
+def overview(evidence: Evidence) -> str:
+    """Each schedule at its best LR on each task: median difference to linear as a percentage of linear's median."""
+    shares = [share for share in evidence.tasks() if evidence.cell(share, "linear") is not None]
+    rows = []
+    for name in SCHEDULES:
+        cells = [_relative(evidence, share, name) for share in shares]
+        shown = [percent for percent, _ in cells if percent is not None]
+        if shown and name != "linear" and name not in ABLATIONS:
+            rows.append((sum(shown) / len(shown), len(shown), [name, *(text for _, text in cells)]))
+    # Those that are missing on a task come after those that are not: a mean over fewer tasks is another mean.
+    ordered = sorted(rows, key=lambda row: (-row[1], row[0]))
+    columns = ["difference to linear, %", *(share.task for share in shares), "mean"]
+    return markdown(columns, [[*cells, f"{mean:+.1f}"] for mean, _, cells in ordered])
+
+
+def _relative(evidence: Evidence, share: Share, name: str) -> tuple[float | None, str]:
+    pair, base = evidence.against(share, name, "linear"), evidence.cell(share, "linear")
+    if pair is None or base is None:
+        return None, ""
+    percent = 100 * pair.difference.median / base.interval.median
+    return percent, f"**{percent:+.1f}**" if pair.verdict in ("better", "worse") else f"{percent:+.1f}"
 
 
 def tuned(evidence: Evidence, share: Share) -> str:
@@ -92,7 +115,7 @@ def _with_failures(cell: Cell | None) -> str:
 def scenario(evidence: Evidence, share: Share, name: str) -> str:
     """Schedules at the LR that was best without the disturbance."""
     rows = []
-    for schedule in evidence.compared(share, share.scenarios, scenario=name):
+    for schedule in evidence.disturbed(share, name):
         cell = evidence.cell(share, schedule, scenario=name)
         assert cell is not None
         against = [
@@ -130,7 +153,7 @@ def verdicts(evidence: Evidence, baseline: str) -> str:
         cells = []
         for factor, where in conditions.values():
             found = [evidence.against(share, name, baseline, factor, where) for share in evidence.tasks()]
-            counts = Counter(pair.verdict for pair in found if pair is not None)
+            counts = Counter(pair.verdict for pair in found if pair is not None and pair.verdict != "few")
             cells.append(f"{counts['better']}-{counts['tie']}-{counts['worse']}" if counts else "")
         if any(cells):
             rows.append([name, *cells])
