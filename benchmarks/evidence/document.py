@@ -128,8 +128,9 @@ def _protocol(folder: Path, evidence: Evidence) -> Iterator[str]:
     yield (
         f"- Optimizer: FusedAdamW with `schedule=`, `step(loss=loss)` for all. Warm-up, where a schedule has one: "
         f"{WARM_UP:.0%} of the run.\n"
-        f"- Tuning: the grid of the task, a factor of about 3 between neighbours, extended while its end is best; on "
-        f"seeds from {TUNING_SEED} on. The comparison is on seeds from 0 on. Same seed: same start, same batches.\n"
+        "- Tuning: the grid of the task, a factor of about 3 between neighbours, extended while its end is best, then "
+        f"half a step to each side of the best; seeds from {TUNING_SEED} on. The comparison is on seeds from 0 on. Same "
+        "seed: same start, same batches.\n"
         f"- Held-out loss: mean of those after {', '.join(f'{share:.0%}' for share in LAST)} of the steps, in nats.\n"
         f"- Intervals: {LEVEL:.0%}, bootstrap of the median. Of 5 seeds, from the least value to the largest: "
         "a difference counts if all five have its sign, and of schedules that are as good as each other one pair in "

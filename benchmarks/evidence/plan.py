@@ -14,7 +14,7 @@ from benchmarks.evidence.tasks import TASKS
 
 TUNING_SEED = 1000  # the first of those that tune; seeds of the comparison count from 0
 EXTENSIONS = 2  # points added beyond an end of the grid while the best one is there
-STEP = 3.0  # between neighbours, about
+STEP = 3.0  # between neighbours, about; around the best one its square root
 Key = tuple[str, str, float, int, str, int]
 
 
@@ -91,12 +91,13 @@ class Plan:
         """The runs that tune, and the best LR once all have ended.
 
         The best is the one with the least median over the tuning seeds. While it is the first or the last of the grid,
-        a further point is tried, `EXTENSIONS` times. None is best where all runs broke off.
+        a further point is tried, `EXTENSIONS` times; then one on each side of it, half a step away, since a whole step
+        costs more than most schedules differ by. None is best where all runs broke off.
         """
         if (known := self._tuned.get((share.task, schedule))) is not None:
             return known
         grid = list(TASKS[share.task].grid)
-        most = len(grid) + EXTENSIONS
+        most, finer = len(grid) + EXTENSIONS, False
         while True:
             tried = {
                 lr: [self.run(share, schedule, lr, TUNING_SEED + n) for n in range(share.tuning_seeds)] for lr in grid
@@ -109,10 +110,13 @@ class Plan:
             best = min(grid, key=lambda lr: scores[lr])
             if math.isinf(scores[best]):
                 return runs, None
-            if grid[0] < best < grid[-1] or len(grid) >= most:
+            if finer:
                 self._tuned[share.task, schedule] = runs, best
                 return runs, best
-            grid = [times(best, 1 / STEP), *grid] if best == grid[0] else [*grid, times(best, STEP)]
+            if finer := grid[0] < best < grid[-1] or len(grid) >= most:
+                grid = sorted({*grid, times(best, STEP**-0.5), times(best, STEP**0.5)})
+            else:
+                grid = [times(best, 1 / STEP), *grid] if best == grid[0] else [*grid, times(best, STEP)]
 
     def tuned(self, share: Share, schedule: str) -> float | None:
         """The best LR, or None while it is not known. A variant of GreedyLR takes that of what it varies."""
