@@ -232,7 +232,8 @@ class Control:
 
         A checkpoint without control numbers has counted its steps all the same: in those of its parameters.
         """
-        counted = max([0.0, *(float(step) for step in steps)])
+        counts = list(steps)
+        counted = float(torch.stack(counts).max()) if counts else 0.0
         if counted > float(other.slot("step")):
             other.load([own | {"step": counted} for own in other.numbers()])
         self.vector.copy_(other.vector)
