@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused import FusedAdamW, GreedyLR
-from greedylr_fused.schedules.greedy_spec import GreedySpec
+from greedylr_fused.schedules.loss_spec import LossSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
@@ -183,7 +183,7 @@ class UnfusedGraph(GPTStep):
         rate = torch.tensor(LR, device=self.device)
         adamw = torch.optim.AdamW(self.groups, rate, BETAS, weight_decay=WEIGHT_DECAY, fused=True, capturable=True)
         self._rates = [group["lr"] for group in adamw.param_groups]
-        self._greedy = GreedySpec(SCHEDULE, [LR] * len(self._rates))
+        self._greedy = LossSpec(SCHEDULE, [LR] * len(self._rates))
 
         def body() -> None:
             self._loss = self.backward()

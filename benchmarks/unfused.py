@@ -10,7 +10,7 @@ import torch
 from benchmarks.harness import Step
 from benchmarks.workload import Workload
 from greedylr_fused import GreedyLR
-from greedylr_fused.schedules.greedy_spec import GreedySpec
+from greedylr_fused.schedules.loss_spec import LossSpec
 
 LR, MAX_GRAD_NORM = 1e-6, 1.0
 ADAMW: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
@@ -68,7 +68,7 @@ def _host_greedy(optimizer: torch.optim.Optimizer, work: Workload) -> Step:
     try:
         upstream = importlib.import_module("transformers.optimization").GreedyLR
     except (ImportError, AttributeError):
-        spec = GreedySpec(SCHEDULE, lr)
+        spec = LossSpec(SCHEDULE, lr)
 
         def observe() -> None:
             for group, rate in zip(optimizer.param_groups, spec.observe(loss.item()), strict=True):

@@ -41,7 +41,7 @@ class Control:
         curve: that of the same schedule, if there is one already.
 
     Attributes:
-        vector: float64 [44 + 5 G + W], W = window_size with `smooth`, otherwise 0.
+        vector: float64 [45 + 5 G + W], W = window_size with `smooth`, otherwise 0.
         lr: [G] view of it, the learning rate of each group; `level`: [G], the same before the step schedule's factor.
         pending: [2] view of it, loss_sum and loss_weight.
         shared: [5] view of it, added up over ranks: loss_sum to found_inf; `shared_gradients`: [3], without the loss.

@@ -16,7 +16,7 @@ from greedylr_fused.backends import BACKENDS
 from greedylr_fused.control import Control
 from greedylr_fused.copies import Copies
 from greedylr_fused.packing import Table
-from greedylr_fused.schedules import GreedySpec, LossSchedule
+from greedylr_fused.schedules import LossSchedule, LossSpec
 from greedylr_fused.slots import GROUPS_BEGIN, SLOT
 
 #: What is compared, in this order, after the LR of every group.
@@ -51,7 +51,7 @@ def upstream_trace(case: Case) -> list[list[float]]:
 
 
 def spec_trace(case: Case) -> list[list[float]]:
-    spec = GreedySpec(case.config, case.lrs)
+    spec = LossSpec(case.config, case.lrs)
     trace = []
     for loss in case.losses:
         lrs = spec.observe(loss)

@@ -17,7 +17,7 @@ from benchmarks.evidence.schedules import ABOUT, LOSS_DRIVEN, SCHEDULES, STEP, C
 from benchmarks.evidence.statistics import bootstrap, median, paired
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.trainees import LABEL_NOISE, Setting
-from greedylr_fused.schedules import GreedySpec
+from greedylr_fused.schedules import LossSpec
 
 CPU = torch.device("cpu")
 
@@ -95,7 +95,7 @@ def test_every_schedule_is_one_and_starts_low_where_it_warms_up():
         schedule = make(context)
         base = schedule if name in STEP else schedule.base
         if base is None:
-            assert GreedySpec(schedule, [1e-3]).observe(1.0) and name in LOSS_DRIVEN
+            assert LossSpec(schedule, [1e-3]).observe(1.0) and name in LOSS_DRIVEN
         else:
             assert base.curve()[0] < 0.05 and max(base.curve()) == 1.0
     with pytest.raises(ValueError, match="got no norms"):

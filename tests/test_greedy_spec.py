@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from oracle import Case, assert_same_trace, random_cases, spec_trace, upstream_trace, with_nonfinite
 
 from greedylr_fused import GreedyLR
-from greedylr_fused.schedules import GreedySpec
+from greedylr_fused.schedules import LossSpec
 
 
 @pytest.mark.parametrize("trace", TRACES)
 def test_golden_trace(trace):
     trace = TRACES[trace]
-    spec = GreedySpec(trace.config, [trace.lr])
+    spec = LossSpec(trace.config, [trace.lr])
     for i, row in enumerate(trace.rows):
         assert spec.observe(row.loss) == [row.lr], f"row {i}: {row.reason}"
         assert {name: getattr(spec, name) for name in row.expected} == row.expected, f"row {i}: {row.reason}"
@@ -40,7 +40,7 @@ def test_the_random_cases_reach_every_branch():
     """Otherwise the comparison above would prove little."""
     reached = dict.fromkeys(("raise", "cut", "cooling", "warming", "full window", "evicting", "reset", "at floor"), 0)
     for case in random_cases(seed=1, steps=20_000):
-        spec, before = GreedySpec(case.config, case.lrs), list(case.lrs)
+        spec, before = LossSpec(case.config, case.lrs), list(case.lrs)
         for loss in case.losses:
             best, full = spec.best, len(spec.window) == case.config.window_size
             reached["cooling"] += spec.cooldown_left > 0
@@ -59,7 +59,7 @@ def test_the_random_cases_reach_every_branch():
 def test_nonfinite_losses_leave_window_and_best():
     rng = random.Random(3)
     for case in random_cases(seed=2, steps=5_000):
-        spec = GreedySpec(case.config, case.lrs)
+        spec = LossSpec(case.config, case.lrs)
         for loss in with_nonfinite(rng, case.losses):
             before = (spec.best, spec.window_sum, list(spec.window))
             spec.observe(loss)
@@ -69,7 +69,7 @@ def test_nonfinite_losses_leave_window_and_best():
 
 @given(st.lists(st.floats(0.0, 10.0), min_size=1, max_size=40), st.integers(1, 8))
 def test_the_window_holds_the_last_losses(losses, size):
-    spec = GreedySpec(GreedyLR(smooth=True, window_size=size, patience=1000), [1.0])
+    spec = LossSpec(GreedyLR(smooth=True, window_size=size, patience=1000), [1.0])
     for loss in losses:
         spec.observe(loss)
     assert list(spec.window) == losses[-size:]

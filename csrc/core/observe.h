@@ -1,8 +1,10 @@
-// What the loss does to the level of the learning rate: GreedyLR (C1-C9) and ReduceOnPlateau (R1-R3).
+// What the loss does to the level of the learning rate (C1-C9).
 //
 // GreedyLR: arXiv 2512.14527, with the exact state machine of transformers.optimization.GreedyLR 5.17, to
-// which the result is bit-equal for finite losses. ReduceOnPlateau: torch.optim.lr_scheduler 2.13, likewise.
-// Both need float64, this order of operations and no fused multiply-add, hence `mul`.
+// which the result is bit-equal for finite losses. ReduceOnPlateau, bit-equal to
+// torch.optim.lr_scheduler 2.13, is the same machine with other slots: it raises nothing, never starts over,
+// and compares while it waits. Both need float64, this order of operations and no fused multiply-add, hence
+// `mul`.
 #pragma once
 
 #include "slots.h"
@@ -11,8 +13,7 @@ namespace greedylr {
 inline namespace GREEDYLR_ISA {
 
 HOST_DEVICE inline double window_mean(double* c, double x);
-HOST_DEVICE inline void greedy(double* c, double x, bool finite);
-HOST_DEVICE inline void plateau(double* c, double x, bool finite);
+HOST_DEVICE inline void judge(double* c, double x, bool finite);
 
 // One observation: the loss pending in the vector becomes a decision about the level.
 HOST_DEVICE inline void observe(double* c) {
@@ -28,11 +29,7 @@ HOST_DEVICE inline void observe(double* c) {
     // C2: a non-finite loss enters neither window nor best; it is a bad observation.
     if (finite && c[slot::smooth] != 0.0) x = window_mean(c, x);
     if (finite) c[slot::smoothed] = x;
-    if (c[slot::kind] == 1.0) {
-        greedy(c, x, finite);
-    } else {
-        plateau(c, x, finite);
-    }
+    judge(c, x, finite);
 }
 
 // The ring: the mean of the last window_size values, through a running sum. Adds before it subtracts, as
@@ -92,7 +89,7 @@ HOST_DEVICE inline void reset(double* c) {
     c[slot::window_count] = c[slot::window_head] = c[slot::window_sum] = 0.0;
 }
 
-HOST_DEVICE inline void greedy(double* c, double x, bool finite) {
+HOST_DEVICE inline void judge(double* c, double x, bool finite) {
     // C3: first the memory that is due to go, then the gates.
     if (c[slot::forget_every] > 0.0) {
         if (c[slot::forget_left] == 0.0) {
@@ -107,8 +104,10 @@ HOST_DEVICE inline void greedy(double* c, double x, bool finite) {
                                                    : nullptr;
     // C4
     const bool better = finite && is_better(c, x);
-    // C5: against the previous observation every one is remembered, those that are waited through too.
-    const bool remembered = c[slot::previous] != 0.0 ? finite : better && waiting == nullptr;
+    // C5
+    const bool remembered = c[slot::remembers] == 2.0   ? finite
+                            : c[slot::remembers] == 1.0 ? better
+                                                        : better && waiting == nullptr;
     if (remembered) c[slot::best] = x;
     if (waiting != nullptr) {
         *waiting -= 1.0;
@@ -118,7 +117,7 @@ HOST_DEVICE inline void greedy(double* c, double x, bool finite) {
     c[slot::good] = better ? c[slot::good] + 1.0 : 0.0;
     c[slot::bad] = better ? 0.0 : c[slot::bad] + 1.0;
     // C6
-    if (c[slot::good] > c[slot::patience]) {
+    if (c[slot::raises] != 0.0 && c[slot::good] > c[slot::patience]) {
         raise_level(c);
         c[slot::resets_left] = c[slot::reset_start];
         c[slot::warmup_left] = c[slot::warmup];
@@ -132,23 +131,6 @@ HOST_DEVICE inline void greedy(double* c, double x, bool finite) {
     // C8
     if (at_floor && c[slot::resets_left] <= 0.0) reset(c);
     // C9: after the reset, which therefore starts with a cooldown at the initial LR.
-    c[slot::cooldown_left] = c[slot::cooldown];
-    c[slot::bad] = 0.0;
-}
-
-HOST_DEVICE inline void plateau(double* c, double x, bool finite) {
-    // R1: unlike GreedyLR, it compares while it waits.
-    const bool better = finite && is_better(c, x);
-    if (better) c[slot::best] = x;
-    c[slot::bad] = better ? 0.0 : c[slot::bad] + 1.0;
-    // R2
-    if (c[slot::cooldown_left] > 0.0) {
-        c[slot::cooldown_left] -= 1.0;
-        c[slot::bad] = 0.0;
-    }
-    // R3
-    if (!(c[slot::bad] > c[slot::patience])) return;
-    cut_level(c);
     c[slot::cooldown_left] = c[slot::cooldown];
     c[slot::bad] = 0.0;
 }

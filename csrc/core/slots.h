@@ -22,7 +22,8 @@ namespace greedylr {
     X(smooth)          /* 1: compare the mean of a window */                              \
     X(window_size)     /* observations */                                                 \
     X(reset_start)     /* cuts at the floor before a reset */                             \
-    X(previous)        /* 1: compare with the observation before, not the best */         \
+    X(raises)          /* 1: better observations raise, 0: they only do not cut */        \
+    X(remembers)       /* 0: best, unless waiting, 1: best, 2: the last observation */    \
     X(forget_every)    /* observations until best is forgotten, 0: never */               \
     X(curve_length)    /* values of the curve, 0: the host writes the LR */               \
     X(max_grad_norm)   /* +inf: no clipping */                                            \
@@ -37,7 +38,7 @@ namespace greedylr {
     X(found_inf)       /* AMP flag, any non-zero counts */                                \
     X(loss)            /* last mean loss */                                               \
     X(smoothed)        /* last value compared with best */                                \
-    X(best)            /* best value so far; with previous the last one */                \
+    X(best)            /* what observations are compared with */                          \
     X(good)            /* consecutive better observations */                              \
     X(bad)             /* consecutive not-better observations */                          \
     X(cooldown_left)   /* observations */                                                 \
@@ -62,7 +63,7 @@ namespace slot {
 enum Slot : int { GREEDYLR_SLOTS(GREEDYLR_SLOT) lr };
 #undef GREEDYLR_SLOT
 }  // namespace slot
-static_assert(slot::n_groups == 17 && slot::skip == 43 && slot::lr == 44,
+static_assert(slot::n_groups == 18 && slot::skip == 44 && slot::lr == 45,
               "the layout that every backend reads");
 static_assert(slot::found_inf == slot::loss_sum + 4, "one block, for one all-reduce");
 

@@ -32,7 +32,7 @@ std::vector<double> control(double lr, double min_lr, double max_lr, const std::
     for (const Option& o : options) c[o.slot] = o.value;
     c[slot::resets_left] = c[slot::reset_start];
     c[slot::best] = worst(c.data());
-    c[slot::curve_length] = 1;
+    c[slot::raises] = c[slot::curve_length] = 1;
     c[slot::decay_start] = INFINITY;
     double* lrs = &c[slot::lr];
     lrs[0] = lrs[1] = lrs[4] = lr;

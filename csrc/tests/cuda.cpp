@@ -75,6 +75,7 @@ struct Problem {
         control.assign(size_t(slot::lr + LR_BLOCKS * GROUPS + window), 0.0);
         const auto set = [this](slot::Slot s, double x) { control[s] = x; };
         set(slot::kind, 1);
+        set(slot::raises, 1);
         set(slot::factor, 0.5);
         set(slot::smooth, 1);
         set(slot::window_size, window);

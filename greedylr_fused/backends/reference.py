@@ -119,8 +119,7 @@ def commit(c: Slots) -> None:
     )
     x = where(seen & finite, _windowed(c, x, seen & finite), x)  # C2
     c.set(smoothed=where(seen & (finite | (c["kind"] == 0)), x, c["smoothed"]))
-    _greedy(c, x, seen & (c["kind"] == 1), finite)
-    _plateau(c, x, seen & (c["kind"] == 2), finite)
+    _judge(c, x, seen & (c["kind"] != 0), finite)
     _set_lr(c, ~skip & (c["curve_length"] != 0))
 
 
@@ -167,7 +166,7 @@ def _is_better(c: Slots, x: Tensor) -> Tensor:
     return torch.where(c["mode_max"] != 0, above, below)
 
 
-def _greedy(c: Slots, x: Tensor, active: Tensor, finite: Tensor) -> None:
+def _judge(c: Slots, x: Tensor, active: Tensor, finite: Tensor) -> None:
     where, zero = torch.where, c.zero
     due = active & (c["forget_every"] > 0) & (c["forget_left"] == 0)  # C3
     left = where(due, c["forget_every"], c["forget_left"])
@@ -181,7 +180,8 @@ def _greedy(c: Slots, x: Tensor, active: Tensor, finite: Tensor) -> None:
     warming = active & ~cooling & (c["warmup_left"] > 0)
     live = active & ~cooling & ~warming
     better = finite & _is_better(c, x)  # C4
-    remembered = where(c["previous"] != 0, active & finite, live & better)
+    best = better & where(c["remembers"] == 0, live, active)
+    remembered = where(c["remembers"] == 2, active & finite, best)
     c.set(  # C5
         cooldown_left=c["cooldown_left"] - cooling.double(),
         warmup_left=c["warmup_left"] - warming.double(),
@@ -192,21 +192,6 @@ def _greedy(c: Slots, x: Tensor, active: Tensor, finite: Tensor) -> None:
     _move(c, live)
 
 
-def _plateau(c: Slots, x: Tensor, active: Tensor, finite: Tensor) -> None:
-    where, zero = torch.where, c.zero
-    better = active & finite & _is_better(c, x)  # R1
-    cooling = active & (c["cooldown_left"] > 0)  # R2
-    bad = where(better | cooling, zero, c["bad"] + 1)
-    cut = active & (bad > c["patience"])  # R3
-    down = torch.maximum(c.level * c["factor"], c.min_lr)
-    c.level.copy_(where(cut & (c.level - down > c["eps"]), down, c.level))
-    c.set(
-        best=where(better, x, c["best"]),
-        cooldown_left=where(cut, c["cooldown"], c["cooldown_left"] - cooling.double()),
-        bad=where(active, where(cut, zero, bad), c["bad"]),
-    )
-
-
 def _worst(c: Slots) -> Tensor:
     return torch.where(c["mode_max"] != 0, -torch.inf, torch.inf)
 
@@ -215,7 +200,7 @@ def _move(c: Slots, live: Tensor) -> None:
     """C6..C9: raise, cut or start over."""
     where, zero = torch.where, c.zero
     factor, eps, patience = c["factor"], c["eps"], c["patience"]
-    raised = live & (c["good"] > patience)  # C6
+    raised = live & (c["raises"] != 0) & (c["good"] > patience)  # C6
     cut = live & ~raised & (c["bad"] > patience)  # C7
     level = c.level.clone()
     up = torch.minimum(level / factor, c.max_lr)

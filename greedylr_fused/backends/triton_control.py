@@ -1,4 +1,4 @@
-"""The control vector in Triton: G1-G4, S1-S3, and by `triton_observe` C1-C9 and R1-R3, run by the last program of a
+"""The control vector in Triton: G1-G4, S1-S3, and by `triton_observe` C1-C9, run by the last program of a
 launch or as a tiny program of their own.
 
 Scalars are stored by one thread of the program, which sees its own stores in order; what the others compute is

@@ -1,4 +1,4 @@
-"""What the loss does to the level of the learning rate, in Triton: GreedyLR (C1-C9) and ReduceOnPlateau (R1-R3).
+"""What the loss does to the level of the learning rate (C1-C9), in Triton.
 
 One thread stores, as `triton_control` explains, and no barrier may come in here.
 """
@@ -18,7 +18,7 @@ def slots(names):
 _KIND, _MODE_MAX, _FACTOR, _PATIENCE = slots("kind mode_max factor patience")
 _THRESHOLD, _THRESHOLD_REL, _COOLDOWN, _WARMUP = slots("threshold threshold_rel cooldown warmup")
 _EPS, _SMOOTH, _WINDOW_SIZE, _RESET_START = slots("eps smooth window_size reset_start")
-_PREVIOUS, _FORGET_EVERY, _FORGET_LEFT = slots("previous forget_every forget_left")
+_RAISES, _REMEMBERS, _FORGET_EVERY, _FORGET_LEFT = slots("raises remembers forget_every forget_left")
 _LOSS, _SMOOTHED, _BEST, _GOOD, _BAD = slots("loss smoothed best good bad")
 _COOLDOWN_LEFT, _WARMUP_LEFT, _RESETS_LEFT = slots("cooldown_left warmup_left resets_left")
 _WINDOW_SUM, _WINDOW_COUNT, _WINDOW_HEAD, _N_GROUPS = slots("window_sum window_count window_head n_groups")
@@ -33,25 +33,21 @@ def observe(c, x):
     """The mean loss x of this step moves the level."""
     tl.store(c + _LOSS, x)  # C1
     finite = tl.abs(x) < float("inf")
-    kind = tl.load(c + _KIND)
-    if kind == 0:
+    if tl.load(c + _KIND) == 0:
         tl.store(c + _SMOOTHED, x)
     else:
         if finite:  # C2
             if tl.load(c + _SMOOTH) != 0:
                 x = _window_mean(c, x)
             tl.store(c + _SMOOTHED, x)
-        if kind == 1:
-            _greedy(c, x, finite)
-        else:
-            _plateau(c, x, finite)
+        _judge(c, x, finite)
 
 
 @triton.jit
-def _greedy(c, x, finite):
+def _judge(c, x, finite):
     """C3-C5, and C6-C9 unless it waits."""
     forget_every, forget_left = tl.load(c + _FORGET_EVERY), tl.load(c + _FORGET_LEFT)
-    best, good, bad = tl.load(c + _BEST), tl.load(c + _GOOD), tl.load(c + _BAD)
+    best = tl.load(c + _BEST)
     cooldown_left, warmup_left = tl.load(c + _COOLDOWN_LEFT), tl.load(c + _WARMUP_LEFT)
     due = (forget_every > 0) & (forget_left == 0)  # C3
     best = tl.where(due, _worst(c), best)
@@ -60,7 +56,8 @@ def _greedy(c, x, finite):
     cooling = cooldown_left > 0
     waits = cooling | (warmup_left > 0)
     better = finite & _is_better(c, x, best)  # C4
-    remembered = tl.where(tl.load(c + _PREVIOUS) != 0, finite, better & (waits == 0))  # C5
+    remembers = tl.load(c + _REMEMBERS)  # C5
+    remembered = tl.where(remembers == 2, finite, better & ((remembers == 1) | (waits == 0)))
     tl.store(c + _BEST, tl.where(remembered, x, best))
     if waits:
         tl.store(c + _COOLDOWN_LEFT, tl.where(cooling, cooldown_left - 1, cooldown_left))
@@ -68,26 +65,9 @@ def _greedy(c, x, finite):
         tl.store(c + _GOOD, 0.0)
         tl.store(c + _BAD, 0.0)
     else:
-        good = tl.where(better, tl.where(due, 0.0, good) + 1, 0.0)
-        bad = tl.where(better, 0.0, tl.where(due, 0.0, bad) + 1)
-        _move(c, good, bad)
-
-
-@triton.jit
-def _plateau(c, x, finite):
-    """R1-R3."""
-    best, bad, cooldown_left = tl.load(c + _BEST), tl.load(c + _BAD), tl.load(c + _COOLDOWN_LEFT)
-    patience, cooldown = tl.load(c + _PATIENCE), tl.load(c + _COOLDOWN)
-    better = finite & _is_better(c, x, best)  # R1
-    cooling = cooldown_left > 0  # R2
-    bad = tl.where(better | cooling, 0.0, bad + 1)
-    cooldown_left = tl.where(cooling, cooldown_left - 1, cooldown_left)
-    cut = bad > patience  # R3
-    if cut:
-        _cut_level(c)
-    tl.store(c + _BEST, tl.where(better, x, best))
-    tl.store(c + _BAD, tl.where(cut, 0.0, bad))
-    tl.store(c + _COOLDOWN_LEFT, tl.where(cut, cooldown, cooldown_left))
+        good = tl.where(due, 0.0, tl.load(c + _GOOD))
+        bad = tl.where(due, 0.0, tl.load(c + _BAD))
+        _move(c, tl.where(better, good + 1, 0.0), tl.where(better, 0.0, bad + 1))
 
 
 @triton.jit
@@ -115,7 +95,7 @@ def _move(c, good, bad):
     cooldown_left, warmup_left = tl.load(c + _COOLDOWN_LEFT), tl.load(c + _WARMUP_LEFT)
     resets_left, reset_start = tl.load(c + _RESETS_LEFT), tl.load(c + _RESET_START)
     patience = tl.load(c + _PATIENCE)
-    if good > patience:  # C6
+    if (tl.load(c + _RAISES) != 0) & (good > patience):  # C6
         _raise_level(c)
         resets_left = reset_start
         warmup_left = tl.load(c + _WARMUP)

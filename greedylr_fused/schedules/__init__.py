@@ -3,11 +3,10 @@
 from greedylr_fused.schedules.budgeted import REX, UBA
 from greedylr_fused.schedules.cosine import Cosine, CosineRestarts
 from greedylr_fused.schedules.greedy import GreedyLR
-from greedylr_fused.schedules.greedy_spec import GreedySpec
 from greedylr_fused.schedules.loss_driven import LossSchedule
+from greedylr_fused.schedules.loss_spec import LossSpec
 from greedylr_fused.schedules.one_cycle import OneCycle
 from greedylr_fused.schedules.plateau import ReduceOnPlateau
-from greedylr_fused.schedules.plateau_spec import PlateauSpec
 from greedylr_fused.schedules.refined import Refined
 from greedylr_fused.schedules.steps import Constant, Linear, Polynomial, StepSchedule
 from greedylr_fused.schedules.table import Table
@@ -18,11 +17,10 @@ __all__ = [
     "Cosine",
     "CosineRestarts",
     "GreedyLR",
-    "GreedySpec",
     "Linear",
     "LossSchedule",
+    "LossSpec",
     "OneCycle",
-    "PlateauSpec",
     "Polynomial",
     "REX",
     "ReduceOnPlateau",

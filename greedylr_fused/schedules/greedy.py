@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from greedylr_fused.schedules import checks
-from greedylr_fused.schedules.loss_driven import LossSchedule
+from greedylr_fused.schedules.loss_driven import BEST_WHILE_DECIDING, LAST, LossSchedule
 from greedylr_fused.schedules.steps import StepSchedule
 
 #: Bounds when neither a bound nor its ratio is given, as ratios of each group's starting LR. The floor of one tenth is
@@ -91,6 +92,9 @@ class GreedyLR(LossSchedule):
     min_lr_ratio: float | None = None
     max_lr_ratio: float | None = None
 
+    code: ClassVar[int] = 1
+    raises: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         counts = [(name, 0) for name in ("patience", "cooldown", "warmup", "reset_start", "forget_every")]
         self._check([*counts, ("window_size", 1)])
@@ -137,14 +141,7 @@ class GreedyLR(LossSchedule):
             )
         return low, high
 
-    def slots(self) -> dict[str, float]:
-        """The values of the control vector that this configuration fixes."""
-        return super().slots() | {
-            "kind": 1.0,
-            "warmup": float(self.warmup),
-            "reset_start": float(self.reset_start),
-            "resets_left": float(self.reset_start),
-            "previous": float(self.compare == "previous"),
-            "forget_every": float(self.forget_every),
-            "forget_left": float(self.forget_every),
-        }
+    @property
+    def remembers(self) -> int:
+        """As transformers' class does not compare what it waits through, or, with `compare`, every observation."""
+        return LAST if self.compare == "previous" else BEST_WHILE_DECIDING

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from greedylr_fused.schedules import checks
 from greedylr_fused.schedules.steps import StepSchedule
+
+#: What observations are compared with: the best of those that were not waited through, the best, or the last.
+BEST_WHILE_DECIDING, BEST, LAST = 0, 1, 2
 
 
 class LossSchedule:
     """A schedule that moves a level per parameter group by the loss of each step. The learning rate is that level,
     times the curve of `base` if there is one.
 
-    Those that derive from it are frozen dataclasses with at least the fields below.
+    All are one machine (`loss_spec`), with other values of what follows: fields of those frozen dataclasses that derive
+    from this, or fixed by them.
+
+    Attributes:
+        code: of the kind of schedule, in checkpoints.
+        raises: whether better observations raise the level.
     """
+
+    code: ClassVar[int]
+    raises: ClassVar[bool]
 
     mode: str
     factor: float
@@ -23,10 +34,18 @@ class LossSchedule:
     threshold: float
     threshold_mode: str
     cooldown: int
+    warmup: int
+    reset_start: int
+    forget_every: int
     eps: float
     smooth: bool
     window_size: int
     base: StepSchedule | None
+
+    @property
+    def remembers(self) -> int:
+        """One of `BEST_WHILE_DECIDING`, `BEST` and `LAST`."""
+        raise NotImplementedError
 
     def bounds(self, lr: float, group: int) -> tuple[float, float]:
         """Bounds of the level of the group with that index and starting LR."""
@@ -44,14 +63,15 @@ class LossSchedule:
 
     def slots(self) -> dict[str, float]:
         """The values of the control vector that this configuration fixes."""
+        same = ("factor", "patience", "threshold", "cooldown", "warmup", "eps", "smooth", "window_size", "reset_start")
         return {
+            "kind": float(self.code),
             "mode_max": float(self.mode == "max"),
             "threshold_rel": float(self.threshold_mode == "rel"),
             "best": -math.inf if self.mode == "max" else math.inf,
-            **{
-                name: float(getattr(self, name))
-                for name in ("factor", "patience", "threshold", "cooldown", "eps", "smooth", "window_size")
-            },
+            "resets_left": float(self.reset_start),
+            "forget_left": float(self.forget_every),
+            **{name: float(getattr(self, name)) for name in (*same, "raises", "remembers", "forget_every")},
         }
 
     def bound_of(self, name: str, group: int, default: float) -> float:

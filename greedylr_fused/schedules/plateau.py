@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from greedylr_fused.schedules.loss_driven import LossSchedule
+from greedylr_fused.schedules.loss_driven import BEST, LossSchedule
 from greedylr_fused.schedules.steps import StepSchedule
 
 
@@ -53,6 +54,12 @@ class ReduceOnPlateau(LossSchedule):
     window_size: int = 50
     base: StepSchedule | None = None
 
+    code: ClassVar[int] = 2
+    raises: ClassVar[bool] = False
+    warmup: ClassVar[int] = 0  # type: ignore[misc]
+    forget_every: ClassVar[int] = 0  # type: ignore[misc]
+    reset_start: ClassVar[int] = 2**53 - 1  # type: ignore[misc]  # never
+
     def __post_init__(self) -> None:
         self._check([("patience", 0), ("cooldown", 0), ("window_size", 1)])
         object.__setattr__(self, "min_lr", self._bound("min_lr", self.min_lr))
@@ -71,6 +78,7 @@ class ReduceOnPlateau(LossSchedule):
             )
         return low, math.inf
 
-    def slots(self) -> dict[str, float]:
-        """The values of the control vector that this configuration fixes."""
-        return super().slots() | {"kind": 2.0}
+    @property
+    def remembers(self) -> int:
+        """The best, also of what is waited through."""
+        return BEST

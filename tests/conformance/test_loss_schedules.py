@@ -8,7 +8,7 @@ import torch
 from oracle import Case, assert_same_trace, backend_trace, lr_trace, random_case, spec_trace, with_nonfinite
 
 from greedylr_fused import GreedyLR, ReduceOnPlateau
-from greedylr_fused.schedules import GreedySpec, PlateauSpec
+from greedylr_fused.schedules import LossSpec
 
 
 def beyond(rng, n):
@@ -42,7 +42,7 @@ def torch_trace(case):
 
 
 def plateau_trace(case):
-    spec = PlateauSpec(case.config, case.lrs)
+    spec = LossSpec(case.config, case.lrs)
     return [[*spec.observe(loss), spec.best, float(spec.bad), float(spec.cooldown_left)] for loss in case.losses]
 
 
@@ -74,7 +74,7 @@ def test_the_plateau_cases_reach_every_branch():
     rng, reached = random.Random(32), dict.fromkeys(("cut", "cooling", "better", "at floor", "better while cooling"), 0)
     for _ in range(100):
         case = plateau(rng, 80)
-        spec = PlateauSpec(case.config, case.lrs)
+        spec = LossSpec(case.config, case.lrs)
         for loss in case.losses:
             lr, best, cooling = list(spec.lr), spec.best, spec.cooldown_left > 0
             after = spec.observe(loss)
@@ -99,7 +99,7 @@ def test_algorithm_1_of_the_paper():
     config = GreedyLR(compare="previous", patience=0, threshold=0, eps=0, factor=0.5, min_lr=0.0, max_lr=1e9)
     rng = random.Random(5)
     losses = [float(rng.randrange(4)) for _ in range(200)]
-    spec, lr, previous = GreedySpec(config, [1.0]), 1.0, math.inf
+    spec, lr, previous = LossSpec(config, [1.0]), 1.0, math.inf
     for loss in losses:
         lr = lr / 0.5 if loss < previous else lr * 0.5
         previous = loss
@@ -109,7 +109,7 @@ def test_algorithm_1_of_the_paper():
 def test_forgetting_re_arms_raises_and_leaves_lr_and_window():
     """The best that a spike hides is gone after so many observations, not before, and nothing else changes."""
     config = GreedyLR(patience=0, factor=0.5, forget_every=3, smooth=True, window_size=2, min_lr=1e-3)
-    spec = GreedySpec(config, [1.0])
+    spec = LossSpec(config, [1.0])
     lrs = [spec.observe(loss)[0] for loss in (1.0, 5.0, 5.0, 9.0, 9.5, 9.5, 20.0)]
     assert lrs == [2.0, 1.0, 0.5, 1.0, 0.5, 0.25, 0.5]
     assert list(spec.window) == [9.5, 20.0] and spec.resets_left == config.reset_start
@@ -117,5 +117,5 @@ def test_forgetting_re_arms_raises_and_leaves_lr_and_window():
 
 def test_the_previous_is_remembered_while_waiting():
     config = GreedyLR(compare="previous", patience=0, factor=0.5, warmup=2, threshold=0)
-    spec = GreedySpec(config, [1.0])
+    spec = LossSpec(config, [1.0])
     assert [spec.observe(loss)[0] for loss in (5.0, 4.0, 1.0, 2.0, 1.5)] == [2.0, 2.0, 2.0, 1.0, 2.0]

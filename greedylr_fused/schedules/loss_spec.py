@@ -1,8 +1,8 @@
-"""GreedyLR in plain Python floats: the specification that every device form is tested against, bit for bit.
+"""The loss-driven schedules in plain Python floats: what every device form is tested against, bit for bit.
 
 Steps are tagged C1..C9; `csrc/core/observe.h`, the Triton kernel and the reference backend carry the same tags.
-Semantics: `transformers.optimization.GreedyLR` 5.17, except for non-finite losses (C2, C4), and what it does not have:
-`forget_every` (C3) and `compare` (C5).
+Semantics: `transformers.optimization.GreedyLR` 5.17 and `torch.optim.lr_scheduler.ReduceLROnPlateau` 2.13, except for
+non-finite losses (C2, C4), and what neither has: `forget_every` (C3), `compare` (C5).
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-from greedylr_fused.schedules.greedy import GreedyLR
-from greedylr_fused.schedules.loss_driven import LossSchedule
+from greedylr_fused.schedules.loss_driven import BEST, LAST, LossSchedule
 
 
 class Window(deque[float]):
@@ -31,15 +30,15 @@ class Window(deque[float]):
         return self.sum / len(self)
 
 
-class GreedySpec:
-    """Host-side GreedyLR over plain floats.
+class LossSpec:
+    """A loss-driven schedule on the host, over plain floats.
 
     Args:
         config: the options; without `base`.
         lrs: starting learning rate of each parameter group.
     """
 
-    def __init__(self, config: GreedyLR, lrs: Sequence[float]) -> None:
+    def __init__(self, config: LossSchedule, lrs: Sequence[float]) -> None:
         config.check_groups(len(lrs))
         self.config = config
         self.lr = [float(lr) for lr in lrs]
@@ -75,8 +74,8 @@ class GreedySpec:
                 self._forget()
             self.forget_left -= 1
         waits = self.cooldown_left > 0 or self.warmup_left > 0
-        better = finite and is_better(self.config, x, self.best)  # C4: compare
-        if finite if self.config.compare == "previous" else better and not waits:  # C5: remember
+        better = finite and self._is_better(x)  # C4: compare
+        if self._remembers(finite, better, waits):  # C5
             self.best = x
         if self.cooldown_left > 0:  # cooldown first, then warmup, never both in one call
             self.cooldown_left -= 1
@@ -90,7 +89,7 @@ class GreedySpec:
 
     def _decide(self, better: bool) -> None:
         self.good, self.bad = (self.good + 1, 0) if better else (0, self.bad + 1)
-        if self.good > self.config.patience:  # C6: raise
+        if self.config.raises and self.good > self.config.patience:  # C6: raise
             for g, lr in enumerate(self.lr):
                 new = min(lr / self.config.factor, self.max_lr[g])
                 if new - lr > self.config.eps:
@@ -111,10 +110,13 @@ class GreedySpec:
             self.cooldown_left = self.config.cooldown  # C9: after a reset too, as upstream
             self.bad = 0
 
+    def _is_better(self, x: float) -> bool:
+        threshold, relative, best = self.config.threshold, self.config.threshold_mode == "rel", self.best
+        if self.config.mode == "min":
+            return x < (best * (1.0 - threshold) if relative else best - threshold)
+        return x > (best * (1.0 + threshold) if relative else best + threshold)
 
-def is_better(config: LossSchedule, x: float, best: float) -> bool:
-    """Whether x beats the best by more than the threshold."""
-    threshold, relative = config.threshold, config.threshold_mode == "rel"
-    if config.mode == "min":
-        return x < (best * (1.0 - threshold) if relative else best - threshold)
-    return x > (best * (1.0 + threshold) if relative else best + threshold)
+    def _remembers(self, finite: bool, better: bool, waits: bool) -> bool:
+        if self.config.remembers == LAST:
+            return finite
+        return better and (self.config.remembers == BEST or not waits)
