@@ -11,7 +11,7 @@ from benchmarks import convergence
 from benchmarks.evidence import pictures, runner, training
 from benchmarks.evidence.document import write_report
 from benchmarks.evidence.plan import EXTENSIONS, TUNING_SEED, Plan, Run, seen_as, times
-from benchmarks.evidence.presets import PRESETS, SCENARIOS, Preset, Share
+from benchmarks.evidence.presets import ALL, FEW, PRESETS, SCENARIOS, Preset, Share
 from benchmarks.evidence.results import Results
 from benchmarks.evidence.schedules import ABOUT, LOSS_DRIVEN, SCHEDULES, STEP, Context
 from benchmarks.evidence.statistics import bootstrap, median, paired
@@ -104,6 +104,8 @@ def test_every_schedule_is_one_and_starts_low_where_it_warms_up():
 
 def test_the_large_model_is_as_large_as_it_is_called():
     assert 123e6 < TASKS["gpt2-124m"].parameters() < 125e6
+    shares = PRESETS["standard"].only(("gpt2-124m", "mlp")).shares
+    assert [(share.task, share.schedules) for share in shares] == [("gpt2-124m", FEW), ("mlp", ALL)]
     with pytest.raises(SystemExit, match="needs a GPU"):
         convergence.main(["--tasks", "gpt2-124m"])
     with pytest.raises(SystemExit, match="got mpl, allowed are mlp"):

@@ -65,9 +65,9 @@ class Preset:
         return max(20, round(TASKS[task].steps * self.length))
 
     def only(self, tasks: tuple[str, ...]) -> Preset:
-        """These tasks, in their order; those that the preset does not have get all of its first one's share."""
+        """These tasks, in their order; one that the preset does not have gets the share of a dear one."""
         own = {share.task: share for share in self.shares}
-        return replace(self, shares=tuple(own.get(task, replace(self.shares[0], task=task)) for task in tasks))
+        return replace(self, shares=tuple(own.get(task, Share(task, FEW, FEW)) for task in tasks))
 
 
 _STANDARD = (

@@ -124,13 +124,13 @@ def starting_point(task: str, folder: Path, device: torch.device) -> dict[str, T
     source = TASKS[task].start
     if source is None:
         return None
-    path = folder / f"{source}.pt"
+    steps = START_LENGTH * TASKS[source].steps
+    path = folder / f"{source}-{steps}-{START_LR:g}.pt"
     if not path.exists():
-        steps = START_LENGTH * TASKS[source].steps
         run = Run(source, "linear", START_LR, TUNING_SEED, "clean", steps)
         trainee = TASKS[source].make(Setting(steps, run.seed, run.scenario, device))
         optimizer = _optimizer(trainee, run, SCHEDULES["linear"](Context(steps)))
-        losses, _ = _train(trainee, optimizer, run, Evaluations(trainee, optimizer, 1))
+        losses, _ = _train(trainee, optimizer, run, Evaluations(trainee, optimizer, steps))
         if not _all_finite(losses):
             raise RuntimeError(f"{task}: got a starting point whose training failed; lower START_LR")
         folder.mkdir(parents=True, exist_ok=True)
