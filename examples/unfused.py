@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from greedylr_fused import GreedyLR
 from greedylr_fused.mirror import Metrics
-from greedylr_fused.schedules.greedy_spec import GreedySpec
+from greedylr_fused.schedules.loss_spec import LossSpec
 from torch import Tensor
 
 
@@ -37,7 +36,7 @@ class UnfusedAdamW:
         max_grad_norm: float,
     ) -> None:
         self._adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-        self._greedy = GreedySpec(schedule, [lr] * len(self._adamw.param_groups))
+        self._greedy = LossSpec(schedule, [lr] * len(self._adamw.param_groups))
         self._parameters = [p for group in self._adamw.param_groups for p in group["params"]]
         self._max_grad_norm = max_grad_norm
         self._losses: list[Tensor] = []
@@ -71,7 +70,7 @@ class UnfusedAdamW:
             step=self._steps,
             lr=tuple(self._greedy.lr),
             loss=self._loss,
-            smoothed_loss=self._greedy.window_sum / len(window) if window else self._loss,
+            smoothed_loss=window.sum / len(window) if window else self._loss,
             best=self._greedy.best,
             grad_norm=math.nan,
             skipped=0,
@@ -80,11 +79,16 @@ class UnfusedAdamW:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later step depends on, as plain numbers and tensors."""
         greedy = {name: value for name, value in vars(self._greedy).items() if name != "config"}
-        greedy["window"] = list(self._greedy.window)
+        greedy |= {"window": list(self._greedy.window), "window_sum": self._greedy.window_sum}
         return {"adamw": self._adamw.state_dict(), "greedy": greedy, "steps": self._steps, "loss": self._loss}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
         self._adamw.load_state_dict(state["adamw"])
-        vars(self._greedy).update(state["greedy"], window=deque(state["greedy"]["window"]))
+        greedy = dict(state["greedy"])
+        window = self._greedy.window
+        window.clear()
+        window.extend(greedy.pop("window"))
+        window.sum = greedy.pop("window_sum")
+        vars(self._greedy).update(greedy)
         self._steps, self._loss = state["steps"], state["loss"]
