@@ -12,7 +12,7 @@ from benchmarks.evidence.comparison import Evidence
 from benchmarks.evidence.plan import TUNING_SEED, Plan
 from benchmarks.evidence.presets import SCENARIOS
 from benchmarks.evidence.results import Results
-from benchmarks.evidence.schedules import ABOUT, WARM_UP
+from benchmarks.evidence.schedules import ABOUT, BASES, WARM_UP
 from benchmarks.evidence.statistics import LEVEL
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.training import LAST
@@ -53,6 +53,13 @@ def _parts(folder: Path, evidence: Evidence, drawn: set[str]) -> Iterator[str]:
         "difference leaves out 0."
     )
     yield tables.overview(evidence)
+    yield "## What the loss adds to a step schedule"
+    yield (
+        "GreedyLR with that schedule as its base, less the schedule alone, in percent of the loss of the latter; each "
+        "at its own best LR times the factor. Negative: the loss helped. Bold as above."
+    )
+    for base in BASES:
+        yield tables.added(evidence, base)
     yield "## How often the loss was worth it"
     yield (
         "Over tasks: better, tie or worse than the baseline, each at its own best LR times the factor, by the interval "

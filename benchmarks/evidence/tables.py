@@ -13,6 +13,12 @@ from benchmarks.evidence.statistics import Interval, Paired
 
 BASELINES = ("linear", "cosine")
 Rows = Iterable[Sequence[str]]
+#: Multiple of the best LR and scenario, by what a table calls them.
+CONDITIONS: dict[str, tuple[float, str]] = {
+    "best LR": (1.0, "clean"),
+    **{f"{FACTOR_NAMES[factor]} x LR": (factor, "clean") for factor in FACTORS if factor != 1.0},
+    **{name: (1.0, name) for name in SCENARIOS},
+}
 
 
 def markdown(columns: Sequence[str], rows: Rows) -> str:
@@ -67,11 +73,27 @@ def overview(evidence: Evidence) -> str:
     return markdown(columns, [[*cells, f"{mean:+.1f}"] for mean, _, cells in ordered])
 
 
-def _relative(evidence: Evidence, share: Share, name: str) -> tuple[float | None, str]:
-    pair, base = evidence.against(share, name, "linear"), evidence.cell(share, "linear")
-    if pair is None or base is None:
+def added(evidence: Evidence, base: str) -> str:
+    """What GreedyLR adds to a step schedule: difference to that alone, as a percentage of its loss."""
+    shares, rows = evidence.tasks(), []
+    for label, (factor, where) in CONDITIONS.items():
+        cells = [_relative(evidence, share, f"greedy-{base}", base, factor, where)[1] for share in shares]
+        if any(cells):
+            rows.append([label, *cells])
+    return markdown([f"greedy-{base} less {base}, %", *(share.task for share in shares)], rows)
+
+
+def _relative(
+    evidence: Evidence, share: Share, name: str, base: str = "linear", factor: float = 1.0, where: str = "clean"
+) -> tuple[float | None, str]:
+    """Median difference as a percentage of the base's median; None where the base broke off, too, or is missing."""
+    pair = evidence.against(share, name, base, factor, where)
+    theirs = evidence.cell(share, base, factor, where)
+    if pair is None or theirs is None:
         return None, ""
-    percent = 100 * pair.difference.median / base.interval.median
+    if math.isinf(theirs.interval.median) or math.isinf(pair.difference.median):
+        return None, "broke off"
+    percent = 100 * pair.difference.median / theirs.interval.median
     return percent, f"**{percent:+.1f}**" if pair.verdict in ("better", "worse") else f"{percent:+.1f}"
 
 
@@ -143,21 +165,16 @@ def ablations(evidence: Evidence, share: Share, base: str) -> str:
 
 def verdicts(evidence: Evidence, baseline: str) -> str:
     """How often each loss-driven schedule was better, as good and worse than a baseline, over tasks."""
-    conditions: dict[str, tuple[float, str]] = {
-        "best LR": (1.0, "clean"),
-        **{f"{FACTOR_NAMES[factor]} x LR": (factor, "clean") for factor in FACTORS if factor != 1.0},
-        **{name: (1.0, name) for name in SCENARIOS},
-    }
     rows = []
     for name in LOSS_DRIVEN:
         cells = []
-        for factor, where in conditions.values():
+        for factor, where in CONDITIONS.values():
             found = [evidence.against(share, name, baseline, factor, where) for share in evidence.tasks()]
             counts = Counter(pair.verdict for pair in found if pair is not None and pair.verdict != "few")
             cells.append(f"{counts['better']}-{counts['tie']}-{counts['worse']}" if counts else "")
         if any(cells):
             rows.append([name, *cells])
-    return markdown(["better-tie-worse", *conditions], rows)
+    return markdown(["better-tie-worse", *CONDITIONS], rows)
 
 
 def has_ablations(evidence: Evidence, share: Share) -> list[str]:
