@@ -13,6 +13,9 @@ from greedylr_fused.formats import Row, real
 from greedylr_fused.packing import Table
 from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SLOT
 
+#: Elements that are added up by one thread, whatever the number of threads.
+_ROW = 16384
+
 
 class ReferenceBackend:
     """Runs anywhere torch runs."""
@@ -35,7 +38,7 @@ class ReferenceBackend:
         for i in range(len(self.table.entries)):
             grad = self.table.gradient(i)
             if grad is not None:
-                squares.append(grad.to(torch.float64).square().sum() * weight[i])
+                squares.append(_total(grad.to(torch.float64).square()) * weight[i])
                 nonfinite.append((~torch.isfinite(grad)).any())
         if squares:
             c.set(grad_sq_sum=torch.stack(squares).sum(), grad_nonfinite=torch.stack(nonfinite).sum())
@@ -81,6 +84,16 @@ class ReferenceBackend:
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:
         return staged(target, words)
+
+
+def _total(values: Tensor) -> Tensor:
+    """The sum. torch divides a long one among its threads: rows of a length that it does not divide are added up first,
+    so that the order, and with it the last bit, is the same for any number of them.
+    """
+    values = values.reshape(-1)
+    if values.numel() > _ROW:
+        values = _total(torch.nn.functional.pad(values, (0, -values.numel() % _ROW)).view(-1, _ROW).sum(dim=1))
+    return values.sum()
 
 
 class Slots:
