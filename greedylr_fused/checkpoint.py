@@ -3,8 +3,9 @@
 `Optimizer.load_state_dict` casts floating-point state to the parameter's dtype and replaces whatever lies in
 `param_groups`; distributed checkpointing keeps only `state` and `param_groups`. So the control state travels as plain
 numbers under the key "control" of every parameter group, and moments wider than their parameter are put back here. The
-window is one text of numbers: with `full_state_dict=True` distributed checkpointing takes lists apart, loses an empty
-one, and fails on one that is longer than that of the optimizer it loads.
+window is one text of numbers, the recorded norms are one of bytes: with `full_state_dict=True` distributed
+checkpointing takes lists apart, loses an empty one, and fails on one that is longer than that of the optimizer it
+loads.
 """
 
 from __future__ import annotations
@@ -34,18 +35,19 @@ torch.serialization.add_safe_globals([getattr(schedules, name) for name in sched
 
 
 def state_dict(self: FusedAdamW) -> dict[str, Any]:
-    """As in torch. With a schedule, each group also carries the exact LR and, under "control", the schedule's state as
-    numbers; then it waits for the device. Without one there is no other key than in torch's, which distributed
-    checkpointing compares: it takes a plain optimizer for torch's AdamW in both directions.
+    """As in torch. With a schedule or recorded norms, each group also carries, under "control", their state as numbers,
+    and with a schedule the exact LR; then it waits for the device. Without them there is no other key than in torch's,
+    which distributed checkpointing compares: it takes a plain optimizer for torch's AdamW in both directions.
     """
 
     def complete(_: Optimizer, packed: dict[str, Any]) -> None:
-        if self.schedule is not None:
+        if self._rates.stamps is not None:
             numbers = saved(self._numbers())
             for group, own in zip(packed["param_groups"], numbers, strict=True):
                 group[KEY] = own
-                group["lr"] = own["lr"]
-            self._rates.stamps.publish(self.param_groups, numbers)  # type: ignore[union-attr]
+                if self.schedule is not None:
+                    group["lr"] = own["lr"]
+            self._rates.stamps.publish(self.param_groups, numbers)
         packed["state"] = with_own_steps(packed["state"])
 
     with self.register_state_dict_post_hook(complete, prepend=True):  # other hooks see all of it
@@ -58,8 +60,9 @@ def load_state_dict(self: FusedAdamW, state_dict: dict[str, Any]) -> None:
     Moments keep the wider of the checkpoint's and the parameter's dtype, float64 ones of 16-bit parameters float32. The
     schedule keeps its own options: of a window longer than its own the newest losses are taken; from a checkpoint
     without its numbers it starts anew from the LRs there. (torch's AdamW has none; but if it loaded ours, it hands the
-    numbers on as they were.) Moments on the parameters' device are copied, while those before stay until all is loaded:
-    where memory is short, load from the CPU (`map_location="cpu"`).
+    numbers on as they were.) Recorded norms are dropped by an optimizer that records none; one that does takes those of
+    a checkpoint without as NaN. Moments on the parameters' device are copied, while those before stay until all is
+    loaded: where memory is short, load from the CPU (`map_location="cpu"`).
 
     Args:
         self: the optimizer.
@@ -161,18 +164,19 @@ def adopt(optimizer: FusedAdamW) -> None:
 def all_or_nothing(optimizer: FusedAdamW) -> Iterator[None]:
     """If loading fails, whatever fails in it, PyTorch's loader or a hook: put back everything that it replaced.
 
-    Loading writes into no tensor but the control vector, which captured graphs read; the rest are other objects.
+    Loading writes into no tensor but the control's, which captured graphs read; the rest are other objects.
     """
     owners: tuple[object, ...] = (optimizer, optimizer._control, optimizer._engine)
     before = [(vars(owner), dict(vars(owner))) for owner in owners]
-    vector = optimizer._control.vector.clone()
+    memory = [(tensor, tensor.clone()) for tensor in (optimizer._control.vector, optimizer._control.norms)]
     try:
         yield
     except BaseException:
         for now, own in before:
             now.clear()
             now.update(own)
-        optimizer._control.vector.copy_(vector)
+        for tensor, kept in memory:
+            tensor.copy_(kept)
         optimizer._control.restore_decay()
         raise
 

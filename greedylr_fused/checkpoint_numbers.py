@@ -9,12 +9,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from greedylr_fused import norms
 from greedylr_fused.checkpoint_checks import as_float, check_count, refuse
 from greedylr_fused.control import Control
 from greedylr_fused.slots import SAVED, SAVED_BLOCKS
 
 KEY = "control"
+NORMS = "grad_norms"
 _ANEW = f'load an earlier checkpoint, or delete "{KEY}" from every group to start the schedule anew from its LRs'
+_UNRECORDED = 'load an earlier checkpoint, or write "" there to go on without these norms'
 #: Those that count something.
 _COUNTS = (
     "step",
@@ -70,6 +73,7 @@ def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of one group as floats."""
     numbers = {name: as_float(f'{where}["{name}"]', own[name]) for name in (*SAVED, *SAVED_BLOCKS)}
     window = _losses(f'{where}["window"]', own["window"])
+    rows = _norms(f'{where}["{NORMS}"]', own.get(NORMS, ""), numbers["step"])
     for name in _COUNTS:
         check_count(f'{where}["{name}"]', numbers[name])
     for name, codes in (("kind", (0.0, 1.0, 2.0)), ("mode_max", (0.0, 1.0))):
@@ -85,7 +89,20 @@ def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
     if not math.isfinite(numbers["best"]) and numbers["best"] != worst:
         refuse(f'{where}["best"]', numbers["best"], f"a finite number, or {worst} before the first loss", _ANEW)
     _check_window(where, numbers, window)
-    return numbers | {"window": window}
+    return numbers | {"window": window, NORMS: rows}
+
+
+def _norms(where: str, text: Any, steps: float) -> str:
+    """The text of the recorded norms: empty, but in the first group of a run that recorded some."""
+    if not isinstance(text, str):
+        refuse(where, text, "a text", _UNRECORDED, TypeError)
+    try:
+        rows = len(norms.from_text(text))
+    except ValueError as error:
+        refuse(where, text, f"the base64 of float32 numbers, two for each step: {error}", _UNRECORDED)
+    if rows > steps:
+        refuse(where, text, f'at most one row for each of the {steps:g} steps of "step", not {rows}', _UNRECORDED)
+    return text
 
 
 def _losses(where: str, window: Any) -> list[float]:
@@ -137,7 +154,8 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
             f'or delete "{KEY}" from every group to start the schedule anew from its LRs'
         )
     if first["kind"] != kind:
-        kept = {name: first[name] for name in ("step", "skipped", "loss", "grad_norm", "decay_start", "decay_steps")}
+        names = ("step", "skipped", "loss", "grad_norm", "decay_start", "decay_steps", NORMS)
+        kept = {name: first[name] for name in names}
         start = "level" if control.follows_steps else "lr"
         fresh = control.anew([own[start] for own in numbers]).numbers()
         return [own | kept for own in fresh]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import agreement, checkpoint, copies, flow, options, pickling
+from greedylr_fused import agreement, checkpoint, copies, flow, norms, options, pickling
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.distributed import Ranks
 from greedylr_fused.engine import Engine
@@ -42,6 +42,9 @@ class FusedAdamW(Optimizer):
             folded into the update, `.grad` is left as it is. > 0, or None for no clipping.
         skip_nonfinite: leave parameters, moments, step counts and LR alone in a step with a NaN or infinite gradient.
             Default None: if `max_grad_norm` is given, since the gradients are read for it anyway.
+        record_grad_norms: how many steps, 1 to 2**25, have the L2 and L1 norms of all gradients recorded, in 8 bytes on
+            the device; later ones have not. `grad_norms()` reads them, for `schedules.Refined` (arXiv 2310.07831).
+            The gradients are then read before each update, as for clipping. Default: None, no recording.
         backend: "auto", or the name of one in `available_backends()`, which then runs or raises.
         state_dtype: storage type of the moments. Default None: the parameter's, as in torch; float32 is advised for
             bfloat16 and float16 parameters, at 8 bytes more traffic per parameter.
@@ -73,6 +76,7 @@ class FusedAdamW(Optimizer):
         schedule: Schedule | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool | None = None,
+        record_grad_norms: int | None = None,
         backend: str = "auto",
         state_dtype: torch.dtype | None = None,
         process_group: Any = None,
@@ -84,9 +88,11 @@ class FusedAdamW(Optimizer):
     ) -> None:
         options.check_schedule(schedule)
         options.check_extras(max_grad_norm, skip_nonfinite, state_dtype)
+        norms.check_steps(record_grad_norms)
         options.check_ranks(process_group, partitions)
         self._schedule, self._max_grad_norm = schedule, max_grad_norm
         self._skip_nonfinite = max_grad_norm is not None if skip_nonfinite is None else skip_nonfinite
+        self._record_grad_norms = record_grad_norms
         defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
         # For torch's AdamW, should it load our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
@@ -103,6 +109,8 @@ class FusedAdamW(Optimizer):
     schedule = property(attrgetter("_schedule"), doc="The schedule, as constructed.")
     max_grad_norm = property(attrgetter("_max_grad_norm"), doc="The clipping limit, as constructed.")
     skip_nonfinite = property(attrgetter("_skip_nonfinite"), doc="Whether a non-finite gradient skips the step.")
+    record_grad_norms = property(attrgetter("_record_grad_norms"), doc="How many steps are recorded, as constructed.")
+    grad_norms = norms.grad_norms
     write_copies = copies.write_copies
     check_ranks_agree = agreement.check_ranks_agree
     state_dict, load_state_dict = checkpoint.state_dict, checkpoint.load_state_dict
@@ -240,8 +248,14 @@ class FusedAdamW(Optimizer):
         return f"{super().__repr__()[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}\n)"
 
     def _new_control(self, lrs: Sequence[float]) -> Control:
-        norm, skip = self.max_grad_norm, self.skip_nonfinite
-        return Control(self.schedule, lrs, max_grad_norm=norm, skip_nonfinite=skip, device=self._device())
+        return Control(
+            self.schedule,
+            lrs,
+            max_grad_norm=self.max_grad_norm,
+            skip_nonfinite=self.skip_nonfinite,
+            record_grad_norms=self.record_grad_norms or 0,
+            device=self._device(),
+        )
 
     def _device(self) -> torch.device:
         """Where the parameters are; torch allows to move a model, or give it memory, after construction."""

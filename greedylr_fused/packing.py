@@ -54,7 +54,7 @@ class Table:
     ) -> None:
         self.entries = sorted(entries, key=lambda entry: entry.mix)  # stable
         self.chunk, self._copies = chunk, copies
-        self.control, self.curve = control.vector, control.curve.values
+        self.control, self.curve, self.norms = control.vector, control.curve.values, control.norms
         self.n_groups = control.n_groups
         self.device = self.control.device
         moments = [[e.moment(name) if name in e.moments else None for e in self.entries] for name in MOMENTS]

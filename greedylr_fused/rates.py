@@ -29,7 +29,7 @@ class Rates:
         before: those of the same optimizer until now, if there were any.
 
     Attributes:
-        stamps: tells copies of the groups from what was written to them; None if nothing is driven.
+        stamps: tells copies of the groups from what was written to them; None if their checkpoints are torch's.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Rates:
         if driven:
             for group, lr in zip(groups, self._known, strict=True):
                 group["lr"] = lr
+        if driven or control.norms.numel():
             self.stamps = Stamps(groups, None if before is None else before.stamps)
 
     @property

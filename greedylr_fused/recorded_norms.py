@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import pickle
@@ -15,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from greedylr_fused.norms import from_text
 from greedylr_fused.schedules.checks import MAX_STEPS
 
 #: Keys of one line of a `run.jsonl`, and the column of `opt.grad_norms()` that each is.
 KEYS = ("grad_norm", "grad_norm_l1")
-_ROW_BYTES = 8  # of a float32 [2]: L2 and L1 norm
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def _optimizers(content: Any, place: str) -> Iterator[tuple[str, Any]]:
     groups = content.get("param_groups")
     if isinstance(groups, list) and groups and isinstance(groups[0], dict):
         control = groups[0].get("control")
-        yield place or "optimizer", control.get("grad_norms") if isinstance(control, dict) else None
+        yield place or "optimizer", (control.get("grad_norms") or None) if isinstance(control, dict) else None
     for key, value in content.items():
         if isinstance(value, dict):
             yield from _optimizers(value, f"{place}.{key}" if place else str(key))
@@ -145,13 +144,9 @@ def _optimizers(content: Any, place: str) -> Iterator[tuple[str, Any]]:
 def _decoded(where: str, text: Any) -> Tensor:
     """The norms in a text: base64 of the bytes of a float32 [steps, 2]."""
     try:
-        raw = base64.b64decode(text, validate=True)
-    except (TypeError, ValueError):
-        raw = b"-"
-    if len(raw) % _ROW_BYTES:
+        return from_text(text).double()
+    except (AttributeError, ValueError):  # no text, or no such text
         raise ValueError(
             f"{where}: got {str(text)[:40]!r}, allowed is base64 of float32 pairs, as FusedAdamW.state_dict() writes; "
             "take an earlier checkpoint"
-        )
-    rows = torch.frombuffer(bytearray(raw), dtype=torch.float32) if raw else torch.empty(0)
-    return rows.reshape(-1, len(KEYS)).double()
+        ) from None

@@ -133,22 +133,22 @@ def test_the_control_vector_has_the_documented_size():
     control = Control(
         GreedyLR(smooth=True, window_size=7), [0.1, 0.2], max_grad_norm=1.0, skip_nonfinite=True, device=CPU
     )
-    assert control.vector.shape == (45 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and GROUPS_BEGIN == 45
+    assert control.vector.shape == (47 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and GROUPS_BEGIN == 47
 
 
-TAG = re.compile(r"(?://|#)\s*([ACGS]\d)\b(?!\s*(?:-|\.\.|to))")
+TAG = re.compile(r"(?://|#)\s*([ACGNS]\d)\b(?!\s*(?:-|\.\.|to))")
 FORMS = {
     "csrc/core/adamw.h": "A",
-    "csrc/core/control.h": "GS",
+    "csrc/core/control.h": "GNS",
     "csrc/core/observe.h": "C",
     "greedylr_fused/adamw.py": "A",
     "greedylr_fused/schedules/loss_spec.py": "C",
-    "greedylr_fused/backends/reference.py": "GCS",
-    "greedylr_fused/backends/triton_control.py": "GS",
+    "greedylr_fused/backends/reference.py": "GNCS",
+    "greedylr_fused/backends/triton_control.py": "GNS",
     "greedylr_fused/backends/triton_observe.py": "C",
     "greedylr_fused/backends/triton_elements.py": "A",
 }
-COUNT = {"A": 6, "G": 4, "C": 9, "S": 3}
+COUNT = {"A": 6, "G": 4, "N": 1, "C": 9, "S": 3}
 
 
 def comments(path):

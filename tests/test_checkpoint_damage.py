@@ -146,6 +146,15 @@ DAMAGE = {
         ValueError,
         r'\["window"\] is \'2.7 x\', allowed is a text of numbers',
     ),
+    "norms number": (control("grad_norms", 3.0), TypeError, r'\["grad_norms"\] is 3.0, allowed is a text'),
+    "norms words": (control("grad_norms", "a few"), ValueError, r'\["grad_norms"\] is \'a few\', allowed is .*base64'),
+    "norms accents": (control("grad_norms", "\xe9" * 4), ValueError, r'\["grad_norms"\] is .*it is no base64'),
+    "norms cut": (control("grad_norms", "AACAPwAA"), ValueError, r'\["grad_norms"\].*6 bytes are not rows of 8'),
+    "more norms than steps": (
+        control("grad_norms", "A" * 86 + "=="),
+        ValueError,
+        r'\["grad_norms"\].* is at most one row for each of the 4 steps of "step", not 8',
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """The compiled CPU module by itself: one result on every instruction set and thread count, on PyTorch's threads."""
 
 import itertools
+import math
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from support import assert_same_bits
 
-from greedylr_fused import FusedAdamW, control, formats
+from greedylr_fused import FusedAdamW, formats
+from greedylr_fused.slots import BLOCKS, SLOTS
 
 native = pytest.importorskip("greedylr_fused._cpu", reason="the CPU module was not built", exc_type=ImportError)
 
@@ -28,9 +30,11 @@ def _restore_isa():
 
 
 class Problem:
-    """Tensors of one mix, each a view one element into its storage, and the native table over them."""
+    """Tensors of one mix, each a view one element into its storage, and the native table over them. With `records` the
+    norms of two steps are recorded.
+    """
 
-    def __init__(self, mix, sizes=SIZES, amsgrad=False, beta1=0.9):
+    def __init__(self, mix, sizes=SIZES, amsgrad=False, beta1=0.9, records=False):
         generator = torch.Generator().manual_seed(7)
         param, grad, state = (DTYPES[code] for code in mix)
         rows = [param, grad, state, state, state, torch.bfloat16, torch.float16]
@@ -50,11 +54,15 @@ class Problem:
         self.norm_weight = torch.ones(len(sizes), dtype=torch.float64)
         chunks = [(i, k) for i, n in enumerate(sizes) for k in range(-(-n // CHUNK))]
         self.chunk_tensor, self.chunk_index = torch.tensor(chunks, dtype=torch.int32).T.contiguous()
-        self.control = torch.zeros(len(SLOT) + 4, dtype=torch.float64)
-        for name, value in {"n_groups": 1, "grad_scale": 2, "max_grad_norm": float("inf")}.items():
+        self.control = torch.zeros(len(SLOT) + len(BLOCKS), dtype=torch.float64)
+        self.norms = torch.full((2 * records, 2), -1.0)
+        slots = {"n_groups": 1, "norms_size": 2 * records, "grad_scale": 2, "max_grad_norm": float("inf")}
+        for name, value in slots.items():
             self.control[SLOT[name]] = value
         self.control[len(SLOT)] = 0.01
+        self.curve = torch.ones(1, dtype=torch.float64)
         tensors = ("ptrs", "numel", "group", "hyper", "steps", "norm_weight", "chunk_tensor", "chunk_index", "control")
+        tensors = (*tensors, "curve", "norms")
         self.table = native.Table(
             **{name: getattr(self, name).data_ptr() for name in tensors},
             n_tensors=len(sizes),
@@ -71,7 +79,7 @@ class Problem:
         return self
 
     def results(self):
-        return [*itertools.chain(*self.arrays), self.steps, self.control]
+        return [*itertools.chain(*self.arrays), self.steps, self.control, self.norms]
 
 
 def assert_same_results(a, b):
@@ -83,31 +91,34 @@ def assert_same_results(a, b):
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("mix", native.MIXES, ids=str)
 def test_instruction_sets_agree_bit_for_bit(mix, amsgrad, isa):
-    for beta1 in (0.9, 0.2):
-        expected = Problem(mix, amsgrad=amsgrad, beta1=beta1).run()
-        assert_same_results(Problem(mix, amsgrad=amsgrad, beta1=beta1).run(isa), expected)
+    for options in ({"beta1": 0.9}, {"beta1": 0.2, "records": True}):
+        expected = Problem(mix, amsgrad=amsgrad, **options).run()
+        assert_same_results(Problem(mix, amsgrad=amsgrad, **options).run(isa), expected)
 
 
 @pytest.mark.parametrize("mix", native.MIXES, ids=str)
 def test_result_does_not_depend_on_threads(mix):
     sizes = (*SIZES, 200_000)
-    expected = Problem(mix, sizes).run(native.isa())
-    for threads in (2, 5):
-        assert_same_results(Problem(mix, sizes).run(native.isa(), threads), expected)
+    for threads, records in ((2, False), (5, True)):
+        expected = Problem(mix, sizes, records=records).run(native.isa())
+        assert_same_results(Problem(mix, sizes, records=records).run(native.isa(), threads), expected)
 
 
 @pytest.mark.parametrize("isa", native.isas())
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_squares_of_every_16_bit_pattern(dtype, isa):
+def test_sums_of_every_16_bit_pattern(dtype, isa):
     mix = (DTYPES.index(dtype),) * 3
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     finite = patterns[patterns.isfinite()]
-    problem = Problem(mix, (finite.numel(),))
+    problem = Problem(mix, (finite.numel(),), records=True)
     problem.arrays[formats.Row.GRAD][0].copy_(finite)
     native.set_isa(isa)
     problem.table.measure(1, True)
     exact = finite.double().square().sum()
     torch.testing.assert_close(problem.control[SLOT["grad_sq_sum"]], exact, rtol=1e-13, atol=0)
+    exact = torch.tensor(math.fsum(finite.double().abs().tolist()), dtype=torch.float64)
+    additions = CHUNK // 64 + 64 + finite.numel() // CHUNK  # in a row: in a lane, of lanes, of chunks
+    torch.testing.assert_close(problem.control[SLOT["grad_abs_sum"]], exact, rtol=additions * 2.0**-53, atol=0)
     assert problem.control[SLOT["grad_nonfinite"]] == 0
 
 
@@ -155,7 +166,7 @@ def test_conversions_match_torch(dtype, name):
 
 
 def test_slots_and_dtypes_are_those_of_python():
-    assert native.SLOTS == control.SLOTS
+    assert native.SLOTS == SLOTS
     assert native.DTYPES == {dtype.name: dtype.value for dtype in formats.DType}
     assert set(native.MIXES) == {tuple(map(int, mix)) for mix in formats.MIXES}
 
@@ -173,7 +184,9 @@ def test_unknown_instruction_set_is_named():
 def test_control_runs_without_tensors():
     problem = Problem((0, 0, 0))
     problem.control[SLOT["kind"]] = 0
-    trace = np.frombuffer(native.run_control(problem.control.data_ptr(), [3.0, 1.0], [1.0, 2.0]))
+    trace = np.frombuffer(
+        native.run_control(problem.control.data_ptr(), problem.curve.data_ptr(), [3.0, 1.0], [1.0, 2.0])
+    )
     assert trace.tolist() == [0.01, 0.01]
     assert problem.control[SLOT["step"]] == 2 and problem.control[SLOT["loss"]] == 1.0
 

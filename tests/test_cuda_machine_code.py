@@ -7,6 +7,7 @@ register, float64 in the loop over elements, a product contracted into the sum a
 import importlib.util
 import json
 import re
+import struct
 import subprocess
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from machine_code import (
 
 import greedylr_fused
 from greedylr_fused.formats import MIXES, DType
+from greedylr_fused.slots import BLOCKS
 
 pytestmark = needs_tools
 CASES = [(target, mix) for target in TARGETS for mix in sorted(MIXES)]
@@ -113,9 +115,10 @@ def test_nothing_is_spilled(kernels, target):
     assert not {symbol: code.spills() for symbol, code in kernels(target).items() if code.spills()}
 
 
+@pytest.mark.parametrize("l1", [False, True], ids=["", "l1"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_measure_code(kernels, target, record_property):
-    code = only(kernels(target), "measure_kernel")
+def test_measure_code(kernels, target, l1, record_property):
+    code = only(kernels(target), f"measure_kernelILb{l1:d}E")
     record_property("registers", code.registers)
     assert code.registers <= 64, "fewer than 1024 threads, with 64 bytes under way each, run at once"
     read = []
@@ -127,7 +130,8 @@ def test_measure_code(kernels, target, record_property):
         assert wide % added == 0 and wide >= 16
         if wide == 64:
             read.append(wide // added)
-        assert matching(loop, "MUFU|BAR|LDS|STS|SHFL|DADD|DMUL") == 0
+        assert matching(loop, "DADD") == (added if l1 else 0), "the absolute values, which only L1 is to pay for"
+        assert matching(loop, "MUFU|BAR|LDS|STS|SHFL|DMUL") == 0
     assert sorted(read) == sorted(BYTES.values())
 
 
@@ -140,5 +144,6 @@ def test_control_is_not_contracted(extracted, kernel):
     body = re.search(rf"^\.visible \.entry \w*{kernel}\w*\(.*?^}}", source.read_text(), re.M | re.S)[0]
     assert not re.search(r"\b(mul|mad)\.f64|(div|sqrt|rcp)\.(full|approx)", body)
     fused = re.findall(r"fma\.rn\.f64\s+(.*?);", body)
-    # 4.0 times the number of groups, of which the vector's length is made: exact either way.
-    assert all("0d4010000000000000" in operands for operands in fused), fused
+    # The blocks of values times the number of groups, of which the vector's length is made: exact either way.
+    blocks = f"0d{struct.pack('>d', len(BLOCKS)).hex().upper()}"
+    assert all(blocks in operands for operands in fused), fused

@@ -7,8 +7,8 @@
 
 namespace greedylr {
 
-// Slots of the control vector (float64), in order. Those from kind to n_groups are configuration; those from
-// loss_sum to found_inf are added up over ranks, in place, before anything is decided from them.
+// Slots of the control vector (float64), in order. Those from kind to norms_size are configuration; those
+// from loss_sum to found_inf are added up over ranks, in place, before anything is decided from them.
 #define GREEDYLR_SLOTS(X)                                                                 \
     X(kind)            /* 0: no loss-driven schedule, 1: GreedyLR, 2: ReduceOnPlateau */  \
     X(mode_max)        /* 1: the larger loss is the better one */                         \
@@ -29,11 +29,13 @@ namespace greedylr {
     X(max_grad_norm)   /* +inf: no clipping */                                            \
     X(skip_nonfinite)  /* 1: skip a step whose gradients are not all finite */            \
     X(n_groups)        /* G */                                                            \
+    X(norms_size)      /* steps whose gradient norms are recorded, 0: none */             \
     X(step)            /* committed optimizer steps */                                    \
     X(skipped)         /* steps skipped for non-finite gradients */                       \
     X(loss_sum)        /* pending: sum of weight * loss */                                \
     X(loss_weight)     /* pending: sum of weights, 0: no loss observed */                 \
     X(grad_sq_sum)     /* sum of squares of this step's raw gradients, NaN: unmeasured */ \
+    X(grad_abs_sum)    /* sum of their absolute values, NaN: unmeasured */                \
     X(grad_nonfinite)  /* 0: every gradient element of it is finite */                    \
     X(found_inf)       /* AMP flag, any non-zero counts */                                \
     X(loss)            /* last mean loss */                                               \
@@ -63,9 +65,9 @@ namespace slot {
 enum Slot : int { GREEDYLR_SLOTS(GREEDYLR_SLOT) lr };
 #undef GREEDYLR_SLOT
 }  // namespace slot
-static_assert(slot::n_groups == 18 && slot::skip == 44 && slot::lr == 45,
+static_assert(slot::norms_size == 19 && slot::skip == 46 && slot::lr == 47,
               "the layout that every backend reads");
-static_assert(slot::found_inf == slot::loss_sum + 4, "one block, for one all-reduce");
+static_assert(slot::found_inf == slot::loss_sum + 5, "one block, for one all-reduce");
 
 constexpr int LR_BLOCKS = 5;
 

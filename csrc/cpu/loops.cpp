@@ -1,6 +1,8 @@
 // Compiled once per instruction set; the build defines GREEDYLR_ISA and the compiler flags of that set.
 #include "loops.h"
 
+#include <math.h>
+
 #include "staging.h"
 
 #define GREEDYLR_PASTE(a, b) a##b
@@ -125,10 +127,10 @@ void update_loop(const Range& range, const Coefficients<double>& scalars) {
 // Lanes are part of the result, not of the machine: element i is always added to lane i % LANES.
 constexpr int LANES = 64;
 
-template <DType G>
+template <DType G, bool L1>
 GradSum measure_loop(const void* address, int64_t n) {
     using T = typename Format<G>::Math;
-    double lanes[LANES] = {};
+    double lanes[LANES] = {}, absolute[L1 ? LANES : 1] = {};
     int64_t overflowing[LANES] = {};  // the square of a finite double can overflow, that of a float cannot
     Staged<G, T> array(const_cast<void*>(address));  // opened only
     for (int64_t begin = 0; begin < n; begin += LANES) {
@@ -136,12 +138,14 @@ GradSum measure_loop(const void* address, int64_t n) {
         const T* grad = array.open(begin, count);
         for (int64_t j = 0; j < count; ++j) {
             lanes[j] += double(grad[j]) * double(grad[j]);
+            if (L1) absolute[j] += fabs(double(grad[j]));
             if (G == F64) overflowing[j] += !is_finite(grad[j]);
         }
     }
-    GradSum sum = {0.0, 0};
+    GradSum sum = {0.0, 0.0, 0};
     for (int j = 0; j < LANES; ++j) {
         sum.squares += lanes[j];
+        if (L1) sum.absolute += absolute[j];
         sum.nonfinite += overflowing[j];
     }
     if (G != F64) sum.nonfinite = !is_finite(sum.squares);
@@ -152,10 +156,11 @@ GradSum measure_loop(const void* address, int64_t n) {
 }  // namespace GREEDYLR_ISA
 
 #define GREEDYLR_UPDATE(P, G, S) {update_loop<P, G, S, false>, update_loop<P, G, S, true>},
+#define GREEDYLR_MEASURE(G) {measure_loop<G, false>, measure_loop<G, true>}
 const Loops GREEDYLR_CONCAT(loops_, GREEDYLR_ISA) = {
     GREEDYLR_STRING(GREEDYLR_ISA),
     {GREEDYLR_MIXES(GREEDYLR_UPDATE)},
-    {measure_loop<F32>, measure_loop<F64>, measure_loop<BF16>, measure_loop<F16>},
+    {GREEDYLR_MEASURE(F32), GREEDYLR_MEASURE(F64), GREEDYLR_MEASURE(BF16), GREEDYLR_MEASURE(F16)},
 };
 
 }  // namespace greedylr

@@ -20,6 +20,7 @@ struct Range {
 
 struct GradSum {
     double squares;     // sum of the squares, NaN or inf if an element is
+    double absolute;    // sum of the absolute values, 0 if they were not asked for
     int64_t nonfinite;  // 0 if and only if no element is NaN or inf
 };
 
@@ -28,8 +29,8 @@ using MeasureLoop = GradSum (*)(const void* grad, int64_t n);
 
 struct Loops {
     const char* isa;
-    UpdateLoop update[MIX_COUNT][2];  // [index in MIXES][amsgrad]
-    MeasureLoop measure[DTYPE_COUNT];
+    UpdateLoop update[MIX_COUNT][2];      // [index in MIXES][amsgrad]
+    MeasureLoop measure[DTYPE_COUNT][2];  // [DType][with absolute values]
 };
 
 // Defined by loops.cpp, once per instruction set.

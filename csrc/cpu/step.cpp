@@ -131,10 +131,12 @@ struct MeasureBody {
             const Chunk chunk = locate(table, c);
             const char* grad = address(table, GRAD, chunk.tensor);
             const DType type = MIXES[launch.mix].grad;
-            partial[c] = {0.0, 0};
+            partial[c] = {0.0, 0.0, 0};
             if (grad == nullptr) return;
-            partial[c] = loops.measure[type](grad + chunk.offset * element_size(type), chunk.n);
+            const MeasureLoop measure = loops.measure[type][table.norms != nullptr];
+            partial[c] = measure(grad + chunk.offset * element_size(type), chunk.n);
             partial[c].squares *= table.norm_weight[chunk.tensor];
+            partial[c].absolute *= table.norm_weight[chunk.tensor];
         };
     }
 };
@@ -160,12 +162,14 @@ void Stepper::run(const Body& body, int threads) {
 void Stepper::measure(int threads, bool decides) {
     const MeasureBody body{table_, loops(), partial_.data()};
     run(body, threads);
-    GradSum total = {0.0, 0};
+    GradSum total = {0.0, 0.0, 0};
     for (const GradSum& part : partial_) {
         total.squares += part.squares;
+        total.absolute += part.absolute;
         total.nonfinite += part.nonfinite;
     }
     table_.control[slot::grad_sq_sum] = total.squares;
+    if (table_.norms != nullptr) table_.control[slot::grad_abs_sum] = total.absolute;
     table_.control[slot::grad_nonfinite] = double(total.nonfinite);
     if (decides) decide();
 }
@@ -182,7 +186,7 @@ void Stepper::commit() const {
         const int64_t* grads = table_.ptrs + GRAD * table_.n_tensors;
         for (int64_t i = 0; i < table_.n_tensors; ++i) table_.steps[i] += grads[i] != 0 ? 1.0f : 0.0f;
     }
-    greedylr::commit(table_.control, table_.curve);
+    greedylr::commit(table_.control, table_.curve, table_.norms);
 }
 
 void run_control(double* control, const double* curve, const double* losses, const double* weights, int64_t n,
@@ -191,7 +195,7 @@ void run_control(double* control, const double* curve, const double* losses, con
     for (int64_t i = 0; i < n; ++i) {
         control[slot::loss_sum] += weights[i] * losses[i];
         control[slot::loss_weight] += weights[i];
-        commit(control, curve);
+        commit(control, curve, nullptr);
         std::copy(control + slot::lr, control + slot::lr + groups, lr_out + i * groups);
     }
 }

@@ -1,4 +1,5 @@
-// The gradients' sum of squares, read once: all dtypes in one launch, whose last block adds up and decides.
+// The gradients' sum of squares, and of absolute values where norms are recorded, read once: all dtypes in
+// one launch, whose last block adds up and decides.
 #pragma once
 
 #include "epilogue.cuh"
@@ -11,14 +12,23 @@ namespace cuda {
 // largest.
 constexpr int64_t LOTS = 4096;
 
+// L1: with the absolute values. A kernel of its own, so that without them nothing is paid for them.
+template <bool L1>
 struct GradSum {
     double squares;
     int nonfinite;  // 0: every element is finite
 };
+template <>
+struct GradSum<true> {
+    double squares;
+    int nonfinite;
+    double absolute;
+};
 
+template <bool L1>
 struct MeasureArgs {
     Table table;
-    GradSum* lots;  // [min(LOTS, n_chunks)]
+    GradSum<L1>* lots;  // [min(LOTS, n_chunks)]
     unsigned* arrived;
     bool decides;  // whether the last block goes on to decide
     struct {
@@ -27,27 +37,39 @@ struct MeasureArgs {
     } launches[MIX_COUNT];
 };
 
-__device__ __forceinline__ GradSum added(const GradSum& a, const GradSum& b) {
-    return {a.squares + b.squares, a.nonfinite | b.nonfinite};
+template <bool L1>
+__device__ __forceinline__ GradSum<L1> added(const GradSum<L1>& a, const GradSum<L1>& b) {
+    GradSum<L1> sum;
+    sum.squares = a.squares + b.squares;
+    sum.nonfinite = a.nonfinite | b.nonfinite;
+    if constexpr (L1) sum.absolute = a.absolute + b.absolute;
+    return sum;
 }
 
 // Squares of a double can overflow, so each element is looked at; those of narrower types cannot, so their
 // sum is finite if and only if all of them are.
-template <DType G>
-struct Squares {
-    double sum = 0.0;
+template <DType G, bool L1>
+struct Sums {
+    double squares = 0.0, absolute = 0.0;
     int nonfinite = 0;
 
     __device__ __forceinline__ void add(typename Format<G>::Stored x) {
         const double g = widened<G>(x);
-        sum += g * g;
+        squares += g * g;
+        if (L1) absolute += fabs(g);
         if (G == F64) nonfinite |= !is_finite(g);
     }
-    __device__ __forceinline__ GradSum total() const { return {sum, G == F64 ? nonfinite : !is_finite(sum)}; }
+    __device__ __forceinline__ GradSum<L1> total() const {
+        GradSum<L1> sum;
+        sum.squares = squares;
+        sum.nonfinite = G == F64 ? nonfinite : !is_finite(squares);
+        if constexpr (L1) sum.absolute = absolute;
+        return sum;
+    }
 };
 
-template <int DEPTH, DType G, int V>
-__device__ __forceinline__ void add_packs(Squares<G>& squares, const typename Format<G>::Stored* at,
+template <int DEPTH, DType G, bool L1, int V>
+__device__ __forceinline__ void add_packs(Sums<G, L1>& sums, const typename Format<G>::Stored* at,
                                           bool wide) {
     Pack<G, V> packs[DEPTH];
 #pragma unroll
@@ -55,15 +77,15 @@ __device__ __forceinline__ void add_packs(Squares<G>& squares, const typename Fo
 #pragma unroll
     for (int d = 0; d < DEPTH; ++d) {
 #pragma unroll
-        for (int j = 0; j < V; ++j) squares.add(packs[d].elements[j]);
+        for (int j = 0; j < V; ++j) sums.add(packs[d].elements[j]);
     }
 }
 
 // Which lane adds which element, and in which order, does not depend on the address: a gradient that moves
 // must not change the norm. Packs are under way four at a time only while all lanes have four: registers that
 // a load may leave as they are would be kept through all of the kernel, and half as many warps fit.
-template <DType G>
-__device__ __forceinline__ GradSum measure_span(int64_t address, const Span& span) {
+template <DType G, bool L1>
+__device__ __forceinline__ GradSum<L1> measure_span(int64_t address, const Span& span) {
     constexpr int V = ACCESS / int(sizeof(typename Format<G>::Stored));
     constexpr int TURN = 4 * WARP * V;
     const auto* grad = reinterpret_cast<const typename Format<G>::Stored*>(address) + span.begin;
@@ -71,49 +93,56 @@ __device__ __forceinline__ GradSum measure_span(int64_t address, const Span& spa
     const int lane = threadIdx.x % WARP;
     const int packs_end = span.count / V * V;
     const int turns_end = wide ? span.count / TURN * TURN : 0;
-    Squares<G> squares;
+    Sums<G, L1> sums;
 #pragma unroll 1
-    for (int i = lane * V; i < turns_end; i += TURN) add_packs<4, G, V>(squares, grad + i, true);
+    for (int i = lane * V; i < turns_end; i += TURN) add_packs<4, G, L1, V>(sums, grad + i, true);
 #pragma unroll 1
     for (int i = turns_end + lane * V; i < packs_end; i += WARP * V) {
-        add_packs<1, G, V>(squares, grad + i, wide);
+        add_packs<1, G, L1, V>(sums, grad + i, wide);
     }
-    if (packs_end + lane < span.count) squares.add(load_global(grad + packs_end + lane));
-    return squares.total();
+    if (packs_end + lane < span.count) sums.add(load_global(grad + packs_end + lane));
+    return sums.total();
 }
 
-__device__ __forceinline__ GradSum measure_span_of(DType grad, int64_t address, const Span& span) {
+template <bool L1>
+__device__ __forceinline__ GradSum<L1> measure_span_of(DType grad, int64_t address, const Span& span) {
     switch (grad) {
         case F32:
-            return measure_span<F32>(address, span);
+            return measure_span<F32, L1>(address, span);
         case F64:
-            return measure_span<F64>(address, span);
+            return measure_span<F64, L1>(address, span);
         case BF16:
-            return measure_span<BF16>(address, span);
+            return measure_span<BF16, L1>(address, span);
         default:
-            return measure_span<F16>(address, span);
+            return measure_span<F16, L1>(address, span);
     }
 }
 
-__device__ __forceinline__ GradSum measure_chunk(const MeasureArgs& args, int64_t c) {
+template <bool L1>
+__device__ __forceinline__ GradSum<L1> measure_chunk(const MeasureArgs<L1>& args, int64_t c) {
     const Table& t = args.table;
     const int64_t tensor = t.chunk_tensor[c];
     const int64_t at = address_of(t, GRAD, tensor);
-    if (at == 0) return {0.0, 0};
+    if (at == 0) return {};
     const Span span = span_of(t, tensor, t.chunk_index[c], 0);
     int launch = 0;
     while (c >= args.launches[launch].end) ++launch;
-    GradSum sum = measure_span_of(args.launches[launch].grad, at, span);
+    GradSum<L1> sum = measure_span_of<L1>(args.launches[launch].grad, at, span);
     sum.squares = mul(sum.squares, t.norm_weight[tensor]);
+    if constexpr (L1) sum.absolute = mul(sum.absolute, t.norm_weight[tensor]);
     return sum;
 }
 
 // The sum over a warp's lanes, in every lane.
-__device__ __forceinline__ GradSum over_warp(GradSum sum) {
+template <bool L1>
+__device__ __forceinline__ GradSum<L1> over_warp(GradSum<L1> sum) {
 #pragma unroll
     for (int apart = WARP / 2; apart > 0; apart /= 2) {
-        sum = added(sum, {__shfl_xor_sync(ALL_LANES, sum.squares, apart),
-                          __shfl_xor_sync(ALL_LANES, sum.nonfinite, apart)});
+        GradSum<L1> other;
+        other.squares = __shfl_xor_sync(ALL_LANES, sum.squares, apart);
+        other.nonfinite = __shfl_xor_sync(ALL_LANES, sum.nonfinite, apart);
+        if constexpr (L1) other.absolute = __shfl_xor_sync(ALL_LANES, sum.absolute, apart);
+        sum = added(sum, other);
     }
     return sum;
 }
@@ -125,9 +154,10 @@ constexpr int MEASURE_THREADS = 256;
 constexpr int MEASURE_RESIDENT = 4;
 
 // The sum over all lots, by one block, in thread 0.
-__device__ __forceinline__ GradSum over_lots(const GradSum* lots, int64_t count) {
-    GREEDYLR_SHARED(GradSum, of_warp, MEASURE_THREADS / WARP);
-    GradSum sum = {0.0, 0};
+template <bool L1>
+__device__ __forceinline__ GradSum<L1> over_lots(const GradSum<L1>* lots, int64_t count) {
+    GREEDYLR_SHARED(GradSum<L1>, of_warp, MEASURE_THREADS / WARP);
+    GradSum<L1> sum = {};
     // As many threads as MEASURE_THREADS: the order of summation must not depend on the launch.
 #pragma unroll 4
     for (int64_t i = threadIdx.x; i < count; i += MEASURE_THREADS) sum = added(sum, lots[i]);
@@ -141,23 +171,25 @@ __device__ __forceinline__ GradSum over_lots(const GradSum* lots, int64_t count)
 }
 
 // From the last chunk to the first: the update then begins with what was read last and is still in the cache.
+template <bool L1>
 __global__ void __launch_bounds__(MEASURE_THREADS, MEASURE_RESIDENT)
-    measure_kernel(const __grid_constant__ MeasureArgs args) {
+    measure_kernel(const __grid_constant__ MeasureArgs<L1> args) {
     const int64_t n = args.table.n_chunks;
     const int64_t lots = n < LOTS ? n : LOTS;
     const int64_t warp = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
     const int64_t warps = int64_t(gridDim.x) * blockDim.x / WARP;
     for (int64_t lot = warp; lot < lots; lot += warps) {
-        GradSum sum = {0.0, 0};
+        GradSum<L1> sum = {};
         for (int64_t c = lot; c < n; c += LOTS) sum = added(sum, measure_chunk(args, n - 1 - c));
         sum = over_warp(sum);
         if (threadIdx.x % WARP == 0) args.lots[lot] = sum;
     }
     if (!is_last_block(args.arrived)) return;
-    const GradSum total = over_lots(args.lots, lots);
+    const GradSum<L1> total = over_lots(args.lots, lots);
     const bool decides = args.decides;
     on_staged_control(args.table.control, [total, decides](double* c) {
         c[slot::grad_sq_sum] = total.squares;
+        if constexpr (L1) c[slot::grad_abs_sum] = total.absolute;
         c[slot::grad_nonfinite] = double(total.nonfinite);
         if (decides) decide(c);
     });

@@ -21,10 +21,21 @@ const UpdateKernel UPDATE_KERNELS[] = {GREEDYLR_MIXES(GREEDYLR_KERNEL)};
 
 struct Scratch {
     unsigned arrived_measure, arrived_update;
-    GradSum lots[LOTS];
+    union {
+        GradSum<false> lots[LOTS];
+        GradSum<true> lots_l1[LOTS];
+    };
 };
 
 Scratch* scratch_at(void* address) { return static_cast<Scratch*>(address); }
+
+template <bool L1>
+GradSum<L1>* lots_of(Scratch* scratch) {
+    if constexpr (L1)
+        return scratch->lots_l1;
+    else
+        return scratch->lots;
+}
 
 Stream stream_of(uintptr_t handle) { return reinterpret_cast<Stream>(handle); }
 
@@ -45,18 +56,24 @@ Stepper::Stepper(const Table& table, std::vector<Launch> launches, void* scratch
     for (const Launch& l : launches_) {
         grids_.push_back(grid_for(l.count, THREADS, resident_blocks(UPDATE_KERNELS[l.mix], THREADS)));
     }
-    measure_grid_ = grid_for(std::min(table_.n_chunks, LOTS), MEASURE_THREADS,
-                             resident_blocks(measure_kernel, MEASURE_THREADS));
+    const int resident = table_.norms != nullptr ? resident_blocks(measure_kernel<true>, MEASURE_THREADS)
+                                                 : resident_blocks(measure_kernel<false>, MEASURE_THREADS);
+    measure_grid_ = grid_for(std::min(table_.n_chunks, LOTS), MEASURE_THREADS, resident);
 }
 
 void Stepper::measure(uintptr_t stream, bool decides) const {
+    table_.norms != nullptr ? measure_with<true>(stream, decides) : measure_with<false>(stream, decides);
+}
+
+template <bool L1>
+void Stepper::measure_with(uintptr_t stream, bool decides) const {
     const DeviceGuard guard(device_);
-    MeasureArgs args = {
-        table_, scratch_at(scratch_)->lots, &scratch_at(scratch_)->arrived_measure, decides, {}};
+    Scratch* scratch = scratch_at(scratch_);
+    MeasureArgs<L1> args = {table_, lots_of<L1>(scratch), &scratch->arrived_measure, decides, {}};
     for (size_t i = 0; i < launches_.size(); ++i) {
         args.launches[i] = {MIXES[launches_[i].mix].grad, launches_[i].first + launches_[i].count};
     }
-    launch(measure_kernel, measure_grid_, MEASURE_THREADS, stream_of(stream), args);
+    launch(measure_kernel<L1>, measure_grid_, MEASURE_THREADS, stream_of(stream), args);
 }
 
 void Stepper::decide(uintptr_t stream) const {

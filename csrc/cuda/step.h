@@ -20,7 +20,8 @@ class Stepper {
     // The launches must cover the chunks in order. Nothing here waits for the device; errors are exceptions.
     Stepper(const Table& table, std::vector<Launch> launches, void* scratch, int device);
 
-    // grad_sq_sum and grad_nonfinite over all tensors with a gradient; then, if it `decides`, what `decide`
+    // grad_sq_sum, grad_nonfinite and, if norms are recorded, grad_abs_sum over all tensors with a gradient;
+    // then, if it `decides`, what `decide`
     // does. `stream` is a cudaStream_t.
     void measure(uintptr_t stream, bool decides) const;
     // Gradient multiplier and skip flag from what is known.
@@ -32,6 +33,9 @@ class Stepper {
     void commit(uintptr_t stream) const;
 
   private:
+    template <bool L1>
+    void measure_with(uintptr_t stream, bool decides) const;
+
     const Table table_;
     const std::vector<Launch> launches_;
     void* const scratch_;

@@ -41,7 +41,9 @@ int64_t size_of(int64_t tensor) {
 // Two mixes in one table, the second from tensor 100 on; a third of the tensors with amsgrad, every 7th
 // without a gradient, streams on and off multiples of 16 bytes, alike and not.
 struct Problem {
-    Problem(int first_mix, bool long_window) : mixes{first_mix, (first_mix + 1) % MIX_COUNT} {
+    Problem(int first_mix, bool long_window, bool records = false)
+        : mixes{first_mix, (first_mix + 1) % MIX_COUNT} {
+        norms.assign(records ? 2 * RECORDED : 0, -1.0f);
         for (int64_t n = 0; n < TENSORS; ++n) {
             numel.push_back(size_of(n));
             group.push_back(int32_t(n % GROUPS));
@@ -66,6 +68,7 @@ struct Problem {
             }
         }
         set_control(long_window ? 700 : 5);
+        control[slot::norms_size] = records ? RECORDED : 0;
     }
 
     int mix_of(int64_t tensor) const { return mixes[tensor >= SECOND]; }
@@ -107,7 +110,8 @@ struct Problem {
                 int64_t(chunk_tensor.size()),
                 CHUNK,
                 control.data(),
-                CURVE};
+                CURVE,
+                norms.empty() ? nullptr : norms.data()};
     }
 
     std::vector<Launch> launches() const {
@@ -129,25 +133,26 @@ struct Problem {
             loops_baseline.update[mix_of(n)][amsgrad](range, k);
             steps[size_t(n)] += 1;
         }
-        commit(control.data(), CURVE);
+        commit(control.data(), CURVE, norms.data());
     }
 
-    long double sum_of_squares() {
+    // Of the gradients' absolute values to this power.
+    long double sum_of_powers(int power) {
         long double sum = 0;
         for (int64_t n = 0; n < TENSORS; ++n) {
             for (int64_t i = 0; has(GRAD, n) && i < size_of(n); ++i)
-                sum += norm_weight[size_t(n)] * powl(arrays[GRAD][size_t(n)].value(i), 2);
+                sum += norm_weight[size_t(n)] * powl(fabsl(arrays[GRAD][size_t(n)].value(i)), power);
         }
         return sum;
     }
 
     static constexpr double CURVE[] = {1.0, 0.9, 1.0, 0.7, 0.3};
-    static constexpr int64_t SECOND = 100;
+    static constexpr int64_t SECOND = 100, RECORDED = 2;
     const int mixes[2];
     std::vector<Guarded> arrays[ROW_COUNT];
     std::vector<int64_t> ptrs, numel;
     std::vector<int32_t> group, chunk_tensor, chunk_index;
-    std::vector<float> steps;
+    std::vector<float> steps, norms;
     std::vector<double> norm_weight, control;
     int64_t first_chunks = 0;
 };
@@ -179,15 +184,27 @@ void compare(Problem& actual, const Problem& expected, const char* step) {
         }
     }
     CHECK(actual.steps == expected.steps, "%s, mix %d", step, actual.mixes[0]);
+    CHECK(actual.norms == expected.norms, "%s, mix %d", step, actual.mixes[0]);
     CHECK(same_bits(actual.control, expected.control), "%s, mix %d", step, actual.mixes[0]);
 }
 
-// Plain, clipped under a loss scale, and with an inf in the last gradient; the norm in `sums` is that of the
-// first schedule that ran.
-void check_steps(int mix, const Schedule& schedule, double (&sums)[2]) {
+// What was measured: the sums of squares and of absolute values, in step 1 and in step 2.
+using Sums = double[2][2];
+
+// A sum that was measured, against the exact one, and the one that the first schedule gave.
+void check_sum(double sum, long double exact, bool finite, double& first, int mix) {
+    CHECK(finite ? fabsl(sum - exact) <= 1e-13L * exact : !isfinite(sum), "mix %d: %.17g", mix, sum);
+    CHECK(isnan(first) || sum == first, "mix %d: a sum of another schedule", mix);
+    first = sum;
+}
+
+// Plain, clipped under a loss scale, and with an inf in the last gradient. Every other mix records norms, so
+// that each type of gradient is read both with and without.
+void check_steps(int mix, const Schedule& schedule, Sums& sums) {
     emulation::set_schedule(schedule.seed);
     emulation::set_resident_blocks(schedule.blocks);
-    Problem expected(mix, mix % 2 == 1), actual(mix, mix % 2 == 1);
+    const bool records = mix % 2 == 1;
+    Problem expected(mix, mix % 2 == 1, records), actual(mix, mix % 2 == 1, records);
     const Gpu gpu(actual.table(), actual.launches());
     const char* const steps[] = {"plain", "clipped", "not finite"};
     const bool alone = schedule.blocks != SCHEDULES[0].blocks;  // else other ranks are waited for in between
@@ -203,13 +220,12 @@ void check_steps(int mix, const Schedule& schedule, double (&sums)[2]) {
         if (step > 0) {
             gpu.stepper.measure(0, alone);
             if (!alone) gpu.stepper.decide(0);
-            const double sum = actual.control[slot::grad_sq_sum];
-            const long double exact = expected.sum_of_squares();
-            CHECK(step == 2 ? !isfinite(sum) : fabsl(sum - exact) <= 1e-13L * exact, "mix %d: %.17g", mix,
-                  sum);
-            CHECK(isnan(sums[step - 1]) || sum == sums[step - 1], "mix %d: a norm of another schedule", mix);
-            sums[step - 1] = sum;
-            expected.control[slot::grad_sq_sum] = sum;
+            for (int power = 2; power > (records ? 0 : 1); --power) {
+                const slot::Slot s = power == 2 ? slot::grad_sq_sum : slot::grad_abs_sum;
+                const long double exact = expected.sum_of_powers(power);
+                check_sum(actual.control[s], exact, step == 1, sums[step - 1][power - 1], mix);
+                expected.control[s] = actual.control[s];
+            }
             expected.control[slot::grad_nonfinite] = actual.control[slot::grad_nonfinite];
             decide(expected.control.data());
             CHECK(same_bits(actual.control, expected.control), "mix %d, after the norm", mix);
@@ -255,7 +271,7 @@ void check_send(int driver) {
 int main(int argc, char** argv) {
     const int mixes = argc > 1 ? atoi(argv[1]) : MIX_COUNT;
     for (int mix = 0; mix < mixes; ++mix) {
-        double sums[2] = {NAN, NAN};
+        Sums sums = {{NAN, NAN}, {NAN, NAN}};
         for (const Schedule& schedule : SCHEDULES) check_steps(mix, schedule, sums);
     }
     check_step_without_reading_gradients();

@@ -25,6 +25,9 @@ constexpr int64_t TENSORS = 132;
 int64_t last_size = 1031;
 int64_t size_of(int64_t tensor) { return tensor < 130 ? tensor : tensor == 130 ? 257 : last_size; }
 
+// Steps that have room among the recorded norms.
+constexpr int64_t RECORDED = 2;
+
 // Tensors of all sizes and one mix; every 7th has no gradient, of three F32 parameters two have a copy.
 struct Problem {
     Problem(int mix_index, bool amsgrad, double beta1)
@@ -56,7 +59,8 @@ struct Problem {
         control[slot::lr] = 0.01;
     }
 
-    Stepper stepper() {
+    Stepper stepper(bool records = true) {
+        control[slot::norms_size] = records ? RECORDED : 0;
         const Table table = {ptrs.data(),
                              numel.data(),
                              group.data(),
@@ -69,7 +73,8 @@ struct Problem {
                              int64_t(chunk_tensor.size()),
                              chunk,
                              control.data(),
-                             nullptr};
+                             nullptr,
+                             records ? norms.data() : nullptr};
         return Stepper(table, {{mix, 0, int64_t(chunk_tensor.size())}});
     }
 
@@ -109,7 +114,7 @@ struct Problem {
     std::vector<Guarded> arrays[ROW_COUNT];
     std::vector<int64_t> ptrs, numel;
     std::vector<int32_t> group, chunk_tensor, chunk_index;
-    std::vector<float> steps;
+    std::vector<float> steps, norms = std::vector<float>(2 * RECORDED, -1.0f);
     std::vector<double> norm_weight, control;
 };
 
@@ -152,23 +157,39 @@ void check_update(int mix, bool amsgrad, double beta1, int threads, const double
     }
 }
 
-void check_measure(int mix, double& first_sum, int threads) {
+// What was measured first, by any set of instructions and any number of threads.
+struct Sums {
+    double squares = NAN, absolute = NAN;
+};
+
+void check_sum(double sum, long double exact, double& first, int mix) {
+    CHECK(fabsl(sum - exact) <= 1e-13L * exact, "%s mix %d: %.17g", loops().isa, mix, sum);
+    CHECK(isnan(first) || sum == first, "%s mix %d: not the bits of another set", loops().isa, mix);
+    first = sum;
+}
+
+void check_measure(int mix, Sums& first, int threads, bool records) {
     Problem p(mix, false, 0.9);
-    long double exact = 0;
+    p.control[slot::grad_abs_sum] = -1;
+    long double squares = 0, absolute = 0;
     for (int64_t n = 0; n < TENSORS; ++n) {
         if (p.ptrs[size_t(GRAD * TENSORS + n)] == 0) continue;
         const long double weight = p.norm_weight[size_t(n)];
-        for (int64_t i = 0; i < size_of(n); ++i)
-            exact += weight * powl(p.arrays[GRAD][size_t(n)].value(i), 2);
+        for (int64_t i = 0; i < size_of(n); ++i) {
+            const long double g = p.arrays[GRAD][size_t(n)].value(i);
+            squares += weight * g * g;
+            absolute += weight * fabsl(g);
+        }
     }
-    p.stepper().measure(threads, true);
-    const double sum = p.control[slot::grad_sq_sum];
-    CHECK(fabsl(sum - exact) <= 1e-13L * exact, "%s mix %d: %.17g", loops().isa, mix, sum);
-    CHECK(isnan(first_sum) || sum == first_sum, "%s mix %d: not the bits of another set", loops().isa, mix);
+    p.stepper(records).measure(threads, true);
+    check_sum(p.control[slot::grad_sq_sum], squares, first.squares, mix);
+    if (records) check_sum(p.control[slot::grad_abs_sum], absolute, first.absolute, mix);
+    CHECK(records || p.control[slot::grad_abs_sum] == -1, "%s mix %d: nobody asked for it", loops().isa, mix);
     CHECK(p.control[slot::grad_nonfinite] == 0, "%s mix %d", loops().isa, mix);
-    first_sum = sum;
     p.arrays[GRAD][131].set(1030, INFINITY);
-    p.stepper().measure(threads, true);
+    p.stepper(records).measure(threads, true);
+    CHECK(!records || isinf(p.control[slot::grad_abs_sum]), "%s mix %d: inf in the last element", loops().isa,
+          mix);
     CHECK(p.control[slot::grad_nonfinite] > 0, "%s mix %d: inf in the last element", loops().isa, mix);
 }
 
@@ -187,6 +208,8 @@ void check_threads() {
         shared.commit();
     }
     for (int row = 0; row < ROW_COUNT; ++row) CHECK(one.arrays[row] == four.arrays[row], "row %d", row);
+    CHECK(one.norms == four.norms && one.norms[2 * RECORDED - 1] > 0,
+          "norms, of which there are less than steps");
     CHECK(one.control == four.control && one.steps == four.steps, "control and step counts");
     last_size = 1031;
 }
@@ -199,6 +222,7 @@ void check_skip_and_steps() {
     for (int row = 0; row < ROW_COUNT; ++row)
         CHECK(p.arrays[row] == before.arrays[row], "skipped, row %d", row);
     CHECK(p.steps == before.steps && p.control[slot::skipped] == 1, "a skipped step is only counted");
+    CHECK(p.norms == before.norms, "a skipped step has no norms");
     p.control[slot::skip] = 0.0;
     stepper.update(2, true);
     for (int64_t n = 0; n < TENSORS; ++n) {
@@ -211,7 +235,7 @@ void check_skip_and_steps() {
 
 int main() {
     for (int mix = 0; mix < MIX_COUNT; ++mix) {
-        double sum = NAN;
+        Sums sums;
         for (const Loops* const* set = available_loops(); *set != nullptr; ++set) {
             CHECK(force_loops((*set)->isa), "%s", (*set)->isa);
             for (bool amsgrad : {false, true}) {
@@ -220,8 +244,10 @@ int main() {
                     if (mix == find_mix(BF16, BF16, BF16)) check_update(mix, amsgrad, 0.9, 1, &multiplier);
                 }
             }
-            check_measure(mix, sum, 1);
-            check_measure(mix, sum, 4);
+            for (bool records : {false, true}) {
+                check_measure(mix, sums, 1, records);
+                check_measure(mix, sums, 4, records);
+            }
         }
     }
     check_threads();

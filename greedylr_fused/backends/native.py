@@ -52,6 +52,7 @@ def described(table: Table) -> dict[str, Any]:
         "chunk_index",
         "control",
         "curve",
+        "norms",
     )
     return {name: getattr(table, name).data_ptr() for name in tensors} | {
         "n_tensors": table.numel.numel(),

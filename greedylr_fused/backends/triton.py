@@ -105,9 +105,8 @@ class TritonBackend:
         self._n_tensors = len(table.entries)
         self._decide = _Kernel(triton_control.decide_kernel, 1, (table.control,))
         steps = self._plan_steps()
-        self._commit = _Kernel(
-            triton_control.commit_kernel, 1, (table.control, table.curve, table.ptrs, table.steps, *steps)
-        )
+        closing = (table.control, table.curve, table.norms, table.ptrs, table.steps, *steps)
+        self._commit = _Kernel(triton_control.commit_kernel, 1, closing)
         # Kernels compile at their first call: those of a process of several ranks never do in a single one.
         self._measures = {decides: self._plan_measures(decides) for decides in (False, True)}
         self._updates = {commits: self._plan_updates(steps, commits) for commits in (False, True)}
@@ -136,7 +135,7 @@ class TritonBackend:
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, at.first)
             scalars = (table.group, table.hyper, table.curve, table.steps)
             closes = commits and at is table.launches[-1]
-            args = (*tensors, *scalars, *steps, counter, *_types(mix), *_shape(table, mix), closes)
+            args = (*tensors, *scalars, *steps, counter, table.norms, *_types(mix), *_shape(table, mix), closes)
             kernels.append(_Kernel(update_kernel, at.count, args))
         return kernels
 
@@ -156,16 +155,17 @@ class TritonBackend:
             spans.append((grad, first.first, count, n_groups))
             n_groups += -(-count // GROUP)
         n_sums = table.chunk_tensor.numel() + n_groups
-        sums = (self._zeros(n_sums, torch.float64), self._zeros(n_sums, torch.int32))
+        l1 = table.norms.numel() > 0
+        sums = (self._zeros(n_sums * (1 + l1), torch.float64), self._zeros(n_sums, torch.int32))
         if not spans:
-            return [_Kernel(conclude_kernel, 1, (table.control, *sums, 0, decides))]
+            return [_Kernel(conclude_kernel, 1, (table.control, *sums, 0, decides, l1))]
         kernels = []
         counters = self._zeros(1 + n_groups, torch.int32)
         for grad, begin, count, group in spans:
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, begin)
             work = (table.norm_weight, self._n_tensors, table.chunk_tensor.numel(), *sums, counters, group, n_groups)
             closes = group == spans[-1][3]
-            args = (*tensors, *work, *_types([grad]), *_shape(table, [grad]), GROUP, closes, decides)
+            args = (*tensors, *work, *_types([grad]), *_shape(table, [grad]), GROUP, closes, decides, l1)
             kernels.append(_Kernel(measure_kernel, count, args))
         return kernels
 

@@ -3,6 +3,9 @@
 One program per chunk. Sums are added in a tree that depends on the table alone: the elements of a chunk, the chunks of
 a group by whichever of its programs finishes last, the groups by the last of those. So the end has few sums left to
 add, and never in another order.
+
+With L1, which is where norms are recorded, absolute values are added up beside the squares. It is a constant of the
+compilation: without it nothing is paid for it.
 """
 
 import triton
@@ -18,7 +21,7 @@ from greedylr_fused.backends.triton_access import (
     wide,
     widen,
 )
-from greedylr_fused.backends.triton_control import add_sums, conclude
+from greedylr_fused.backends.triton_control import add_sums, add_up, conclude
 from greedylr_fused.formats import Row
 
 #: Chunks whose sums are added together.
@@ -28,8 +31,10 @@ _GRAD = tl.constexpr(int(Row.GRAD))
 
 
 @triton.jit
-def _square(total, bad, elements, mask, G: tl.constexpr):
-    """Add the squares of some elements; for float64, whose squares overflow, set `bad` where one is not finite."""
+def _square(total, absolute, bad, elements, mask, G: tl.constexpr, L1: tl.constexpr):
+    """Add the squares of some elements, and with L1 their absolute values; for float64, whose squares overflow, set
+    `bad` where one is not finite.
+    """
     if mask is None:
         g = tl.load(elements)
     else:
@@ -39,41 +44,48 @@ def _square(total, bad, elements, mask, G: tl.constexpr):
     g = g.to(tl.float64)
     if G == tl.float64:
         bad = tl.where(tl.abs(g) < float("inf"), bad, 1)
-    return tl.fma(g, g, total), bad  # of 32 bits or fewer the square is exact, so that this rounds as two operations
+    total = tl.fma(g, g, total)  # of 32 bits or fewer the square is exact, so that this rounds as two operations
+    if L1:
+        absolute += tl.abs(g)
+    return total, absolute, bad
 
 
 @triton.jit
-def _square_body(total, bad, elements, body, G: tl.constexpr, BLOCK: tl.constexpr):
+def _square_body(total, absolute, bad, elements, body, G: tl.constexpr, L1: tl.constexpr, BLOCK: tl.constexpr):
     full = body // BLOCK * BLOCK
     for offset in range(0, loop_bound(full), BLOCK):
-        total, bad = _square(total, bad, elements + offset + tl.arange(0, BLOCK), None, G)
+        total, absolute, bad = _square(total, absolute, bad, elements + offset + tl.arange(0, BLOCK), None, G, L1)
     if full != body:
         at = full + tl.arange(0, BLOCK)
-        total, bad = _square(total, bad, elements + at, at < body, G)
-    return total, bad
+        total, absolute, bad = _square(total, absolute, bad, elements + at, at < body, G, L1)
+    return total, absolute, bad
 
 
 @triton.jit
-def _measure_chunk(start, count, G: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr):
-    """Sum of squares of `count` elements from address `start` on, and 1 if one of them is not finite.
+def _measure_chunk(start, count, G: tl.constexpr, L1: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr):
+    """Sum of squares and, with L1, of absolute values of `count` elements from address `start` on, and 1 if one of them
+    is not finite.
 
     Which thread adds which element does not depend on the address, only how wide it is read: the norm stays the same,
     to the last bit, when a gradient moves.
     """
     total = tl.zeros([BLOCK], tl.float64)
+    absolute = tl.zeros([BLOCK], tl.float64)
     bad = tl.zeros([BLOCK], tl.int32)
     body = whole(count)
     if start % 16 == 0:
-        total, bad = _square_body(total, bad, wide(start, 0, G), body, G, BLOCK)
+        total, absolute, bad = _square_body(total, absolute, bad, wide(start, 0, G), body, G, L1, BLOCK)
     else:
-        total, bad = _square_body(total, bad, pointer(start, G), body, G, BLOCK)
+        total, absolute, bad = _square_body(total, absolute, bad, pointer(start, G), body, G, L1, BLOCK)
     at = body + tl.arange(0, REST)
     zeros = tl.zeros([REST], tl.float64)
-    rest, rest_bad = _square(zeros, tl.zeros([REST], tl.int32), pointer(start, G) + at, at < count, G)
+    elements = pointer(start, G) + at
+    rest, rest_absolute, rest_bad = _square(zeros, zeros, tl.zeros([REST], tl.int32), elements, at < count, G, L1)
     total, bad = tl.sum(total) + tl.sum(rest), tl.max(bad) | tl.max(rest_bad)
+    absolute = tl.sum(absolute) + tl.sum(rest_absolute)
     if G != tl.float64:  # the sum is finite if and only if every element is
         bad = tl.where(total < float("inf"), 0, 1)
-    return total, bad
+    return total, absolute, bad
 
 
 _MEASURE_ARGS = "ptrs numel chunk_tensor chunk_index control first_chunk norm_weight n_tensors n_chunks".split()
@@ -103,9 +115,11 @@ def measure_kernel(
     GROUP: tl.constexpr,
     CLOSES: tl.constexpr,
     DECIDES: tl.constexpr,
+    L1: tl.constexpr,
 ):
     """Sum of squares (float64) and non-finite flag (int32) of the gradient in one chunk, then, from place `n_chunks`
     on, of a group of chunks; in the launch that CLOSES the measurement, of all groups, and the decision if it DECIDES.
+    With L1 the sums of absolute values follow those of all squares.
     """
     programs = tl.num_programs(0)
     index = programs - 1 - tl.program_id(0)  # the update begins with what was read last and is still in the cache
@@ -114,8 +128,12 @@ def measure_kernel(
     g = address(ptrs, _GRAD, tensor, n_tensors)
     first, count, _ = chunk_of(numel, tensor, tl.load(chunk_index + chunk), CHUNK)
     count = tl.where(g == 0, 0, count)
-    total, bad = _measure_chunk(g + first * (G.primitive_bitwidth // 8), count, G, BLOCK, REST)
-    tl.store(square_sums + chunk, total * tl.load(norm_weight + tensor))
+    total, absolute, bad = _measure_chunk(g + first * (G.primitive_bitwidth // 8), count, G, L1, BLOCK, REST)
+    abs_sums = square_sums + n_chunks + n_groups
+    weight = tl.load(norm_weight + tensor)
+    tl.store(square_sums + chunk, total * weight)
+    if L1:
+        tl.store(abs_sums + chunk, absolute * weight)
     tl.store(nonfinite + chunk, bad)
     group = index // GROUP
     size = tl.minimum(programs - group * GROUP, GROUP)
@@ -124,6 +142,9 @@ def measure_kernel(
         total, bad = add_sums(square_sums + begin, nonfinite + begin, size)
         tl.store(square_sums + n_chunks + first_group + group, total)
         tl.store(nonfinite + n_chunks + first_group + group, bad)
+        if L1:
+            tl.store(abs_sums + n_chunks + first_group + group, add_up(abs_sums + begin, size))
         if CLOSES:
             if last_to_finish(counters, tl.cdiv(programs, GROUP)):
-                conclude(control, square_sums + n_chunks, nonfinite + n_chunks, n_groups, DECIDES)
+                abs_sums += n_chunks
+                conclude(control, square_sums + n_chunks, abs_sums, nonfinite + n_chunks, n_groups, DECIDES, L1)

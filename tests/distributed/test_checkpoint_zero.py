@@ -14,6 +14,7 @@ from greedylr_fused import FusedAdamW, GreedyLR
 WORLD = 2
 SCHEDULE = GreedyLR(patience=0, factor=0.7, smooth=True, window_size=3, cooldown=1)
 OPTIONS = {"schedule": SCHEDULE, "max_grad_norm": 1.0, "partitions": WORLD, "state_dtype": torch.float32}
+OPTIONS |= {"record_grad_norms": 9}
 
 
 def build(seed=1, dtype=torch.float32, kind=FusedAdamW):
