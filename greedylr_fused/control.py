@@ -26,7 +26,7 @@ from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SLOT, SLOTS, TABLE
 Schedule = LossSchedule | StepSchedule
 
 #: Values for the slots that only a loss-driven schedule reads.
-_NO_SCHEDULE = GreedyLR().slots() | {"kind": 0.0}
+_NO_SCHEDULE = GreedyLR(smooth=False).slots() | {"kind": 0.0}
 
 
 class Control:

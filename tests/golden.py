@@ -29,7 +29,7 @@ def _rows(columns, *rows):
 
 TRACES = {
     "A": Trace(
-        GreedyLR(patience=1, factor=0.5, min_lr=1e-5, max_lr=1e-2, warmup=1, cooldown=1),
+        GreedyLR(patience=1, factor=0.5, min_lr=1e-5, max_lr=1e-2, warmup=1, cooldown=1, smooth=False),
         1e-3,
         _rows(
             ("best", "good", "warmup_left"),
@@ -59,7 +59,7 @@ TRACES = {
         ),
     ),
     "C": Trace(
-        GreedyLR(patience=0, factor=0.5, min_lr=1e-4, max_lr=1e-2, reset_start=2),
+        GreedyLR(patience=0, factor=0.5, min_lr=1e-4, max_lr=1e-2, reset_start=2, smooth=False),
         4e-4,
         _rows(
             ("resets_left", "best"),
@@ -73,7 +73,7 @@ TRACES = {
         ),
     ),
     "D": Trace(
-        GreedyLR(patience=0, factor=0.9, threshold=0.01, threshold_mode="rel", min_lr=1e-3, max_lr=1.0),
+        GreedyLR(patience=0, factor=0.9, threshold=0.01, threshold_mode="rel", min_lr=1e-3, max_lr=1.0, smooth=False),
         1e-3,
         _rows(
             (),
@@ -84,7 +84,7 @@ TRACES = {
         ),
     ),
     "R": Trace(
-        GreedyLR(patience=0, factor=0.5, min_lr=0.05, max_lr=1.0, cooldown=7, reset_start=2),
+        GreedyLR(patience=0, factor=0.5, min_lr=0.05, max_lr=1.0, cooldown=7, reset_start=2, smooth=False),
         0.1,
         _rows(
             ("resets_left", "cooldown_left", "best"),

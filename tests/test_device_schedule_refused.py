@@ -26,7 +26,7 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing():
     before, vector = driver.state_dict(), driver._control.vector.clone()
     damaged = copy.deepcopy(before)
     damaged["control"][1]["level"] = -1.0
-    unsmoothed = DeviceSchedule(optimizer(), GreedyLR(patience=1))
+    unsmoothed = DeviceSchedule(optimizer(), GreedyLR(patience=1, smooth=False))
     unsmoothed.step(1.0)
     for wrong, says in (
         ({}, "2 parameter groups"),
@@ -74,7 +74,12 @@ REFUSED = [
     (with_a_torch_scheduler, {}, RuntimeError, ("torch.optim.lr_scheduler", "del optimizer.step")),
     (optimizer, {"schedule": None}, TypeError, ("None",)),
     (optimizer, {"schedule": GreedyLR}, TypeError, ("GreedyLR()",)),
-    (optimizer, {"schedule": GreedyLR(min_lr=0.5, max_lr=1.0)}, ValueError, ("starting lr of 0.001", "0.5")),
+    (
+        optimizer,
+        {"schedule": GreedyLR(min_lr=0.5, max_lr=1.0, smooth=False)},
+        ValueError,
+        ("starting lr of 0.001", "0.5"),
+    ),
     (optimizer, {"backend": "fast"}, ValueError, ("'fast'", "auto")),
     (optimizer, {"process_group": 1}, TypeError, ("process_group",)),
 ]

@@ -70,12 +70,12 @@ def optimizer(config, *lrs):
 @pytest.mark.parametrize(
     ("config", "lrs", "parts"),
     [
-        (GreedyLR(min_lr=1e-3), [3e-4], ("lr of 0.0003", "min_lr=0.001", "group 0", "pass min_lr=")),
-        (GreedyLR(max_lr=[1.0, 0.1]), [0.5, 0.5], ("lr of 0.5", "max_lr=0.1", "group 1")),
-        (GreedyLR(min_lr=[0.1, 0.1]), [0.5], ("min_lr", "got 2 values", "(1)", "pass a single number")),
-        (GreedyLR(max_lr=[1.0]), [0.5, 0.5], ("max_lr", "got 1 values", "(2)", "pass a single number")),
-        (GreedyLR(), [0.0, 0.0], ("lr of 0 in every", "at least one above 0")),
-        (GreedyLR(min_lr=1e-2), [1e-3], ("lr of 0.001", "max_lr=0.01 (10 times it)")),
+        (GreedyLR(min_lr=1e-3, smooth=False), [3e-4], ("lr of 0.0003", "min_lr=0.001", "group 0", "pass min_lr=")),
+        (GreedyLR(max_lr=[1.0, 0.1], smooth=False), [0.5, 0.5], ("lr of 0.5", "max_lr=0.1", "group 1")),
+        (GreedyLR(min_lr=[0.1, 0.1], smooth=False), [0.5], ("min_lr", "got 2 values", "(1)", "pass a single number")),
+        (GreedyLR(max_lr=[1.0], smooth=False), [0.5, 0.5], ("max_lr", "got 1 values", "(2)", "pass a single number")),
+        (GreedyLR(smooth=False), [0.0, 0.0], ("lr of 0 in every", "at least one above 0")),
+        (GreedyLR(min_lr=1e-2, smooth=False), [1e-3], ("lr of 0.001", "max_lr=0.01 (10 times it)")),
     ],
     ids=str,
 )
@@ -95,21 +95,19 @@ def test_names_and_defaults_are_transformers():
     ours = {field.name: field.default for field in dataclasses.fields(GreedyLR)}
     added = {"base", "compare", "forget_every", "min_lr_ratio", "max_lr_ratio"}
     assert set(ours) == (set(theirs) - {"optimizer", "verbose"}) | added
-    assert {name for name in theirs.keys() & ours.keys() if ours[name] != theirs[name]} == {
-        "min_lr",
-        "max_lr",
-    }  # deliberate difference 3
+    changed = {name for name in theirs.keys() & ours.keys() if ours[name] != theirs[name]}
+    assert changed == {"min_lr", "max_lr", "smooth"}  # deliberate difference 3
 
 
 def test_frozen_comparable_and_picklable():
-    config = GreedyLR(patience=3, min_lr=[0.1, 0.2])
+    config = GreedyLR(patience=3, min_lr=[0.1, 0.2], smooth=False)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.patience = 4
     assert pickle.loads(pickle.dumps(config)) == config == dataclasses.replace(config)
-    assert hash(config) == hash(dataclasses.replace(config)) and config != GreedyLR()
+    assert hash(config) == hash(dataclasses.replace(config)) and config != GreedyLR(smooth=False)
     assert "patience=3" in repr(config)
     with pytest.raises(TypeError):
-        GreedyLR("min")
+        GreedyLR("min", smooth=False)
 
 
 def test_every_option_is_documented():
@@ -121,13 +119,13 @@ def test_every_option_is_documented():
 
 
 def test_bounds_per_group():
-    config = GreedyLR(min_lr=[0.1, 0.0], max_lr=2.0)
+    config = GreedyLR(min_lr=[0.1, 0.0], max_lr=2.0, smooth=False)
     assert [config.bounds(1.0, g) for g in range(2)] == [(0.1, 2.0), (0.0, 2.0)]
-    assert GreedyLR().bounds(3e-4, 7) == (0.1 * 3e-4, 10.0 * 3e-4)
+    assert GreedyLR(smooth=False).bounds(3e-4, 7) == (0.1 * 3e-4, 10.0 * 3e-4)
 
 
 def test_an_lr_of_zero_stays():
-    opt = optimizer(GreedyLR(patience=0), 0.0, 1.0)
+    opt = optimizer(GreedyLR(patience=0, smooth=False), 0.0, 1.0)
     for param in opt.param_groups[0]["params"]:
         param.grad = torch.ones_like(param)
     for loss in (3.0, 2.0, 5.0):

@@ -10,7 +10,7 @@ from support import FLOATS, assert_same, parameter, short, snapshot
 
 from greedylr_fused import FusedAdamW, GreedyLR
 
-GREEDY = GreedyLR(patience=0, factor=0.5)
+GREEDY = GreedyLR(patience=0, factor=0.5, smooth=False)
 
 
 def build(schedule=GREEDY, **options):
@@ -53,7 +53,7 @@ def test_a_loss_with_a_graph_is_not_kept_alive():
 
 def test_closure():
     param = parameter(torch.ones(3))
-    opt = FusedAdamW([param], lr=1.0, schedule=GreedyLR(patience=0, factor=0.5))
+    opt = FusedAdamW([param], lr=1.0, schedule=GreedyLR(patience=0, factor=0.5, smooth=False))
 
     def closure():
         assert torch.is_grad_enabled()

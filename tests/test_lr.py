@@ -8,7 +8,7 @@ from support import assert_same, parameter, snapshot
 from greedylr_fused import FusedAdamW, GreedyLR
 from greedylr_fused.slots import GROUPS_BEGIN
 
-GREEDY = GreedyLR(patience=0, factor=0.5)
+GREEDY = GreedyLR(patience=0, factor=0.5, smooth=False)
 
 
 def param():
@@ -164,7 +164,7 @@ def test_a_tensor_written_to_a_group_with_a_schedule():
 
 
 def test_add_param_group_starts_at_its_own_lr_and_bounds():
-    opt = build(schedule=GreedyLR(patience=0, factor=0.5))
+    opt = build(schedule=GreedyLR(patience=0, factor=0.5, smooth=False))
     opt.step(loss=3.0)
     opt.add_param_group({"params": [param()], "lr": 0.01})
     assert shown(opt) == [2.0, 0.01] == opt.last_lr()

@@ -124,7 +124,7 @@ def test_state_names_shapes_and_defaults_are_torchs():
 
 
 def test_add_param_group_refuses_and_leaves_no_trace():
-    opt = FusedAdamW(one(), lr=0.5, schedule=GreedyLR(min_lr=0.1, max_lr=1.0, patience=0))
+    opt = FusedAdamW(one(), lr=0.5, schedule=GreedyLR(min_lr=0.1, max_lr=1.0, patience=0, smooth=False))
     opt.step(loss=3.0)
     for group in ({"lr": 5.0}, {"lr": 0.01}, {"betas": (2.0, 0.1)}):
         with pytest.raises(ValueError):
@@ -132,11 +132,13 @@ def test_add_param_group_refuses_and_leaves_no_trace():
         assert len(opt.param_groups) == 1
     opt.step(loss=2.0)
     with pytest.raises(ValueError, match="GreedyLR min_lr.*got 1 values"):
-        FusedAdamW(one(), lr=0.5, schedule=GreedyLR(min_lr=[0.1])).add_param_group({"params": one(), "lr": 0.5})
+        FusedAdamW(one(), lr=0.5, schedule=GreedyLR(min_lr=[0.1], smooth=False)).add_param_group(
+            {"params": one(), "lr": 0.5}
+        )
 
 
 def test_repr_shows_backend_reasons_and_schedule():
-    text = repr(FusedAdamW(one(), schedule=GreedyLR(patience=3)))
+    text = repr(FusedAdamW(one(), schedule=GreedyLR(patience=3, smooth=False)))
     for part in ("FusedAdamW", "lr: 0.001", "backend: ", "patience=3"):
         assert part in text
     assert "not cpu" not in text

@@ -58,7 +58,7 @@ def unrecorded(wanted, *at):
     return wanted
 
 
-@pytest.mark.parametrize("schedule", [None, GreedyLR(patience=0)], ids=["plain", "driven"])
+@pytest.mark.parametrize("schedule", [None, GreedyLR(patience=0, smooth=False)], ids=["plain", "driven"])
 @pytest.mark.parametrize("way", ["file", "deepcopy", "pickle"])
 def test_recording_goes_on(way, schedule):
     opt = train(build(schedule=schedule), range(4))
@@ -103,7 +103,7 @@ def test_a_checkpoint_without_norms():
     earlier = train(build(), range(3)).state_dict()
     for group in earlier["param_groups"]:
         del group["control"]["grad_norms"]
-    others = [train(build(None, schedule=schedule), range(3)) for schedule in (None, GreedyLR())]
+    others = [train(build(None, schedule=schedule), range(3)) for schedule in (None, GreedyLR(smooth=False))]
     others.append(train(build(kind=torch.optim.AdamW), range(3)))
     for saved in (earlier, *(other.state_dict() for other in others)):
         opt = train(build(), [5, 6])
@@ -112,7 +112,7 @@ def test_a_checkpoint_without_norms():
         assert_rows(train(opt, [3]), unrecorded(WHOLE[:4], 0, 1, 2))
 
 
-@pytest.mark.parametrize("schedule", [None, GreedyLR(patience=0)], ids=["plain", "driven"])
+@pytest.mark.parametrize("schedule", [None, GreedyLR(patience=0, smooth=False)], ids=["plain", "driven"])
 def test_an_optimizer_that_does_not_record_drops_them(schedule):
     opt = build(None, schedule=schedule)
     opt.load_state_dict(train(build(schedule=schedule), range(3)).state_dict())
@@ -123,7 +123,7 @@ def test_an_optimizer_that_does_not_record_drops_them(schedule):
 
 
 def test_another_schedule_takes_them_over():
-    opt = build(schedule=GreedyLR(patience=0))
+    opt = build(schedule=GreedyLR(patience=0, smooth=False))
     opt.load_state_dict(train(build(), range(3)).state_dict())
     assert_rows(train(opt, [3]), WHOLE[:4])
 
@@ -165,7 +165,7 @@ def test_a_plain_optimizer_has_the_keys_of_torchs():
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")  # a single process
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # inside torch.distributed.checkpoint
 @pytest.mark.parametrize("full, flatten", [(False, False), (False, True), (True, False)])
-@pytest.mark.parametrize("schedule", [None, GreedyLR(patience=0)], ids=["plain", "driven"])
+@pytest.mark.parametrize("schedule", [None, GreedyLR(patience=0, smooth=False)], ids=["plain", "driven"])
 def test_distributed_checkpointing(schedule, full, flatten, tmp_path):
     options = StateDictOptions(full_state_dict=full, flatten_optimizer_state_dict=flatten)
 

@@ -28,7 +28,7 @@ def test_it_is_an_optimizer():
 
 
 def test_step_hooks():
-    model, opt = build(schedule=GreedyLR())
+    model, opt = build(schedule=GreedyLR(smooth=False))
     calls = []
     opt.register_step_pre_hook(lambda o, args, kwargs: calls.append(("pre", sorted(kwargs))))
     opt.register_step_post_hook(lambda o, args, kwargs: calls.append(("post", o.metrics().step)))
@@ -38,7 +38,7 @@ def test_step_hooks():
 
 
 def test_a_pre_hook_may_change_the_loss():
-    model, opt = build(schedule=GreedyLR())
+    model, opt = build(schedule=GreedyLR(smooth=False))
     opt.register_step_pre_hook(lambda o, args, kwargs: (args, kwargs | {"loss": 7.0}))
     opt.step(loss=backward(model))
     assert opt.metrics().loss == 7.0
@@ -61,10 +61,10 @@ def test_state_dict_hooks():
 
 def test_a_load_hook_that_replaces_the_state_dict():
     """Its result is what is loaded, control numbers and unrounded moments included."""
-    model, opt = build(schedule=GreedyLR(patience=0))
+    model, opt = build(schedule=GreedyLR(patience=0, smooth=False))
     opt.step(loss=backward(model))
     saved = opt.state_dict()
-    other_model, other = build(schedule=GreedyLR(patience=0))
+    other_model, other = build(schedule=GreedyLR(patience=0, smooth=False))
     other.register_load_state_dict_pre_hook(lambda o, state: saved)
     other.load_state_dict({"state": {}, "param_groups": []})
     assert other.last_lr() == opt.last_lr() and other.metrics().step == 1
@@ -134,7 +134,7 @@ def test_no_objects_are_left_behind():
 
 
 def test_an_optimizer_is_freed():
-    model, opt = build(schedule=GreedyLR())
+    model, opt = build(schedule=GreedyLR(smooth=False))
     opt.step(loss=backward(model))
     reference = weakref.ref(opt)
     del opt
@@ -155,7 +155,10 @@ def test_temporary_gradients_are_let_go():
 
 
 def test_two_optimizers_do_not_mix():
-    (a, first), (b, second) = build(schedule=GreedyLR(patience=0)), build(schedule=GreedyLR(patience=0))
+    (a, first), (b, second) = (
+        build(schedule=GreedyLR(patience=0, smooth=False)),
+        build(schedule=GreedyLR(patience=0, smooth=False)),
+    )
     first.step(loss=backward(a))
     assert second.metrics().step == 0
     second.step(loss=backward(b))
@@ -169,7 +172,7 @@ def test_profiler_name():
 
 def test_training_lowers_a_loss():
     torch.manual_seed(1)
-    model, opt = build(schedule=GreedyLR(patience=3), max_grad_norm=1.0)
+    model, opt = build(schedule=GreedyLR(patience=3, smooth=False), max_grad_norm=1.0)
     first = backward(model).item()
     for _ in range(100):
         opt.zero_grad()
@@ -178,7 +181,7 @@ def test_training_lowers_a_loss():
 
 
 def test_model_moved_after_construction_keeps_the_schedule():
-    model, opt = build(schedule=GreedyLR(patience=0))
+    model, opt = build(schedule=GreedyLR(patience=0, smooth=False))
     opt.step(loss=backward(model))
     model.double()
     for param in model.parameters():

@@ -85,11 +85,11 @@ STEP: dict[str, Make] = {
     "refined": _refined,
 }
 LOSS_DRIVEN: dict[str, Make] = {
-    "greedy-raw": greedy(),
+    "greedy-raw": greedy(smooth=False),
     "greedy-smooth": greedy(**SMOOTH),
     # Its bounds are the only absolute one (transformers' max_lr) and the paper's floor for small models.
     "greedy-paper": greedy(min_lr_ratio=0.1, max_lr=1.0, forget_every=FORGET, **SMOOTH),
-    "greedy-previous": greedy(compare="previous", patience=0, threshold=0.0, eps=0.0),
+    "greedy-previous": greedy(compare="previous", patience=0, threshold=0.0, eps=0.0, smooth=False),
     **{f"greedy-{name}": greedy(base, **SMOOTH) for name, base in BASES.items()},
     "plateau": _plateau,
 }

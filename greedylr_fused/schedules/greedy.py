@@ -49,7 +49,9 @@ class GreedyLR(LossSchedule):
         max_lr: upper bound, one number or one per group. Default: `max_lr_ratio` times the group's starting LR.
         eps: a change of the LR no larger than this is not made: with `factor` 0.95, an LR below 1.9e-7 stays as it
             is. >= 0. Default: 1e-8.
-        smooth: compare the mean of the last `window_size` losses instead of the last loss. Default: False.
+        smooth: compare the mean of the last `window_size` losses instead of the last loss. Default: True, unlike
+            upstream, whose losses are those of whole evaluations: with single losses of training steps noise makes
+            nearly every observation one that is not better, and the LR only falls (`docs/choosing-a-schedule.md`).
         window_size: losses in that mean, >= 1; until there are so many, the mean is over those there are.
             Default: 50.
         reset_start: after this many cuts with every group at its lower bound, all starts over: the LR jumps back to
@@ -59,8 +61,8 @@ class GreedyLR(LossSchedule):
             the bounds, is then the LR before the factor of that schedule. It anneals when the schedule does, which
             GreedyLR alone does not promise. Default: None.
         compare: "best", with the best so far, or "previous", with the observation before. The paper's Algorithm 1 is
-            `GreedyLR(compare="previous", patience=0, threshold=0, eps=0)`; the first observation, which it leaves open,
-            counts as better. Default: "best".
+            `GreedyLR(compare="previous", patience=0, threshold=0, eps=0, smooth=False)`; the first observation, which
+            it leaves open, counts as better. Default: "best".
         forget_every: after this many observations the best is forgotten, so that the next one counts as better, and
             counting restarts; LR and window stay. So did the paper's own runs of large models, every 500 observations
             (`balak4/transformers`, branch dev: what it calls a reset). >= 0; 0 for never. Default: 0.
@@ -83,7 +85,7 @@ class GreedyLR(LossSchedule):
     min_lr: float | Sequence[float] | None = None
     max_lr: float | Sequence[float] | None = None
     eps: float = 1e-8
-    smooth: bool = False
+    smooth: bool = True
     window_size: int = 50
     reset_start: int = 500
     base: StepSchedule | None = None

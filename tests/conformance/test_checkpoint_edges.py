@@ -15,7 +15,7 @@ def test_a_checkpoint_of_another_kind_of_schedule_starts_this_one_anew(device, b
     source = FusedAdamW([parameter(torch.zeros(2, device=device), torch.ones(2, device=device))], schedule=saved)
     for loss in losses:
         source.step(loss=loss)
-    for schedule in (GreedyLR(mode="max", patience=0, reset_start=3), None):
+    for schedule in (GreedyLR(mode="max", patience=0, reset_start=3, smooth=False), None):
         if (schedule is None) == (saved is None) or (saved and schedule):
             continue
         traces = []
@@ -31,14 +31,16 @@ def test_a_checkpoint_of_another_kind_of_schedule_starts_this_one_anew(device, b
 
 def test_a_checkpoint_of_the_other_mode_is_refused(device, backend):
     params = [parameter(torch.zeros(2, device=device))]
-    low, high = (FusedAdamW(params, schedule=GreedyLR(mode=mode), backend=backend) for mode in ("min", "max"))
+    low, high = (
+        FusedAdamW(params, schedule=GreedyLR(mode=mode, smooth=False), backend=backend) for mode in ("min", "max")
+    )
     with pytest.raises(ValueError, match=r'mode="min".*this schedule has mode="max"'):
         high.load_state_dict(low.state_dict())
 
 
 def test_hooks_see_whole_checkpoints(device, backend):
     param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
-    opt = FusedAdamW([param], lr=0.1, schedule=GreedyLR(), backend=backend)
+    opt = FusedAdamW([param], lr=0.1, schedule=GreedyLR(smooth=False), backend=backend)
     opt.step(loss=1.0)
     opt.register_state_dict_post_hook(lambda _, found: {"wrapped": found})
     wrapped = opt.state_dict()
@@ -53,7 +55,7 @@ def test_hooks_see_whole_checkpoints(device, backend):
 
 def test_a_copy_in_mid_accumulation_goes_on(device, backend):
     param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
-    opt = FusedAdamW([param], schedule=GreedyLR(), backend=backend)
+    opt = FusedAdamW([param], schedule=GreedyLR(smooth=False), backend=backend)
     opt.observe(10.0)
     for twin in (copy.deepcopy(opt), opt):
         twin.observe(0.0)
@@ -83,7 +85,7 @@ def test_a_complex_checkpoint_runs_in_torch(device, backend):
 
 def test_an_lr_edited_in_a_checkpoint_counts(device, backend):
     param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
-    opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(), backend=backend)
+    opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(smooth=False), backend=backend)
     opt.step(loss=1.0)
     saved = opt.state_dict()
     saved["param_groups"][0]["lr"] = 5e-4
@@ -97,14 +99,14 @@ def test_a_plain_checkpoint_continues_from_its_lr_not_from_where_it_began(device
     plain.param_groups[0]["lr"] = 1e-3
     plain.step()
     assert "control" not in plain.state_dict()["param_groups"][0]
-    opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(min_lr=1e-5, max_lr=1e-2), backend=backend)
+    opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(min_lr=1e-5, max_lr=1e-2, smooth=False), backend=backend)
     opt.load_state_dict(plain.state_dict())
     assert opt.last_lr() == [1e-3] and latest(opt).step == 1
 
 
 def test_a_hook_before_saving_is_saved(device, backend):
     param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
-    opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(), backend=backend)
+    opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(smooth=False), backend=backend)
     opt.register_state_dict_pre_hook(lambda hooked: hooked.set_lr(5e-4))
     assert opt.state_dict()["param_groups"][0]["control"]["lr"] == 5e-4
 
@@ -115,7 +117,7 @@ def test_a_hook_before_saving_is_saved(device, backend):
 )
 def test_damaged_states_change_nothing(device, backend, name, value, message):
     param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
-    opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(), backend=backend)
+    opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(smooth=False), backend=backend)
     opt.step(loss=1.0)
     saved = opt.state_dict()
     saved["state"][0] = saved["state"][0] | {name: value}
@@ -127,7 +129,7 @@ def test_damaged_states_change_nothing(device, backend, name, value, message):
 
 def test_a_parameter_whose_saved_state_is_empty(device, backend):
     params = [parameter(torch.zeros(2, device=device), torch.ones(2, device=device)) for _ in range(2)]
-    opt = FusedAdamW(params, lr=1e-3, schedule=GreedyLR(), backend=backend)
+    opt = FusedAdamW(params, lr=1e-3, schedule=GreedyLR(smooth=False), backend=backend)
     opt.step(loss=1.0)
     saved = opt.state_dict()
     saved["state"][1] = {}

@@ -44,7 +44,9 @@ def test_golden_trace(backend, device, trace):
 def test_step_updates_with_the_lr_before_the_loss_decides(backend, device):
     """Step t uses lr_t; loss_t decides lr_{t+1}."""
     param = parameter(torch.zeros(1, device=device), torch.ones(1, device=device))
-    opt = FusedAdamW([param], lr=0.5, eps=0, weight_decay=0, schedule=GreedyLR(patience=0, factor=0.5), backend=backend)
+    opt = FusedAdamW(
+        [param], lr=0.5, eps=0, weight_decay=0, schedule=GreedyLR(patience=0, factor=0.5, smooth=False), backend=backend
+    )
     for loss, want in ((3.0, -0.5), (4.0, -1.5), (5.0, -2.0), (6.0, -2.25)):
         opt.step(loss=loss)
         assert param.item() == pytest.approx(want, abs=1e-5)
@@ -117,7 +119,7 @@ def test_nonfinite_loss_at_every_position(backend, device, bad):
 
 def test_difference_2_a_skipped_step_skips_control(backend, device):
     """Non-finite gradients: parameters, moments, step count, LR and the loss's decision all wait."""
-    opt = build(backend, device, GreedyLR(patience=0, factor=0.5), 1.0, skip_nonfinite=True)
+    opt = build(backend, device, GreedyLR(patience=0, factor=0.5, smooth=False), 1.0, skip_nonfinite=True)
     opt.step(loss=3.0)
     state = snapshot(opt, control=False)
     before = slots(opt, ("step", "best", "good", "bad", "loss"))
@@ -134,7 +136,7 @@ def test_difference_2_a_skipped_step_skips_control(backend, device):
 
 def test_difference_3_bounds_are_ratios_of_the_starting_lr(backend, device):
     """Upstream's floor of 1e-3 makes cuts impossible at 3e-4; ours is a tenth of the start, our ceiling tenfold."""
-    opt = build(backend, device, GreedyLR(patience=0, factor=0.5), 3e-4)
+    opt = build(backend, device, GreedyLR(patience=0, factor=0.5, smooth=False), 3e-4)
     for _ in range(6):
         opt.step(loss=1.0)
     assert opt.last_lr() == [0.1 * 3e-4]
@@ -162,7 +164,7 @@ def test_difference_4_bad_configurations_are_refused(backend, device):
 
 
 def test_a_weighted_mean_is_observed(backend, device):
-    opt = build(backend, device, GreedyLR(), 1.0)
+    opt = build(backend, device, GreedyLR(smooth=False), 1.0)
     opt.observe(torch.tensor(2.0, device=device), weight=3)
     opt.observe(4.0, weight=torch.tensor(1.0, device=device))
     opt.step()
@@ -184,7 +186,7 @@ def test_no_loss_is_no_observation(backend, device):
 
 
 def test_observations_of_zero_weight_are_none(backend, device):
-    opt = build(backend, device, GreedyLR(patience=0, factor=0.5), 1.0)
+    opt = build(backend, device, GreedyLR(patience=0, factor=0.5, smooth=False), 1.0)
     opt.step(loss=3.0)
     opt.observe(1.0, weight=0.0)
     opt.step()
@@ -195,7 +197,7 @@ def test_no_fused_multiply_add_in_control(backend, device):
     """best * (1 - threshold) and lr * factor, each rounded once before it is compared or subtracted."""
     cases = []
     for mode, sign in (("min", -1.0), ("max", 1.0)):
-        config = GreedyLR(mode=mode, patience=0, factor=0.7, threshold=0.1, threshold_mode="rel", eps=0.0)
+        config = GreedyLR(mode=mode, patience=0, factor=0.7, threshold=0.1, threshold_mode="rel", eps=0.0, smooth=False)
         best = 1.1
         edge = best * (1.0 + sign * 0.1)
         for loss in (math.nextafter(edge, -math.inf), edge, math.nextafter(edge, math.inf)):

@@ -148,7 +148,7 @@ def test_what_was_replaced_is_freed(pair):
 
 def test_a_step_that_fails_uses_up_its_loss(device, backend, monkeypatch):
     param = parameter(torch.zeros(3, device=device), torch.ones(3, device=device))
-    opt = FusedAdamW([param], schedule=GreedyLR(patience=0), backend=backend)
+    opt = FusedAdamW([param], schedule=GreedyLR(patience=0, smooth=False), backend=backend)
     opt.step(loss=1.0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(type(opt._engine.backend), "update", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -159,7 +159,7 @@ def test_a_step_that_fails_uses_up_its_loss(device, backend, monkeypatch):
 
 def test_a_micro_batch_of_no_weight_counts_for_nothing(device, backend):
     param = parameter(torch.zeros(3, device=device), torch.ones(3, device=device))
-    opt = FusedAdamW([param], schedule=GreedyLR(), backend=backend)
+    opt = FusedAdamW([param], schedule=GreedyLR(smooth=False), backend=backend)
     for weight in (0, torch.zeros((), device=device)):
         opt.observe(math.nan, weight)
     opt.observe(torch.tensor(3.0, device=device), 2)
@@ -169,7 +169,7 @@ def test_a_micro_batch_of_no_weight_counts_for_nothing(device, backend):
 
 def test_a_tensor_lr_is_clamped_to_the_bounds(device, backend):
     param = parameter(torch.zeros(3, device=device), torch.ones(3, device=device))
-    opt = FusedAdamW([param], lr=0.1, schedule=GreedyLR(min_lr=0.01, max_lr=1.0), backend=backend)
+    opt = FusedAdamW([param], lr=0.1, schedule=GreedyLR(min_lr=0.01, max_lr=1.0, smooth=False), backend=backend)
     opt.param_groups[0]["lr"] = torch.tensor(50.0, requires_grad=True)
     assert opt.last_lr() == [1.0] and not opt._control.vector.requires_grad
     opt.load_state_dict(opt.state_dict())
@@ -200,7 +200,7 @@ def test_options_are_fixed_at_construction(device, backend):
 def test_a_default_device_does_not_catch_the_tables(device, backend):
     param = parameter(torch.zeros(3, device=device), torch.ones(3, device=device))
     with torch.device("meta"):
-        opt = FusedAdamW([param], lr=0.1, weight_decay=0.0, schedule=GreedyLR(), backend=backend)
+        opt = FusedAdamW([param], lr=0.1, weight_decay=0.0, schedule=GreedyLR(smooth=False), backend=backend)
         opt.step(loss=1.0)
     assert torch.allclose(param.detach().cpu(), torch.full((3,), -0.1))
 
@@ -208,7 +208,7 @@ def test_a_default_device_does_not_catch_the_tables(device, backend):
 def test_parameters_without_memory_yet(backend):
     """Built on the meta device to be given memory later, as large models are."""
     param = torch.nn.Parameter(torch.zeros(3, device="meta"))
-    opt = FusedAdamW([param], schedule=GreedyLR(), backend=backend if backend != "triton" else "auto")
+    opt = FusedAdamW([param], schedule=GreedyLR(smooth=False), backend=backend if backend != "triton" else "auto")
     param.grad = torch.zeros(3, device="meta")
     with pytest.raises(TypeError, match="Parameter on meta without memory.*materialise it"):
         opt.step(loss=1.0)
@@ -249,7 +249,7 @@ def test_parameters_with_holes_are_left_alone_without_a_gradient(device, backend
 
 def test_a_step_that_fails_early_uses_up_its_loss(device, backend):
     param = parameter(torch.zeros(3, device=device))
-    opt = FusedAdamW([param], schedule=GreedyLR(), backend=backend)
+    opt = FusedAdamW([param], schedule=GreedyLR(smooth=False), backend=backend)
     param.grad = torch.ones(3, device=device).to_sparse()
     opt.observe(100.0)
     with pytest.raises(RuntimeError, match="layout"):

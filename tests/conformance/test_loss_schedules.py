@@ -96,7 +96,9 @@ def test_a_nonfinite_loss_is_a_bad_observation_of_a_plateau(backend, device, bad
 
 def test_algorithm_1_of_the_paper():
     """A loss below the one before raises, any other cuts, ties included; no bounds but those given."""
-    config = GreedyLR(compare="previous", patience=0, threshold=0, eps=0, factor=0.5, min_lr=0.0, max_lr=1e9)
+    config = GreedyLR(
+        compare="previous", patience=0, threshold=0, eps=0, factor=0.5, min_lr=0.0, max_lr=1e9, smooth=False
+    )
     rng = random.Random(5)
     losses = [float(rng.randrange(4)) for _ in range(200)]
     spec, lr, previous = LossSpec(config, [1.0]), 1.0, math.inf
@@ -116,6 +118,6 @@ def test_forgetting_re_arms_raises_and_leaves_lr_and_window():
 
 
 def test_the_previous_is_remembered_while_waiting():
-    config = GreedyLR(compare="previous", patience=0, factor=0.5, warmup=2, threshold=0)
+    config = GreedyLR(compare="previous", patience=0, factor=0.5, warmup=2, threshold=0, smooth=False)
     spec = LossSpec(config, [1.0])
     assert [spec.observe(loss)[0] for loss in (5.0, 4.0, 1.0, 2.0, 1.5)] == [2.0, 2.0, 2.0, 1.0, 2.0]

@@ -138,7 +138,7 @@ def test_a_late_decay(backend, device):
 
 
 def test_greedy_with_a_late_decay_anneals(backend, device):
-    opt = build(backend, device, GreedyLR(patience=0, factor=0.5, base=WSD()), lrs=[1.0])
+    opt = build(backend, device, GreedyLR(patience=0, factor=0.5, base=WSD(), smooth=False), lrs=[1.0])
     trace(opt, [4.0, 3.0])
     opt.start_decay(4)
     fall = WSD().decay(4)
@@ -146,7 +146,7 @@ def test_greedy_with_a_late_decay_anneals(backend, device):
 
 
 def test_no_decay_to_start(backend, device):
-    for schedule in (None, GreedyLR(), Cosine(5), WSD(10, decay_steps=2)):
+    for schedule in (None, GreedyLR(smooth=False), Cosine(5), WSD(10, decay_steps=2)):
         with pytest.raises(RuntimeError, match=r"start_decay\(\): got .*WSD\(warmup_steps=.*without total_steps"):
             build(backend, device, schedule).start_decay(5)
     opt = build(backend, device, WSD())
@@ -174,7 +174,7 @@ def test_a_written_lr_is_that_of_the_next_step_and_the_schedule_goes_on_from_it(
 
 
 def test_a_written_lr_stays_within_the_bounds_of_the_level(backend, device):
-    opt = build(backend, device, GreedyLR(base=Linear(4), min_lr_ratio=0.5, max_lr_ratio=2.0), lrs=[1.0])
+    opt = build(backend, device, GreedyLR(base=Linear(4), min_lr_ratio=0.5, max_lr_ratio=2.0, smooth=False), lrs=[1.0])
     opt.step(loss=1.0)
     opt.set_lr(100.0)
     assert opt.last_lr() == [2.0 * 0.75]

@@ -18,7 +18,7 @@ def build(backend, device, **options):
         params.append(torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype).to(device)))
         if i != 3:
             params[-1].grad = torch.randn(shape, generator=generator).to(dtype).to(device)
-    schedule = GreedyLR(patience=0, factor=0.5)
+    schedule = GreedyLR(patience=0, factor=0.5, smooth=False)
     opt = FusedAdamW(params, lr=0.1, schedule=schedule, backend=backend, amsgrad=True, **options)
     opt.step(loss=3.0)
     return opt

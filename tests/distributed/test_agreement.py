@@ -10,7 +10,7 @@ from ranks import run
 
 from greedylr_fused import FusedAdamW, GreedyLR
 
-SCHEDULE = GreedyLR(patience=0, factor=0.5)
+SCHEDULE = GreedyLR(patience=0, factor=0.5, smooth=False)
 
 
 def params(*shapes, seed=0):

@@ -20,7 +20,7 @@ from greedylr_fused import FusedAdamW, GreedyLR
 
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")  # nobody writes to it
 WORLD = 2
-SCHEDULE = GreedyLR(patience=0, factor=0.7)
+SCHEDULE = GreedyLR(patience=0, factor=0.7, smooth=False)
 
 
 class Collectives(TorchDispatchMode):

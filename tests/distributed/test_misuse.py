@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from greedylr_fused import FusedAdamW, GreedyLR
 
-CLIPS = dict(lr=0.1, schedule=GreedyLR(patience=0, factor=0.5), max_grad_norm=1.0)
+CLIPS = dict(lr=0.1, schedule=GreedyLR(patience=0, factor=0.5, smooth=False), max_grad_norm=1.0)
 SHAPE = (4, 2)
 
 

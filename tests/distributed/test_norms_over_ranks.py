@@ -12,7 +12,7 @@ WORLD = 2
 STEPS = 3
 #: The second rank gets nothing of the third and less of the first; the last is no DTensor.
 SHAPES = {(5, 3): Shard(0), (4, 6): Shard(1), (1, 2): Shard(0), (7,): Replicate(), (3,): None}
-OPTIONS = [{}, {"max_grad_norm": 0.5}, {"schedule": GreedyLR(patience=0)}, {"skip_nonfinite": True}]
+OPTIONS = [{}, {"max_grad_norm": 0.5}, {"schedule": GreedyLR(patience=0, smooth=False)}, {"skip_nonfinite": True}]
 
 
 def grads(step):

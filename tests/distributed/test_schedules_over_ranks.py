@@ -14,7 +14,7 @@ from greedylr_fused.schedules import LossSpec
 
 WORLD, STEPS, SAVED = 2, 12, 5
 COSINE = Cosine(STEPS, warmup_steps=3, min_lr_ratio=0.1)
-GUIDED = GreedyLR(patience=0, factor=0.5, base=WSD(warmup_steps=2))
+GUIDED = GreedyLR(patience=0, factor=0.5, base=WSD(warmup_steps=2), smooth=False)
 #: Of both ranks at each step; the mean decides.
 LOSSES = [(6.0, 2.0), (1.0, 5.0), (2.0, 2.0), (9.0, 1.0), (1.0, 1.0), (0.5, 2.5), (2.0, 4.0)]
 
@@ -88,7 +88,7 @@ def results():
 
 
 def test_every_rank_follows_curve_decay_and_the_mean_loss(results):
-    spec, wsd = LossSpec(GreedyLR(patience=0, factor=0.5), [0.5]), GUIDED.base
+    spec, wsd = LossSpec(GreedyLR(patience=0, factor=0.5, smooth=False), [0.5]), GUIDED.base
     levels = [0.5, *(spec.observe(sum(losses) / WORLD)[0] for losses in LOSSES)]
     warm, fall = [0.0, 0.5, *[1.0] * 6], [*[1.0] * 4, *wsd.decay(4)[1:]]
     for rank in results:

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from greedylr_fused import FusedAdamW, GreedyLR
 
 WORLD = 4
-SCHEDULE = GreedyLR(patience=0, factor=0.5)
+SCHEDULE = GreedyLR(patience=0, factor=0.5, smooth=False)
 CLIPS = dict(lr=0.1, schedule=SCHEDULE, max_grad_norm=1.0)
 #: A sum of n squares, halved by the root, in any order; all models here have fewer than 200 elements.
 ROUNDING = 200 * torch.finfo(torch.float64).eps

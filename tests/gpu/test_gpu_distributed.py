@@ -77,7 +77,7 @@ def over_nccl(rank):
         nets.append(torch.nn.Sequential(torch.nn.Linear(30, 70), torch.nn.Tanh(), torch.nn.Linear(70, 3)).cuda())
         for layer in (nets[-1][0], nets[-1][2], nets[-1]):
             fully_shard(layer, mesh=mesh)
-    schedule = GreedyLR(patience=0, factor=0.7)
+    schedule = GreedyLR(patience=0, factor=0.7, smooth=False)
     ours = FusedAdamW(nets[0].parameters(), lr=0.01, schedule=schedule, max_grad_norm=0.1, process_group=group)
     torchs = torch.optim.AdamW(nets[1].parameters(), lr=0.01)
     generator = torch.Generator().manual_seed(rank)
