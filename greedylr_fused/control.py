@@ -231,7 +231,7 @@ class Control:
     def grown(self, lr: float) -> Control:
         """One with another group starting at `lr`, otherwise in the state of this one. Waits for the device."""
         numbers = self.numbers()
-        numbers.append(numbers[0] | {"lr": lr, "initial_lr": lr, "level": lr})
+        numbers.append(numbers[0] | {"lr": lr * numbers[0]["fraction"], "initial_lr": lr, "level": lr})
         control = self.anew([own["initial_lr"] for own in numbers])
         control.load(numbers)
         control.pending.copy_(self.pending)

@@ -56,8 +56,9 @@ def load(self: Control, groups: Sequence[dict[str, Any]]) -> None:
     ]
     if self.schedule is not None:
         fraction = self.curve.fraction(first["step"], first["decay_start"], first["decay_steps"])
+    at_zero = fraction == first["fraction"] == 0  # where the LR is 0, or what the host wrote for that step alone
     blocks = {
-        "lr": [saved["lr"] if self.schedule is None else saved["level"] * fraction for saved in groups],
+        "lr": [saved["lr"] if self.schedule is None or at_zero else saved["level"] * fraction for saved in groups],
         "initial_lr": [saved["initial_lr"] for saved in groups],
         "min_lr": [low for low, _ in bounds],
         "max_lr": [high for _, high in bounds],

@@ -171,3 +171,19 @@ def test_an_lr_edited_in_the_checkpoint_moves_the_level(backend, device):
     assert opt.last_lr() == [0.125]
     opt.step()
     assert opt.last_lr() == [0.25 * 0.4]
+
+
+@pytest.mark.parametrize("based", [True, False])
+def test_an_lr_written_where_the_curve_is_zero_is_not_forgotten(backend, device, based):
+    """It holds for one step, also for the copy that takes that step."""
+    base = Linear(10, warmup_steps=2)
+    opt = build(backend, device, GreedyLR(base=base) if based else base)
+    opt.set_lr(0.125)
+    resumed = build(backend, device, opt.schedule)
+    resumed.load_state_dict(opt.state_dict())
+    for other in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt)), resumed):
+        assert other.last_lr() == [0.125]
+    opt.add_param_group({"params": [parameter(torch.zeros(1, device=device))], "lr": 0.25})
+    assert opt.last_lr() == [0.125, 0.0]
+    opt.step(loss=1.0)
+    assert opt.last_lr() == [0.25, 0.125]
