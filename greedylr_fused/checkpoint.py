@@ -59,10 +59,12 @@ def load_state_dict(self: FusedAdamW, state_dict: dict[str, Any]) -> None:
 
     Moments keep the wider of the checkpoint's and the parameter's dtype, float64 ones of 16-bit parameters float32. The
     schedule keeps its own options: of a window longer than its own the newest losses are taken; from a checkpoint
-    without its numbers it starts anew from the LRs there. (torch's AdamW has none; but if it loaded ours, it hands the
-    numbers on as they were.) Recorded norms are dropped by an optimizer that records none; one that does takes those of
-    a checkpoint without as NaN. Moments on the parameters' device are copied, while those before stay until all is
-    loaded: where memory is short, load from the CPU (`map_location="cpu"`).
+    without its numbers it starts anew from the LRs there, a step schedule at its first step, unless a scheduler of
+    torch has driven that run: then a step schedule goes on from the scheduler's peak and the steps taken. (torch's
+    AdamW has no numbers; but if it loaded ours, it hands them on as they were.) Recorded norms are dropped by an
+    optimizer that records none; one that does takes those of a checkpoint without as NaN. Moments on the parameters'
+    device are copied, while those before stay until all is loaded: where memory is short, load from the CPU
+    (`map_location="cpu"`).
 
     Args:
         self: the optimizer.
@@ -82,7 +84,8 @@ def load_state_dict(self: FusedAdamW, state_dict: dict[str, Any]) -> None:
 
     def complete(_: Optimizer) -> None:
         restore(self, found["loaded"], previous)
-        self._control.take(found["control"], _steps(self))
+        begins = self._control.follows_steps and not _scheduled(found["loaded"]["param_groups"])
+        self._control.take(found["control"], [] if begins else _steps(self))
         self._observed = False
         self._engine.begun = True
         self._restart()
@@ -126,9 +129,8 @@ def loaded_control(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]],
 
 def _control_of(groups: Sequence[Mapping[str, Any]], control: Control) -> Control:
     numbers = read_control(groups)
-    if numbers is None:  # a torch.optim.lr_scheduler leaves the peak under "initial_lr"
-        peak = "initial_lr" if control.follows_steps else "lr"
-        return control.anew([float(group.get(peak, group["lr"])) for group in groups])
+    if numbers is None:
+        return control.anew([_peak(group) if control.follows_steps else float(group["lr"]) for group in groups])
     for own, group in zip(numbers, groups, strict=True):
         # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own, or its mirror.
         if group["lr"] not in (own["lr"], group[KEY].get(MIRROR)):
@@ -139,6 +141,18 @@ def _control_of(groups: Sequence[Mapping[str, Any]], control: Control) -> Contro
     result = control.anew([own["initial_lr"] for own in numbers])
     result.load(numbers)
     return result
+
+
+def _peak(group: Mapping[str, Any]) -> float:
+    """Where a torch.optim.lr_scheduler left it: under "initial_lr", but OneCycleLR, which begins below it, under
+    "max_lr". Without a scheduler it is the LR.
+    """
+    return float(group.get("max_lr", group["initial_lr"]) if "initial_lr" in group else group["lr"])
+
+
+def _scheduled(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the steps of a checkpoint were those of a schedule, ours or torch's, and not of a constant LR."""
+    return any(group.get(KEY) or "initial_lr" in group for group in groups)
 
 
 def adopt(optimizer: FusedAdamW) -> None:

@@ -8,7 +8,7 @@ import torch
 from support import assert_same, assert_same_bits, latest, parameter, snapshot
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from greedylr_fused import WSD, Cosine, FusedAdamW, GreedyLR, Linear, ReduceOnPlateau, Table
+from greedylr_fused import WSD, Cosine, FusedAdamW, GreedyLR, Linear, OneCycle, ReduceOnPlateau, Table
 
 LOSSES = [5.0, 4.0, 4.5, 4.4, 3.0, 3.5, 3.6, 2.0, 2.5, 2.6, 2.7, 1.0]
 GREEDY = {"patience": 0, "factor": 0.8}
@@ -171,6 +171,34 @@ def test_an_lr_edited_in_the_checkpoint_moves_the_level(backend, device):
     assert opt.last_lr() == [0.125]
     opt.step()
     assert opt.last_lr() == [0.25 * 0.4]
+
+
+def test_onecycle_of_torch_hands_over_its_peak_not_where_it_began(backend, device):
+    param = parameter(torch.zeros(3, device=device), torch.ones(3, device=device))
+    theirs = torch.optim.AdamW([param], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, max_lr=0.5, total_steps=10, cycle_momentum=False)
+    for _ in range(4):
+        theirs.step()
+        scheduler.step()
+    ours = build(backend, device, OneCycle(10))
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.last_lr() == pytest.approx(scheduler.get_last_lr(), rel=1e-15)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_step_schedule_begins_where_none_was_before(backend, device, own):
+    """At its first step: else 20 steps of a constant LR would put it at its end, and the LR of a curve whose numbers
+    were deleted would be multiplied by that curve twice."""
+    source = build(backend, device, Linear(40) if own else None)
+    for _ in range(20):
+        source.step()
+    saved = source.state_dict()
+    saved["param_groups"][0].pop("control", None)
+    opt = build(backend, device, Linear(10), lr=1.0)
+    opt.load_state_dict(saved)
+    for t in range(3):
+        assert opt.last_lr() == [(0.25 if own else 0.5) * ((10 - t) / 10)]
+        opt.step()
 
 
 @pytest.mark.parametrize("based", [True, False])
