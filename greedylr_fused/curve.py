@@ -35,7 +35,7 @@ class Curve:
 
     def __init__(self, schedule: Any, device: torch.device) -> None:
         self.base: StepSchedule | None = schedule.base if isinstance(schedule, LossSchedule) else schedule
-        self.host = array("d", [1.0]) if self.base is None else self.base.curve()
+        self.host = array("d", [1.0]) if self.base is None else _checked(self.base, self.base.curve())
         self.length = 0 if schedule is None else len(self.host)
         open_ended = isinstance(self.base, WSD) and self.base.total_steps is None
         self.decay_room = LONGEST_DECAY if open_ended else 0
@@ -86,3 +86,20 @@ class Curve:
 
     def to(self, device: torch.device) -> None:
         self.values = self.values.to(device)
+
+
+def _checked(schedule: StepSchedule, curve: Any) -> array[float]:
+    """The curve of a schedule, which may be one that was written elsewhere.
+
+    Raises:
+        TypeError, ValueError: it is no table that the device could read.
+    """
+    name = f"{type(schedule).__name__}.curve()"
+    if not isinstance(curve, array) or curve.typecode != "d" or not curve:
+        raise TypeError(f'{name}: got {curve!r:.60}, allowed is a filled array("d", ...); wrap the values in one')
+    values = torch.frombuffer(curve, dtype=torch.float64)
+    wrong = ~((values >= 0) & values.isfinite())
+    if bool(wrong.any()):
+        step = int(wrong.nonzero()[0])
+        raise ValueError(f"{name}: got {curve[step]} for step {step}, allowed is a finite number >= 0; correct it")
+    return curve

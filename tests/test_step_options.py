@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from greedylr_fused import FusedAdamW
 from greedylr_fused.schedules import (
     REX,
     UBA,
@@ -46,6 +47,7 @@ REFUSED = [
     (Linear, (0,), {}, ValueError, "0", "a whole number from 1 to 33554432", "write total_steps=1"),
     (Linear, (2**25 + 1,), {}, ValueError, "33554433", "from 1 to 33554432", "write total_steps=33554432"),
     (Linear, (1e3,), {}, TypeError, "1000.0", "an int", "write total_steps=1000"),
+    (Linear, (np.int64(1000),), {}, TypeError, "np.int64(1000)", "an int", "write total_steps=1000"),
     (Linear, (math.nan,), {}, TypeError, "nan", "an int", "write total_steps=1"),
     (Linear, (True,), {}, TypeError, "True", "an int", "write total_steps=1"),
     (Linear, (9,), {"warmup_steps": 10}, ValueError, "10", "at most total_steps=9", "shorten the warm-up"),
@@ -187,3 +189,29 @@ def test_a_table_with_warm_up_and_floor():
 def test_a_long_table_is_shown_in_short():
     shown = repr(Table([1.0, *[0.5] * 10**5, 0.25]))
     assert shown == ("Table([1.0, 0.5, 0.5, 0.5, 0.5, 0.5, ... 0.25: 100002 values], warmup_steps=0, min_lr_ratio=0.0)")
+
+
+@pytest.mark.parametrize(
+    ("curve", "error", "message"),
+    [
+        ([1.0], TypeError, r'Own.curve\(\): got \[1.0\], allowed is a filled array\("d"'),
+        (array("f", [1.0, 0.5]), TypeError, "array\\('f'"),
+        (array("d"), TypeError, "array\\('d'\\)"),
+        (
+            array("d", [1.0, math.nan]),
+            ValueError,
+            r"Own.curve\(\): got nan for step 1, allowed is a finite number >= 0",
+        ),
+        (array("d", [-0.5]), ValueError, "got -0.5 for step 0"),
+    ],
+    ids=str,
+)
+def test_a_curve_written_elsewhere_is_checked(curve, error, message):
+    """A float32 one would be read as float64, two values at a time."""
+
+    class Own(StepSchedule):
+        def curve(self):
+            return curve
+
+    with pytest.raises(error, match=message):
+        FusedAdamW([torch.nn.Parameter(torch.zeros(1))], schedule=Own())

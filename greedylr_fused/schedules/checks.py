@@ -6,6 +6,7 @@ A check reads the option of that name from a frozen dataclass, and names the sch
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, NoReturn
 
 #: Steps that a step schedule may span. Its table takes 8 bytes per step, so this is 256 MiB.
@@ -27,9 +28,10 @@ def mistype(schedule: object, name: str, got: object, allowed: str, remedy: str)
 
 def whole(schedule: object, name: str, *, least: int, most: int = MAX_STEPS, value: Any = OPTION) -> int:
     """The int option `name`, or `value` where that is an argument of a method; refused outside `[least, most]`."""
-    got = getattr(schedule, name) if value is OPTION else value
+    got: Any = getattr(schedule, name) if value is OPTION else value
     if isinstance(got, bool) or not isinstance(got, int):
-        nearest = round(min(max(got, least), most)) if isinstance(got, float) and math.isfinite(got) else least
+        number = isinstance(got, Real) and math.isfinite(got)  # one of numpy's, too
+        nearest = round(min(max(float(got), least), most)) if number else least
         mistype(schedule, name, got, "an int", f"write {name}={nearest}")
     if not least <= got <= most:
         bounds = f"a whole number from {least} to {most}"
