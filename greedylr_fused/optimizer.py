@@ -201,10 +201,15 @@ class FusedAdamW(Optimizer):
     def set_lr(self, lr: float | Tensor | Sequence[float]) -> None:
         """Write the learning rate, one number or one per group, to the device at once: captured graphs see it too.
 
-        The schedule goes on from there; its counters, best, bounds and starting LR stay.
+        The schedule goes on from there; its counters, best, bounds and starting LR stay. A step schedule goes on from
+        there, too: its peak becomes what gives this LR now, so that half the LR halves all that follow. Near the bottom
+        of a curve that rises again (a warm-up, `CosineRestarts`) that is a peak far above the LR written. Where the
+        curve is 0, the LR holds for one step. With a `base` the bounds are those of the LR before its factor, and an LR
+        outside is brought there.
 
         Raises:
-            ValueError: outside the schedule's bounds, or the wrong number of values.
+            ValueError: outside the schedule's bounds (without a `base`), negative, not finite, or the wrong number of
+                values.
         """
         checkpoint.adopt(self)
         self._rates.set(self.param_groups, per_group(lr, len(self.param_groups)))

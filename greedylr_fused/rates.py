@@ -158,11 +158,11 @@ def per_group(value: float | Tensor | Sequence[float], n_groups: int) -> list[fl
         TypeError: something else.
         ValueError: a sequence of another length.
     """
-    if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
-        return [float(value)] * n_groups
+    if options.is_number(value) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        return [float(value)] * n_groups  # type: ignore[arg-type]  # a number of numpy is one, too
     if isinstance(value, torch.Tensor):
         value = value.tolist()
-    if not isinstance(value, Sequence) or not all(isinstance(item, (int, float, Tensor)) for item in value):
+    if not isinstance(value, Sequence) or not all(options.is_number(x) or isinstance(x, Tensor) for x in value):
         raise TypeError(f"learning rate: got {value!r}, allowed is a number, or a sequence of one per parameter group")
     values = [float(item) for item in value]
     if len(values) != n_groups:

@@ -1,5 +1,6 @@
 """The learning rate on both sides: groups on the host, slots on the device."""
 
+import numpy as np
 import pytest
 import torch
 from lagging import install
@@ -81,6 +82,8 @@ def test_set_lr_is_seen_at_once():
     assert vector[GROUPS_BEGIN : GROUPS_BEGIN + 2].tolist() == [0.25, 0.75] == shown(opt) == opt.last_lr()
     opt.set_lr(0.5)
     assert shown(opt) == [0.5, 0.5] == list(opt.metrics().lr)
+    opt.set_lr([np.float32(0.125), np.float64(0.5)])
+    assert opt.last_lr() == [0.125, 0.5]
     opt.set_lr(torch.tensor(0.25))
     assert shown(opt) == [0.25, 0.25]
     assert float(opt._control.slot("best")) == 3.0, "the schedule goes on from there"
@@ -93,6 +96,11 @@ def test_set_lr_with_the_wrong_number_of_values(lr):
     opt = build((1.0, 1.0))
     with pytest.raises(ValueError, match=r"got \d learning rates.*\(2\)"):
         opt.set_lr(lr)
+
+
+def test_set_lr_with_a_truth_value():
+    with pytest.raises(TypeError, match="learning rate: got True, allowed is a number"):
+        build((1.0,)).set_lr(True)
 
 
 def test_set_lr_changes_all_groups_or_none():
