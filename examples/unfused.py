@@ -73,6 +73,7 @@ class UnfusedAdamW:
             smoothed_loss=window.sum / len(window) if window else self._loss,
             best=self._greedy.best,
             grad_norm=math.nan,
+            grad_norm_l1=math.nan,
             skipped=0,
         )
 

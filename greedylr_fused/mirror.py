@@ -32,6 +32,8 @@ class Metrics:
     """Best compared value so far; infinite before the first."""
     grad_norm: float
     """2-norm of all gradients before clipping, after unscaling; NaN where it was not needed."""
+    grad_norm_l1: float
+    """Their 1-norm; NaN unless norms are recorded (`record_grad_norms`), and before the first step after loading."""
     skipped: int
     """Steps skipped because of a non-finite gradient."""
 
@@ -42,6 +44,7 @@ class Metrics:
         def value(name: str) -> float:
             return state[SLOT[name] - STATE_BEGIN]
 
+        scale = value("grad_scale")
         return cls(
             step=int(value("step")),
             lr=tuple(state[GROUPS_BEGIN - STATE_BEGIN :]),
@@ -49,6 +52,7 @@ class Metrics:
             smoothed_loss=value("smoothed"),
             best=value("best"),
             grad_norm=value("grad_norm"),
+            grad_norm_l1=value("grad_abs_sum") / scale if scale else math.nan,  # N1; a loss scale may come down to 0
             skipped=int(value("skipped")),
         )
 

@@ -65,7 +65,8 @@ def test_rows_are_the_norms(backend, device, mix, limit):
     assert rows.shape == (2, 2) and rows.device.type == "cpu"
     for row, values in zip(rows, wanted, strict=True):
         assert_norms(row, values)
-    assert torch.tensor(latest(opt).grad_norm, dtype=torch.float32) == rows[1, 0]
+    shown = latest(opt)
+    assert torch.equal(torch.tensor([shown.grad_norm, shown.grad_norm_l1], dtype=torch.float32), rows[1])
 
 
 def test_all_dtypes_and_several_chunks_together(backend, device):
@@ -92,7 +93,7 @@ def test_recording_changes_no_other_bit(backend, device, limit):
             give(opt, step)
             opt.step(loss=3.0 - step)
         found = snapshot(opt)
-        assert ("norms" in found) == (opt is records)
+        assert ("norms" in found) == (opt is records) == math.isfinite(latest(opt).grad_norm_l1)
         found.pop("norms", None)
         read_for_it = () if limit else ("grad_sq_sum", "grad_norm")
         for name in ("norms_size", "grad_abs_sum", *read_for_it):
@@ -168,6 +169,11 @@ def test_a_loss_scale_is_taken_out(backend, device, limit):
     opt.grad_scale, opt.found_inf = (torch.full((1,), x, device=device) for x in (scale, 0.0))
     opt.step()
     assert_norms(opt.grad_norms()[0], magnitudes(opt), scale)
+    assert torch.tensor(latest(opt).grad_norm_l1, dtype=torch.float32) == opt.grad_norms()[0, 1]
+    opt.grad_scale.zero_()  # where many steps in a row overflow, it halves until there is nothing left
+    opt.found_inf.fill_(1.0)
+    opt.step()
+    assert math.isnan(latest(opt).grad_norm_l1)
 
 
 def test_a_skipped_step_has_no_row(backend, device):
