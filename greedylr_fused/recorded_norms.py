@@ -36,9 +36,9 @@ def read(path: str | Path, run: str | None = None) -> Recorded:
 
     Args:
         path: `run.jsonl`, one JSON object per line with the norms of a step, "grad_norm" (L2) and "grad_norm_l1", and
-            if it has them the number of the "step" and the name of the "run"; lines without norms are passed over, of
-            a step written twice the last line counts. Or what `torch.save` wrote: the state_dict of an optimizer with
-            `record_grad_norms=`, or something that contains it.
+            if it has them the number of the "step" and the name of the "run"; lines without norms are passed over, and
+            so are runs without any beside one with some; of a step written twice the last line counts. Or what
+            `torch.save` wrote: the state_dict of an optimizer with `record_grad_norms=`, or something that contains it.
         run: which one, if the file has several: "run" of the lines, or where in the checkpoint the optimizer is.
 
     Raises:
@@ -81,10 +81,11 @@ def _of_lines(path: Path) -> dict[str, Tensor]:
             "write them with each step, or give a checkpoint of an optimizer with record_grad_norms="
         )
     missing = [math.nan] * len(KEYS)
-    return {
+    found = {
         run: torch.tensor([steps.get(step, missing) for step in range(min(steps), max(steps) + 1)], dtype=torch.float64)
         for run, steps in runs.items()
     }
+    return {run: norms for run, norms in found.items() if bool(norms.isfinite().any())} or found
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

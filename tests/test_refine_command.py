@@ -85,6 +85,8 @@ def test_one_of_several_runs(tmp_path, capsys):
     assert "one of fused, torch; choose one with --run" in refused(capsys, path)
     assert "'adamw'" in refused(capsys, path, "--run", "adamw")
     assert refine(path, "--run", "torch") == Refined.from_norms(NORMS.flip(0))
+    lone = lines(lines(tmp_path / "lone.jsonl", run="fused"), run="torch", grad_norm=None, grad_norm_l1=None)
+    assert refine(lone) == Refined.from_norms(NORMS), "there is nothing to choose"
 
 
 def test_l2_norms_are_not_taken_for_adam_unless_told_to(tmp_path, capsys):
