@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from config import SIZES
 from engine import ENGINES
 from errors import UsageError
+from lr_schedules import FILE, NAMES
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> Request:
     parser = _Parser(
         prog="pretrain.py",
         description="Pretrain a byte-level GPT on real text with FusedAdamW and GreedyLR, which moves the learning "
-        "rate between 0.1 and 4 times --lr.",
+        "rate between 0.1 and 4 times --lr, or with another --schedule.",
         epilog="Ctrl-C (or SIGTERM) finishes the step, saves and exits with 130 (143); --resume goes on as if nothing "
         "had happened, to the bit. A run that diverges (a held-out loss, or 20 steps in a row, not finite) stops with "
         "exit code 1 and leaves the checkpoint before; so does one that cannot write it, as on a full disk. A wrong "
@@ -55,7 +56,11 @@ def parse(arguments: Sequence[str] | None) -> Request:
     sizes = "; ".join(f"{name}: batch {s.batch}, lr {s.lr:g}, steps {s.steps}" for name, s in SIZES.items())
     add = parser.add_argument
     add("--size", choices=list(SIZES), help="model size (default: tiny on a CPU, gpt2 on a GPU; micro is for tests)")
-    add("--optimizer", choices=["fused", "torch"], help="fused: FusedAdamW; torch: AdamW, clipping and a host GreedyLR")
+    add(
+        "--optimizer",
+        choices=["fused", "torch"],
+        help="fused: FusedAdamW; torch: AdamW, clipping, a schedule on the host",
+    )
     add("--compare", action="store_true", help="run both optimizers from one seed and show the differences")
     engines = parser.add_mutually_exclusive_group()
     for name, meaning in ENGINES.items():
@@ -64,11 +69,13 @@ def parse(arguments: Sequence[str] | None) -> Request:
     add("--steps", type=_count, help=f"optimizer steps (defaults: {sizes})")
     add("--batch", type=_up_to(2**16), help="windows per micro-batch, of all ranks (default: by size)")
     add("--accumulate", type=_up_to(2**16), help="micro-batches per step (default: 1)")
-    add("--lr", type=_positive, help="starting learning rate; its bounds are 0.1 and 4 times that (default: by size)")
+    add(
+        "--lr",
+        type=_positive,
+        help="starting or peak learning rate; GreedyLR's bounds are 0.1 and 4 times that (default: by size)",
+    )
     add("--weight-decay", type=_not_negative, help="of matrices (default: 0.1)")
-    add("--factor", type=float, help="GreedyLR: a cut multiplies by it, a raise divides (default: 0.85)")
-    add("--patience", type=int, help="GreedyLR: a change comes after one more observation than that (default: 10)")
-    add("--window", type=_up_to(10**6), help="GreedyLR: losses in the mean that is compared (default: 50)")
+    schedule_options(parser)
     add("--seed", type=_seed, help="of weights and batches (default: 0)")
     add("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
     add("--threads", type=_up_to(os.cpu_count() or 1), help="CPU threads (default: as many as cores may be used)")
@@ -76,7 +83,13 @@ def parse(arguments: Sequence[str] | None) -> Request:
     add("--eval-every", type=_count, help="steps between held-out losses (default: 100)")
     add("--log-every", type=_count, help="steps between lines where there is no terminal (default: 20)")
     add("--out", type=Path, help="output folder (default: runs/SIZE-OPTIMIZER or runs/SIZE-compare)")
-    add("--resume", type=Path, metavar="DIR", help="go on with the run in DIR; --steps may be raised")
+    add(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with the run in DIR; --steps may be raised, and a schedule "
+        "of a fixed length is then one of that many steps",
+    )
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     given = vars(parser.parse_args(arguments))
     out, resume = given.pop("out", None), given.pop("resume", None)
@@ -88,8 +101,39 @@ def parse(arguments: Sequence[str] | None) -> Request:
     return Request(given, engine, out, resume, overwrite)
 
 
+def schedule_options(parser: argparse.ArgumentParser) -> None:
+    """What decides the learning rate."""
+    add = parser.add_argument_group("learning-rate schedule").add_argument
+    add(
+        "--schedule",
+        type=_schedule,
+        metavar="NAME",
+        help=f"{', '.join(NAMES)}, or {FILE} (default: greedy). With + the loss moves what the curve "
+        "multiplies; plateau is ReduceOnPlateau",
+    )
+    add("--warmup-steps", type=_not_negative_count, help="steps of a linear warm-up of the LR from 0 (default: 0)")
+    add("--decay-steps", type=_count, help="wsd: steps of the decay at the end (default: a fifth of --steps)")
+    add(
+        "--min-lr-ratio", type=_ratio, help="where linear, cosine, wsd and plateau end, as a ratio of --lr (default: 0)"
+    )
+    add("--factor", type=float, help="greedy, plateau: a cut multiplies by it, a raise divides (default: 0.85)")
+    add("--patience", type=int, help="greedy, plateau: a change comes after one observation more (default: 10)")
+    add("--window", type=_up_to(10**6), help="losses in the mean that is shown, and compared (default: 50)")
+    add("--record-norms", action="store_true", help="record the gradient norms of each step, for greedylr_fused refine")
+
+
+def _schedule(text: str) -> str:
+    if text not in NAMES and not text.endswith(".json"):
+        raise argparse.ArgumentTypeError(f"got {text}, allowed is one of {', '.join(NAMES)}, or {FILE}")
+    return text
+
+
 def _count(text: str) -> int:
     return _whole(text, 1, 2**53)
+
+
+def _not_negative_count(text: str) -> int:
+    return _whole(text, 0, 2**53)
 
 
 def _seed(text: str) -> int:
@@ -117,6 +161,10 @@ def _positive(text: str) -> float:
 
 def _not_negative(text: str) -> float:
     return _number(text, "0 or a positive number", lambda value: 0 <= value < math.inf)
+
+
+def _ratio(text: str) -> float:
+    return _number(text, "a ratio, 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def _number(text: str, allowed: str, fits: Callable[[float], bool]) -> float:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from greedylr_fused import GreedyLR
+from greedylr_fused.schedules import LossSchedule, StepSchedule
 
+import lr_schedules
 from engine import Ranks
 from errors import UsageError
 from model import Shape
@@ -59,6 +60,12 @@ class Config:
     save_every: int = 100
     eval_every: int = 100
     log_every: int = 20
+    schedule: str = "greedy"
+    warmup_steps: int = 0
+    decay_steps: int | None = None
+    min_lr_ratio: float = 0.0
+    values: tuple[float, ...] = ()  # of a schedule in a file
+    record_norms: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -82,20 +89,18 @@ class Config:
 
     @property
     def kind(self) -> str:
-        """In a word, what is trained with."""
+        """In a word, which optimizers train."""
         return "compare" if self.compare else self.optimizer
 
     @property
-    def schedule(self) -> GreedyLR:
-        """Single losses are noisy, so means over a window are compared; the bounds are 0.1 and 4 times `lr`."""
-        return GreedyLR(
-            factor=self.factor,
-            patience=self.patience,
-            smooth=True,
-            window_size=self.window,
-            min_lr=0.1 * self.lr,
-            max_lr=4 * self.lr,
-        )
+    def lr_schedule(self) -> StepSchedule | LossSchedule:
+        """What decides the LR from step to step."""
+        return lr_schedules.build(self)
+
+    @property
+    def loss_driven(self) -> bool:
+        """Whether the loss has a say in it."""
+        return isinstance(self.lr_schedule, LossSchedule)
 
 
 def new_config(given: dict[str, Any]) -> Config:
@@ -107,12 +112,13 @@ def new_config(given: dict[str, Any]) -> Config:
     name = given.get("size") or ("gpt2" if device == "cuda" else "tiny")
     size = SIZES[name]
     found = dict(size=name, steps=size.steps, batch=size.batch, lr=size.lr, threads=_usable_cores())
+    schedule = given.get("schedule", Config.schedule)
+    lr_schedules.check_given(schedule, given)
+    if schedule not in lr_schedules.NAMES:
+        found |= lr_schedules.read(schedule)
     config = Config(**found | given | dict(device=device, dtype="bfloat16" if bf16 else "float32"))
-    try:
-        config.schedule.bounds(config.lr, 0)
-    except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from None
-    return config
+    lr_schedules.check_baseline(config)
+    return _checked(config)
 
 
 def resumed_config(saved: dict[str, Any], given: dict[str, Any]) -> Config:
@@ -135,7 +141,22 @@ def resumed_config(saved: dict[str, Any], given: dict[str, Any]) -> Config:
             )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("the checkpoint is of a run on a GPU, and PyTorch finds none here")
-    return replace(config, **{name: value for name, value in given.items() if name in MAY_CHANGE})
+    return _checked(replace(config, **{name: value for name, value in given.items() if name in MAY_CHANGE}))
+
+
+def _checked(config: Config) -> Config:
+    """The same, with a schedule that can be.
+
+    Raises:
+        UsageError: an option of it is out of range.
+    """
+    try:
+        schedule = config.lr_schedule
+        if isinstance(schedule, LossSchedule):
+            schedule.bounds(config.lr, 0)
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from None
+    return config
 
 
 def check_ranks(config: Config, ranks: Ranks) -> None:

@@ -39,7 +39,8 @@ def choose(request: Request, ranks: Ranks) -> tuple[Path, bool]:
 
 def default_name(config: Config) -> str:
     """What a run is called."""
-    return f"{config.size}-{config.kind}"
+    schedule = Path(config.schedule).stem.replace("+", "-")
+    return f"{config.size}-{config.kind}" + (f"-{schedule}" if config.schedule != Config.schedule else "")
 
 
 def _written_by(folder: Path, job: str) -> bool:
@@ -82,7 +83,10 @@ def prepare(folder: Path, config: Config, ranks: Ranks, *, fresh: bool) -> None:
                 (folder / name).unlink(missing_ok=True)
         if ranks.job:  # before anything else: a job that dies here finds its own folder
             checkpoint.write_atomically(folder / JOB, lambda file: file.write(ranks.job.encode()))
-        text = json.dumps(asdict(config), indent=2) + "\n"
+        options = {
+            name: value for name, value in asdict(config).items() if name != "values"
+        }  # the checkpoint has those
+        text = json.dumps(options, indent=2) + "\n"
         checkpoint.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
     except (OSError, WriteError) as error:
         raise UsageError(f"output folder {folder}: {getattr(error, 'strerror', None) or error}") from None

@@ -1,13 +1,14 @@
-"""Pretrain a byte-level GPT on real text, with a learning rate that the loss decides.
+"""Pretrain a byte-level GPT on real text, with a learning rate that the loss decides, or a schedule of one's choice.
 
     python examples/pretrain.py                      train with FusedAdamW and GreedyLR
     python examples/pretrain.py --compare            the same, beside torch's AdamW with a host-side GreedyLR
+    python examples/pretrain.py --schedule cosine    or linear, wsd, greedy+linear, ...; see --help
     python examples/pretrain.py --data FILE_OR_DIR   on one's own text
     python examples/pretrain.py --resume DIR         go on where a run stopped
     torchrun --nproc-per-node 2 examples/pretrain.py --fsdp     in several processes (or --ddp), which share the batch
 
-Reading order: this file, trainer.py (a step), model.py, data.py; engine.py has all that several processes need;
-unfused.py is the baseline.
+Reading order: this file, trainer.py (a step), model.py, data.py, lr_schedules.py; engine.py has all that several
+processes need; unfused.py is the baseline, with the schedules of host_schedules.py.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from rich.console import Console
 
 import checkpoint
 import folders
+import lr_schedules
 import record
 import report
 from command_line import Request, parse
@@ -56,6 +58,7 @@ class Run:
     trainers: list[Trainer]
     rows: record.Record
     ranks: Ranks
+    remark: str | None
 
     @property
     def finished(self) -> bool:
@@ -92,7 +95,8 @@ def pretrain(request: Request, ranks: Ranks) -> int:
     run = prepare(request, ranks)
     if run is None:
         return 0
-    console.print(describe(run), highlight=False, soft_wrap=True)
+    for line in filter(None, (describe(run), run.remark)):
+        console.print(line, highlight=False, soft_wrap=True)
     try:
         with (
             Interrupt(launched=ranks.engine is not None) as interrupt,
@@ -145,8 +149,10 @@ def prepare(request: Request, ranks: Ranks) -> Run | None:
         ranks.first(lambda: folders.check_not_finished(folder, config, trainers))
     ranks.first(lambda: folders.prepare(folder, config, ranks, fresh=content is None))
     steps = {trainer.name: trainer.steps for trainer in trainers}
-    rows = ranks.together(lambda: record.Record(folder if ranks.rank == 0 else None, steps))
-    return Run(config, folder, corpus, trainers, rows, ranks)
+    rows = ranks.together(lambda: record.Record(folder if ranks.rank == 0 else None, steps, config))
+    before = Config(**content["config"]) if content else None
+    remark = lr_schedules.remark(config, before, min(steps.values()))
+    return Run(config, folder, corpus, trainers, rows, ranks, remark)
 
 
 def build(config: Config, corpus: Corpus, ranks: Ranks) -> list[Trainer]:
@@ -169,8 +175,7 @@ def train(run: Run, display: Display, interrupt: Interrupt) -> str | None:
         for trainer in trainers:
             while trainer.steps < done and not interrupt.signal:
                 metrics = trainer.step()
-                rows.add(trainer.name, metrics, skipped=trainer.skipped_last)
-                display.show(trainer, metrics)
+                display.show(trainer, rows.add(trainer.name, metrics, skipped=trainer.skipped_last))
                 if agree(ranks, interrupt, trainer) >= BAD_STEPS:
                     return trouble(trainer)
             if len(trainers) > 1:
@@ -234,7 +239,8 @@ def describe(run: Run) -> str:
     text = f"{corpus.train.numel():,} bytes of text, {corpus.held_out.numel():,} held out"
     steps = f"{config.steps} steps of {config.tokens_per_step:,} bytes"
     parameters = run.trainers[0].parameters
-    line = f"{config.size}: {parameters:,} parameters; {config.kind}; {steps}; {text}; {where}"
+    kind = f"{config.kind}, {lr_schedules.label(config)}"
+    line = f"{config.size}: {parameters:,} parameters; {kind}; {steps}; {text}; {where}"
     done = min(trainer.steps for trainer in run.trainers)
     return f"{line}; going on from step {done} of {run.folder}" if done else line
 

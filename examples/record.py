@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from greedylr_fused.mirror import Metrics
 
 from checkpoint import write_atomically
+from config import Config
 from errors import WriteError
 
 NAME = "run.jsonl"
@@ -23,32 +26,44 @@ class Record:
         folder: the run's folder; None on the ranks that write nothing.
         steps: steps done by each trainer, skipped ones included; lines of later ones, from after the checkpoint, are
             dropped.
+        config: the run's options.
     """
 
-    def __init__(self, folder: Path | None, steps: dict[str, int]) -> None:
+    def __init__(self, folder: Path | None, steps: dict[str, int], config: Config) -> None:
         self._path = folder / NAME if folder else None
         self.rows: list[Row] = []
         self._written = 0
         self._last = steps
-        if self._path is None:
-            return
-        lines = self._path.read_text().splitlines() if any(steps.values()) and self._path.exists() else []
+        self._loss_driven, self._norms = config.loss_driven, config.record_norms
+        if self._path is not None:
+            self._take_over(self._path, steps)
+        # A schedule that the loss drives compares means over this window; beside others they are taken here.
+        self._windows = {run: deque(self.series(run, "loss")[1], maxlen=config.window) for run in steps}
+
+    def _take_over(self, path: Path, steps: dict[str, int]) -> None:
+        """Keep the lines up to these steps, here and in the file."""
+        lines = path.read_text().splitlines() if any(steps.values()) and path.exists() else []
         self.rows = [row for row in map(_parsed, lines) if row and row["step"] <= steps.get(row["run"], 0)]
         kept = "".join(map(_line, self.rows))
-        write_atomically(self._path, lambda file: file.write(kept.encode()))
+        write_atomically(path, lambda file: file.write(kept.encode()))
         self._written = len(self.rows)
 
-    def add(self, run: str, metrics: Metrics, *, skipped: bool) -> None:
+    def add(self, run: str, metrics: Metrics, *, skipped: bool) -> Metrics:
         """Take down what has arrived from the device; nothing if that is the step of the last line.
 
         Args:
             run: the trainer's name.
             metrics: its latest; `step` and `skipped` together number the steps.
             skipped: the last step was skipped. Its loss is null then: what `metrics` has is of an earlier step.
+
+        Returns:
+            The metrics with the mean over the window as `smoothed_loss`, whatever the schedule.
         """
         step = metrics.step + metrics.skipped
-        if step <= self._last[run]:
-            return
+        new = step > self._last[run]
+        metrics = self._smoothed(run, metrics, new=new and not skipped)
+        if not new:
+            return metrics
         self._last[run] = step
         row = {
             "run": run,
@@ -56,12 +71,23 @@ class Record:
             "loss": None if skipped else finite_or_none(metrics.loss),  # nats per byte
             "smoothed_loss": None if skipped else finite_or_none(metrics.smoothed_loss),
             # This step's comparison: `best` is the value compared.
-            "better": None if skipped else metrics.best == metrics.smoothed_loss,
+            "better": metrics.best == metrics.smoothed_loss if self._loss_driven and not skipped else None,
             "next_lr": metrics.lr[0],
             "grad_norm": finite_or_none(metrics.grad_norm),
             "skipped": metrics.skipped,  # so far
         }
+        if self._norms:
+            row["grad_norm_l1"] = finite_or_none(metrics.grad_norm_l1)
         self.rows.append(row)
+        return metrics
+
+    def _smoothed(self, run: str, metrics: Metrics, *, new: bool) -> Metrics:
+        if self._loss_driven:
+            return metrics
+        window = self._windows[run]
+        if new and math.isfinite(metrics.loss):
+            window.append(metrics.loss)
+        return replace(metrics, smoothed_loss=math.fsum(window) / len(window) if window else math.nan)
 
     def add_held_out(self, run: str, step: int, bits: float) -> None:
         """Take down a held-out loss in bits per byte; null if it is not finite."""

@@ -15,17 +15,18 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from greedylr_fused import __version__, doctor  # noqa: E402
+from greedylr_fused import GreedyLR, __version__, doctor  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+import lr_schedules  # noqa: E402
 from checkpoint import write_atomically  # noqa: E402
 from config import Config  # noqa: E402
 from record import Record, finite_or_none  # noqa: E402
 from trainer import Trainer, host_reads_per_step  # noqa: E402
 
-LABELS = {"fused": "FusedAdamW, GreedyLR on the device", "torch": "torch AdamW + clip, GreedyLR on the host"}
+LABELS = {"fused": "FusedAdamW, {} on the device", "torch": "torch AdamW + clip, {} on the host"}
 # The baseline is drawn dashed and thin over the wide line of ours, so that both are seen where they agree.
 STYLES: dict[str, dict[str, Any]] = {
     "fused": dict(color="#1f77b4", linewidth=3.2, alpha=0.75),
@@ -72,16 +73,18 @@ def _spread(milliseconds: list[float]) -> dict[str, float]:
 
 def write(folder: Path, config: Config, found: Results, record: Record, diverged: str | None, console: Console) -> None:
     """Leave what the run found in its folder, and show it."""
-    summary = write_summary(folder, found, record, diverged)
+    summary = write_summary(folder, config, found, record, diverged)
     draw(folder / "curves.png", config, record, summary)
     print_summary(console, summary, folder)
 
 
-def write_summary(folder: Path, found: Results, record: Record, diverged: str | None) -> dict[str, Any]:
+def write_summary(folder: Path, config: Config, found: Results, record: Record, diverged: str | None) -> dict[str, Any]:
     """`summary.json`: the results of each run, why it was given up (None if it was not), and where two runs part."""
-    summary: dict[str, Any] = {"runs": found, "diverged": diverged, "environment": environment()}
+    summary: dict[str, Any] = {"schedule": lr_schedules.label(config), "runs": found, "diverged": diverged}
+    summary["environment"] = environment()
     if len(found) == 2:
-        summary["first_loss_comparison_that_differs"] = record.first_difference("better")
+        if config.loss_driven:
+            summary["first_loss_comparison_that_differs"] = record.first_difference("better")
         summary["first_lr_that_differs"] = record.first_difference("next_lr")
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "summary.json", lambda file: file.write(text.encode()))
@@ -108,7 +111,7 @@ def environment() -> dict[str, str]:
 def print_summary(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """The table, one column per run, and one line on where they part."""
     found: Results = summary["runs"]
-    table = Table(title="result", title_justify="left")
+    table = Table(title=f"result, {summary['schedule']}", title_justify="left")
     table.add_column("")
     for name in found:
         table.add_column(name, justify="right")
@@ -135,7 +138,10 @@ def print_summary(console: Console, summary: dict[str, Any], folder: Path) -> No
 
 def parting(summary: dict[str, Any]) -> str:
     """Where the two runs part, in words."""
-    comparison, lr = summary["first_loss_comparison_that_differs"], summary["first_lr_that_differs"]
+    lr = summary["first_lr_that_differs"]
+    if "first_loss_comparison_that_differs" not in summary:
+        return "the LR traces are equal, bit for bit" if lr is None else f"the LR traces part at step {lr}"
+    comparison = summary["first_loss_comparison_that_differs"]
     if comparison is None and lr is None:
         return "every loss comparison fell the same way in both runs: the LR traces are equal, bit for bit"
     parts = [f"rounding made the first loss comparison fall the other way at step {comparison}"]
@@ -157,11 +163,10 @@ def draw(path: Path, config: Config, record: Record, summary: dict[str, Any]) ->
         f"{config.device.upper()} {config.dtype}"
     )
     for name in runs:
-        _draw_run(axes[0], axes[-1], record, name)
+        _draw_run(axes[0], axes[-1], record, name, LABELS[name].format(summary["schedule"]))
     axes[0].set(ylabel="loss (bits per byte)")
-    axes[-1].set(ylabel="learning rate", xlabel="optimizer step", yscale="log")
-    axes[-1].axhline(config.schedule.min_lr, color="grey", linewidth=0.8, linestyle=":", label="min_lr, max_lr")
-    axes[-1].axhline(config.schedule.max_lr, color="grey", linewidth=0.8, linestyle=":")
+    axes[-1].set(ylabel="learning rate", xlabel="optimizer step")
+    _draw_bounds(axes[-1], config)
     if compare:
         _draw_difference(axes[1], record)
         step = summary["first_lr_that_differs"]
@@ -174,7 +179,19 @@ def draw(path: Path, config: Config, record: Record, summary: dict[str, Any]) ->
     pyplot.close(figure)
 
 
-def _draw_run(loss_axis: Any, lr_axis: Any, record: Record, name: str) -> None:
+def _draw_bounds(axis: Any, config: Config) -> None:
+    """Those of GreedyLR. Where a curve leads to an LR of 0, the axis is no logarithm."""
+    schedule, shares = config.lr_schedule, lr_schedules.curve(config)
+    if min(shares) > 0.0:
+        axis.set_yscale("log")
+    for bound in ("min_lr", "max_lr") if isinstance(schedule, GreedyLR) else ():
+        lrs = [getattr(schedule, bound) * shares[min(step, len(shares) - 1)] for step in range(config.steps + 1)]
+        axis.plot(
+            lrs, color="grey", linewidth=0.8, linestyle=":", label="min_lr, max_lr" if bound == "min_lr" else None
+        )
+
+
+def _draw_run(loss_axis: Any, lr_axis: Any, record: Record, name: str, label: str) -> None:
     style = STYLES[name]
     steps, losses = record.series(name, "loss")
     if name == "fused" or not record.series("fused", "loss")[0]:
@@ -182,12 +199,12 @@ def _draw_run(loss_axis: Any, lr_axis: Any, record: Record, name: str) -> None:
             steps, [loss / math.log(2) for loss in losses], color="grey", linewidth=0.5, label="single batch"
         )
     steps, smoothed = record.series(name, "smoothed_loss")
-    loss_axis.plot(steps, [loss / math.log(2) for loss in smoothed], label=LABELS[name], **style)
+    loss_axis.plot(steps, [loss / math.log(2) for loss in smoothed], label=label, **style)
     steps, bits = record.series(name, "held_out_bits_per_byte")
     marker = "o" if name == "fused" else "x"
     loss_axis.plot(steps, bits, marker, color=style["color"], markersize=6, label=f"held out ({name})")
     steps, rates = record.series(name, "next_lr")
-    lr_axis.plot(steps, rates, drawstyle="steps-post", label=LABELS[name], **style)
+    lr_axis.plot(steps, rates, drawstyle="steps-post", label=label, **style)
 
 
 def _draw_difference(axis: Any, record: Record) -> None:
