@@ -22,7 +22,7 @@ from torch.optim.optimizer import Optimizer
 from greedylr_fused import checkpoint_checks as checks
 from greedylr_fused import schedules
 from greedylr_fused.checkpoint_numbers import KEY as KEY
-from greedylr_fused.checkpoint_numbers import fitted, read_control, saved
+from greedylr_fused.checkpoint_numbers import check_decay, fitted, read_control, saved
 from greedylr_fused.control import Control
 from greedylr_fused.formats import DTYPES, MIXES, MOMENTS
 from greedylr_fused.wrapped import MIRROR
@@ -84,8 +84,7 @@ def load_state_dict(self: FusedAdamW, state_dict: dict[str, Any]) -> None:
 
     def complete(_: Optimizer) -> None:
         restore(self, found["loaded"], previous)
-        begins = self._control.follows_steps and not _scheduled(found["loaded"]["param_groups"])
-        self._control.take(found["control"], [] if begins else _steps(self))
+        self._control.take(found["control"])
         self._observed = False
         self._engine.begun = True
         self._restart()
@@ -108,11 +107,6 @@ def with_own_steps(state: Mapping[Any, dict[str, Any]]) -> dict[Any, dict[str, A
     }
 
 
-def _steps(optimizer: FusedAdamW) -> list[Tensor]:
-    states = (own for param, own in optimizer.state.items() if isinstance(param, Tensor))
-    return [torch.as_tensor(own["step"], dtype=torch.float32) for own in states if "step" in own]
-
-
 def loaded_control(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]], control: Control) -> Control:
     """The control that a checkpoint describes, for an optimizer that has these groups and this control.
 
@@ -122,25 +116,37 @@ def loaded_control(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]],
     checks.check_layout(loaded, live)
     checks.check_states(loaded, live)
     try:
-        return _control_of(loaded["param_groups"], control)
+        return _control_of(loaded["param_groups"], control, _taken(loaded["state"]))
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith("checkpoint") else f"checkpoint: {error}") from None
 
 
-def _control_of(groups: Sequence[Mapping[str, Any]], control: Control) -> Control:
+def _control_of(groups: Sequence[Mapping[str, Any]], control: Control, taken: float = 0.0) -> Control:
     numbers = read_control(groups)
     if numbers is None:
-        return control.anew([_peak(group) if control.follows_steps else float(group["lr"]) for group in groups])
+        result = control.anew([_peak(group) if control.follows_steps else float(group["lr"]) for group in groups])
+        begins = control.follows_steps and not any("initial_lr" in group for group in groups)  # that LR was constant
+        result.load([own | {"step": 0.0 if begins else taken} for own in result.numbers()])
+        return result
+    check_decay(numbers[0], control)
+    step = max(numbers[0]["step"], taken)  # another optimizer that trained on has counted in the states alone
+    fraction = control.curve.fraction(step, numbers[0]["decay_start"], numbers[0]["decay_steps"])
     for own, group in zip(numbers, groups, strict=True):
+        own["step"] = step
         # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own, or its mirror.
         if group["lr"] not in (own["lr"], group[KEY].get(MIRROR)):
             own["lr"] = float(group["lr"])
-            if own["fraction"] != 0:
-                own["level"] = own["lr"] / own["fraction"]
+            own["level"] = own["lr"] / fraction if fraction else own["level"]
     numbers = fitted(numbers, control)
     result = control.anew([own["initial_lr"] for own in numbers])
     result.load(numbers)
     return result
+
+
+def _taken(state: Mapping[Any, Any]) -> float:
+    """Steps that the states of a checkpoint have counted."""
+    steps = [torch.as_tensor(own["step"], dtype=torch.float32).reshape(()) for own in state.values() if "step" in own]
+    return float(torch.stack([step.cpu() for step in steps]).max()) if steps else 0.0
 
 
 def _peak(group: Mapping[str, Any]) -> float:
@@ -148,11 +154,6 @@ def _peak(group: Mapping[str, Any]) -> float:
     "max_lr". Without a scheduler it is the LR.
     """
     return float(group.get("max_lr", group["initial_lr"]) if "initial_lr" in group else group["lr"])
-
-
-def _scheduled(groups: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the steps of a checkpoint were those of a schedule, ours or torch's, and not of a constant LR."""
-    return any(group.get(KEY) or "initial_lr" in group for group in groups)
 
 
 def adopt(optimizer: FusedAdamW) -> None:
@@ -168,7 +169,7 @@ def adopt(optimizer: FusedAdamW) -> None:
     copied = [(group.get(KEY), group["lr"]) for group in optimizer.param_groups]
     loaded, control = _control_of(optimizer.param_groups, optimizer._control), optimizer._control
     loaded.pending.copy_(control.pending)
-    control.take(loaded, [])
+    control.take(loaded)
     optimizer._engine.begun = True
     optimizer._restart()
     optimizer._rates.stamps.adopted(copied)  # type: ignore[union-attr]

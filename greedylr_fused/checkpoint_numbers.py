@@ -135,25 +135,30 @@ def _check_window(where: str, numbers: Mapping[str, float], window: Sequence[flo
         refuse(f'{where}["window"][{len(window) - 1}]', window[-1], f'the last "loss", {numbers["loss"]}', _ANEW)
 
 
-def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str, Any]]:
-    """What this schedule takes of the numbers that another run's left.
-
-    What another kind of schedule decided says nothing to this one: of its numbers only the LR and the counts of steps
-    are taken, and the schedule starts anew from that LR. Of a longer window the newest losses are taken.
-
-    Raises:
-        ValueError: it compared something else: another mode, or losses where this one compares means; or it is in a
-            decay that this one does not know.
-    """
-    kind, mode_max = (float(control.slot(name)) for name in ("kind", "mode_max"))
-    first = numbers[0]
+def check_decay(first: Mapping[str, Any], control: Control) -> None:
+    """Refuse the numbers of a run that is in a decay which this schedule does not know."""
     if first["decay_steps"] > control.curve.decay_room:
         raise ValueError(
             f"checkpoint: written in a decay of {first['decay_steps']:g} steps that start_decay() began, this schedule "
             f"has room for one of {control.curve.decay_room}; construct it with the WSD(...) of the run that wrote it, "
             f'or delete "{KEY}" from every group to start the schedule anew from its LRs'
         )
-    if first["kind"] != kind:
+
+
+def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str, Any]]:
+    """What this schedule takes of the numbers that another run's left.
+
+    What another kind of schedule decided says nothing to this one, nor a level without the base that it was for: of
+    its numbers only the LR and the counts of steps are taken, and the schedule starts anew from that LR. Of a longer
+    window the newest losses are taken.
+
+    Raises:
+        ValueError: it compared something else: another mode, or losses where this one compares means.
+    """
+    kind, mode_max = (float(control.slot(name)) for name in ("kind", "mode_max"))
+    first = numbers[0]
+    dropped = control.needs_loss and not control.follows_steps and first["fraction"] != 1.0  # the base that it had
+    if first["kind"] != kind or dropped:
         names = ("step", "skipped", "loss", "grad_norm", "decay_start", "decay_steps", NORMS)
         kept = {name: first[name] for name in names}
         start = "level" if control.follows_steps else "lr"

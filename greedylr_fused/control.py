@@ -12,7 +12,7 @@ the fraction that the step schedule's curve has for the step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from greedylr_fused import control_numbers, norms
 from greedylr_fused.curve import Curve
 from greedylr_fused.schedules import GreedyLR, LossSchedule, StepSchedule
+from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO
 from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SLOT, SLOTS, TABLE
 
 Schedule = LossSchedule | StepSchedule
@@ -97,7 +98,8 @@ class Control:
     def bounds_for(self, initial_lrs: Sequence[float]) -> list[tuple[float, float]]:
         """Of the levels of groups with these starting LRs."""
         if self._loss_driven is None:
-            return [(0.0, math.inf)] * len(initial_lrs)
+            most = DEFAULT_MAX_RATIO if self.schedule is not None else math.inf
+            return [(0.0, most * lr if lr else math.inf) for lr in initial_lrs]
         if not any(initial_lrs):
             raise ValueError(
                 f"{type(self.schedule).__name__}: got a starting lr of 0 in every parameter group, allowed is at least "
@@ -237,15 +239,8 @@ class Control:
         control.pending.copy_(self.pending)
         return control
 
-    def take(self, other: Control, steps: Iterable[Tensor]) -> None:
-        """Become what the other is, in the same memory, which captured graphs read.
-
-        A checkpoint without control numbers has counted its steps all the same: in those of its parameters.
-        """
-        counts = list(steps)
-        counted = float(torch.stack(counts).max()) if counts else 0.0
-        if counted > float(other.slot("step")):
-            other.load([own | {"step": counted} for own in other.numbers()])
+    def take(self, other: Control) -> None:
+        """Become what the other is, in the same memory, which captured graphs read."""
         self.vector.copy_(other.vector)
         self.norms.copy_(other.norms)
         self.bounds, self.decay_steps = other.bounds, other.decay_steps

@@ -201,7 +201,7 @@ class DeviceSchedule:
         loaded = self._control.anew([group["initial_lr"] for group in numbers])
         loaded.load(numbers)
         self._check_number_of_groups()
-        self._control.take(loaded, [])
+        self._control.take(loaded)
         self._observed = False
         self._put_back()
         self._mirror = Mirror(self._control)

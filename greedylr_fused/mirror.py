@@ -84,6 +84,11 @@ class Mirror:
         lrs: list[float] = self._shown[1].tolist()
         return lrs
 
+    @property
+    def fraction(self) -> float:
+        """What the step schedule makes of each level, as of this snapshot."""
+        return float(self._shown[0][SLOT["fraction"] - STATE_BEGIN])
+
     def update(self) -> bool:
         """Take over a copy that has arrived, and enqueue the next unless one is under way; whether there was one.
 

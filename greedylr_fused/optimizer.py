@@ -202,13 +202,12 @@ class FusedAdamW(Optimizer):
         """Write the learning rate, one number or one per group, to the device at once: captured graphs see it too.
 
         The schedule goes on from there; its counters, best, bounds and starting LR stay. A step schedule goes on from
-        there, too: its peak becomes what gives this LR now, so that half the LR halves all that follow. Near the bottom
-        of a curve that rises again (a warm-up, `CosineRestarts`) that is a peak far above the LR written. Where the
-        curve is 0, the LR holds for one step. With a `base` the bounds are those of the LR before its factor, and an LR
-        outside is brought there.
+        there, too: its peak becomes what gives this LR now, so that half the LR halves all that follow; a peak above 10
+        times the starting LR, as of an LR written early in a warm-up, is refused. Where the curve is 0, the LR holds
+        for one step. With a `base` the bounds are those of the LR before its factor.
 
         Raises:
-            ValueError: outside the schedule's bounds (without a `base`), negative, not finite, or the wrong number of
+            ValueError: outside the bounds (a tensor is brought there), negative, not finite, or the wrong number of
                 values.
         """
         checkpoint.adopt(self)

@@ -26,9 +26,8 @@ def check_schedule(schedule: Any) -> None:
     if schedule is None or isinstance(schedule, (LossSchedule, StepSchedule)):
         return
     if isinstance(schedule, type) and issubclass(schedule, (LossSchedule, StepSchedule)):
-        raise TypeError(
-            f"schedule: got the class {schedule.__name__}, allowed is one of its objects; write {schedule.__name__}()"
-        )
+        name = schedule.__name__
+        raise TypeError(f"schedule: got the class {name}, allowed is one of its objects; write {name}(...)")
     raise TypeError(
         f"schedule: got {type(schedule).__name__}, allowed is a schedule of greedylr_fused, such as GreedyLR() or "
         "Cosine(total_steps=10_000), or None; a torch.optim.lr_scheduler drives the optimizer with schedule=None"

@@ -18,6 +18,9 @@ from greedylr_fused.control import Control
 from greedylr_fused.mirror import Metrics, Mirror
 from greedylr_fused.wrapped import Stamps
 
+#: By how much a product and its quotient may miss where they began.
+_SLACK = 1e-12
+
 
 class Rates:
     """Keeps groups and slots in step, without waiting.
@@ -124,10 +127,10 @@ class Rates:
             self._known[index] = lr
 
     def _check(self, index: int, lr: float) -> None:
-        low, high = self._control.bounds[index]
-        bounded = self._control.needs_loss and not self._control.follows_steps
         if not options.is_number(lr):
             raise TypeError(f"learning rate of parameter group {index}: got {lr!r}, allowed is a number or a tensor")
+        low, high = self._control.bounds[index]
+        bounded = self._control.needs_loss and not self._control.follows_steps
         if not bounded and not 0.0 <= lr < math.inf:
             raise ValueError(
                 f"learning rate of parameter group {index}: got {lr!r}, allowed is a finite number >= 0; correct what "
@@ -137,6 +140,13 @@ class Rates:
             raise ValueError(
                 f"learning rate of parameter group {index}: got {lr!r}, allowed is {low} to {high} (the schedule's "
                 "min_lr and max_lr); write one within, or construct the schedule with bounds that enclose it"
+            )
+        share = self._mirror.fraction if self._control.follows_steps else 0.0
+        if share > 0.0 and not low * (1 - _SLACK) <= lr / share <= high * (1 + _SLACK):
+            raise ValueError(
+                f"learning rate of parameter group {index}: got {lr!r} where the schedule's curve is at {share:g} of "
+                f"its peak, which would then be {lr / share:g}, allowed is a peak of {low:g} to {high:g}; write one "
+                "within, or construct an optimizer with another lr"
             )
 
     def _write(self, index: int, lr: float) -> None:

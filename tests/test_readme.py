@@ -1,4 +1,4 @@
-"""Every python block of the README runs, in order, in one namespace per document."""
+"""Every python block of the README, and of each page of docs/, runs, in order, in one namespace per document."""
 
 import re
 import subprocess
@@ -9,21 +9,24 @@ import pytest
 import torch
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+#: Those of docs/distributed.md run on several ranks (tests/distributed/test_docs_distributed.py).
+PAGES = [README, *sorted(set((README.parent / "docs").glob("*.md")) - {README.parent / "docs/distributed.md"})]
 
 
-def test_python_blocks_run(tmp_path, monkeypatch, capsys):
-    if not README.exists():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
+    if not page.exists():
         pytest.skip("no README.md in this checkout")
-    text = README.read_text()
+    text = page.read_text()
     blocks = [
         (text[: m.start()].count("\n") + 2, m[1]) for m in re.finditer(r"^```python\n(.*?)^```", text, re.S | re.M)
     ]
-    assert blocks, "a README without an example"
+    assert blocks, "a page without an example"
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    namespace = {"__name__": "readme"}
+    namespace = {"__name__": "page"}
     for line, source in blocks:
-        code = compile("\n" * (line - 1) + source, str(README), "exec")  # errors show the README's line
+        code = compile("\n" * (line - 1) + source, str(page), "exec")  # errors show the page's line
         exec(code, namespace)
 
 

@@ -123,6 +123,7 @@ def test_torchs_adamw_under_a_scheduler_hands_over_its_peak_and_its_steps(backen
         (GreedyLR(patience=9, smooth=False), Table([0.25]), 0.5 * 0.25),
         (GreedyLR(patience=9, smooth=False), GreedyLR(base=Linear(10), patience=9, smooth=False), 0.5 * 0.6),
         (ReduceOnPlateau(), GreedyLR(smooth=False), 0.5),
+        (GreedyLR(base=Linear(10), patience=9), GreedyLR(patience=9), 0.5 * 0.6),  # without the base, from the LR
         (Linear(10), None, 0.5 * 0.6),
     ],
     ids=str,
@@ -133,6 +134,23 @@ def test_another_schedule_takes_over(backend, device, saved, loaded, want):
     opt = build(backend, device, loaded)
     opt.load_state_dict(source.state_dict())
     assert opt.last_lr() == [pytest.approx(want, rel=1e-15)] and latest(opt).step == (4 if loaded else 0) or not loaded
+
+
+def test_numbers_that_another_optimizer_handed_on_while_it_trained(backend, device):
+    """torch's AdamW takes ours in its groups, counts steps in its states alone, and writes an LR of its own."""
+    source = build(backend, device, Linear(10))
+    run(source, list(enumerate(LOSSES[:2])))
+    param = parameter(torch.zeros(3, device=device), torch.ones(3, device=device))
+    theirs = torch.optim.AdamW([param], lr=1.0)
+    theirs.load_state_dict(source.state_dict())
+    for _ in range(3):
+        theirs.step()
+    theirs.param_groups[0]["lr"] = 0.1
+    opt = build(backend, device, Linear(10))
+    opt.load_state_dict(theirs.state_dict())
+    assert opt.last_lr() == [0.1] and latest(opt).step == 5
+    opt.step()
+    assert opt.last_lr() == [0.2 * 0.4]
 
 
 def test_a_decay_that_the_schedule_does_not_know_is_refused(backend, device):

@@ -176,12 +176,31 @@ def test_a_written_lr_is_that_of_the_next_step_and_the_schedule_goes_on_from_it(
 def test_a_written_lr_stays_within_the_bounds_of_the_level(backend, device):
     opt = build(backend, device, GreedyLR(base=Linear(4), min_lr_ratio=0.5, max_lr_ratio=2.0, smooth=False), lrs=[1.0])
     opt.step(loss=1.0)
-    opt.set_lr(100.0)
+    opt.set_lr(2.0 * 0.75)
     assert opt.last_lr() == [2.0 * 0.75]
-    opt.param_groups[0]["lr"] = 1e-9
-    assert opt.last_lr() == [0.5 * 0.75]
+    for lr in (100.0, 1e-9):
+        opt.param_groups[0]["lr"] = torch.tensor(lr, device=device)  # the host cannot look at it
+        assert opt.last_lr() == [2.0 * 0.75 if lr > 1 else 0.5 * 0.75]
+        with pytest.raises(ValueError, match=r"curve is at 0.75 of its peak, .* allowed is a peak of 0.5 to 2;"):
+            opt.set_lr(lr)
     with pytest.raises(ValueError, match="allowed is a finite number >= 0"):
         opt.set_lr(-1.0)
+
+
+def test_an_lr_that_would_make_the_peak_a_mistake_is_refused(backend, device):
+    """Early in a warm-up, and late in a decay, a usual LR is far above the curve."""
+    opt = build(backend, device, Linear(1000, warmup_steps=500), lrs=[1e-3])
+    opt.step()
+    with pytest.raises(
+        ValueError, match=r"got 0.001 where .* 0.002 of its peak, which would then be 0.5, allowed .*0.01"
+    ):
+        opt.set_lr(1e-3)
+    opt.param_groups[0]["lr"] = 3e-4
+    with pytest.raises(ValueError, match="of its peak"):
+        opt.step()
+    opt.param_groups[0]["lr"] = 4e-6
+    opt.step()
+    assert opt.last_lr() == [2e-3 * 0.004]
 
 
 def test_a_group_that_comes_later_follows_the_curve_from_where_it_is(backend, device):
