@@ -150,8 +150,7 @@ def prepare(request: Request, ranks: Ranks) -> Run | None:
     ranks.first(lambda: folders.prepare(folder, config, ranks, fresh=content is None))
     steps = {trainer.name: trainer.steps for trainer in trainers}
     rows = ranks.together(lambda: record.Record(folder if ranks.rank == 0 else None, steps, config))
-    before = Config(**content["config"]) if content else None
-    remark = lr_schedules.remark(config, before, min(steps.values()))
+    remark = lr_schedules.remark(config, Config(**content["config"]) if content else None, min(steps.values()))
     return Run(config, folder, corpus, trainers, rows, ranks, remark)
 
 

@@ -112,11 +112,15 @@ def test_a_stopped_run_keeps_its_curve_and_a_longer_one_says_that_it_changes(
     assert smoothed == [math.fsum(losses[max(0, t - 2) : t + 1]) / min(t + 1, 3) for t in range(6)]
     assert "is now one of" not in capsys.readouterr().out
 
-    assert pretrain("--resume", tmp_path / "stopped", "--steps", 9) == 0
+    before = {}  # the LR that the first step of each goes on with
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "step", lambda self: before.setdefault(self.name, self.metrics.lr) and step(self))
+        assert pretrain("--resume", tmp_path / "stopped", "--steps", 9) == 0
     curves = [config(example, schedule="cosine", warmup_steps=2, steps=n).lr_schedule.curve() for n in (6, 9)]
     said = f"Cosine is now one of 9 steps, not 6: after step 6 the LR is at {curves[1][6]:.3g} of its peak, not 0"
     assert said in capsys.readouterr().out
     for run in ("fused", "torch"):
+        assert before[run] == (LR * curves[1][6],) * 2
         assert rates(tmp_path / "stopped", run) == [LR * share for share in [*curves[0][1:7], *curves[1][7:10]]]
 
 
