@@ -1,11 +1,12 @@
 """Step schedules on the device, alone and under the loss: the LR of every step has the bits of the formula."""
 
+import dataclasses
 import math
 import random
 
 import pytest
 import torch
-from oracle import random_case, spec_trace
+from oracle import Case, assert_same_trace, lr_trace, random_case, spec_trace
 from support import latest, parameter
 
 from greedylr_fused import (
@@ -102,16 +103,13 @@ def test_skipped_steps_do_not_count(backend, device):
 def test_the_loss_moves_what_the_base_multiplies(backend, device, base, budget):
     """The level is GreedyLR's own trace without a base; also through resets, windows and cooldowns."""
     rng = random.Random(21)
+    curve = ratios(base, 31)[1:]
     for _ in range(4 * budget.rounds):
         case = random_case(rng, 30)
         levels = [row[: len(case.lrs)] for row in spec_trace(case)]
-        want = [
-            [a * b for a in row]
-            for row, b in zip([case.lrs, *levels], [ratios(base, 31)[i] for i in range(31)], strict=True)
-        ]
-        based = GreedyLR(**{**vars(case.config), "base": base})
-        opt = build(backend, device, based, case.lrs)
-        assert trace(opt, case.losses) == want
+        based = Case(dataclasses.replace(case.config, base=base), case.lrs, case.losses)
+        want = [[level * share for level in row] for row, share in zip(levels, curve, strict=True)]
+        assert_same_trace(lr_trace(backend, device, based, ()), want, based)
 
 
 def test_a_plateau_with_a_base(backend, device):
