@@ -12,6 +12,7 @@ the fraction that the step schedule's curve has for the step.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,15 +98,16 @@ class Control:
 
     def bounds_for(self, initial_lrs: Sequence[float]) -> list[tuple[float, float]]:
         """Of the levels of groups with these starting LRs."""
-        if self._loss_driven is None:
-            most = DEFAULT_MAX_RATIO if self.schedule is not None else math.inf
-            return [(0.0, most * lr if lr else math.inf) for lr in initial_lrs]
+        if self.schedule is None:
+            return [(0.0, math.inf)] * len(initial_lrs)
         if not any(initial_lrs):
             raise ValueError(
                 f"{type(self.schedule).__name__}: got a starting lr of 0 in every parameter group, allowed is at least "
-                "one above 0, since a raise divides and a cut multiplies; write lr=3e-4 (into its param_groups, if a "
-                "checkpoint ended at 0)"
+                "one above 0, since a schedule multiplies it; write lr=3e-4 (into the param_groups of the checkpoint, "
+                "if it ended at 0)"
             )
+        if self._loss_driven is None:
+            return [(0.0, DEFAULT_MAX_RATIO * lr if lr else math.inf) for lr in initial_lrs]
         return [self._loss_driven.bounds(lr, group) for group, lr in enumerate(initial_lrs)]
 
     @property
@@ -245,6 +247,17 @@ class Control:
         self.norms.copy_(other.norms)
         self.bounds, self.decay_steps = other.bounds, other.decay_steps
         self.restore_decay()
+
+    def warn_of_end(self) -> None:
+        """Say that the schedule is over and its LR 0, of which training on would never tell."""
+        step, length = int(self.slot("step")), self.curve.length
+        if self.follows_steps and not self.curve.decay_room and step >= length and self.curve.host[-1] == 0.0:
+            warnings.warn(
+                f"{type(self.curve.base).__name__}: its LR is 0 from step {length - 1} on, and the checkpoint is of "
+                f'step {step}; to train on, construct it with a larger total_steps, or delete "control" and '
+                '"initial_lr" from every group of the checkpoint and write the new peak to "lr" there, to begin anew',
+                stacklevel=2,
+            )
 
     def restore_decay(self) -> None:
         """Put the shares of a late decay that was going on where the device reads them."""

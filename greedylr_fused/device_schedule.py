@@ -182,8 +182,10 @@ class DeviceSchedule:
         """Go on from what `state_dict()` returned, bit for bit, or change nothing.
 
         Construct optimizer and schedule, load the optimizer's state, and then this: torch's loader puts other tensors
-        into the groups, and this puts those back that are driven. The numbers of another kind of schedule give this one
-        its starting LRs, from which it begins anew.
+        into the groups, and this puts those back that are driven. Of the numbers of another kind of schedule the count
+        of steps and the peak, or without a step schedule the LR, are taken, as by `FusedAdamW.load_state_dict`. To
+        begin a new schedule on a loaded optimizer, write LR tensors of the new peak to its groups, construct a
+        DeviceSchedule, and load nothing into that.
 
         Raises:
             TypeError, ValueError: damaged, of another number of groups, or of a schedule that compared something else.

@@ -215,6 +215,7 @@ class FusedAdamW(Optimizer):
 
     def start_decay(self, steps: int) -> None:
         """Let the decay of an open-ended `WSD` begin with the next step, on the device: captured graphs see it too.
+        Within the warm-up, which goes on meanwhile, the LR is the product of both.
 
         Args:
             steps: until the floor is reached, 1 to 2**20.

@@ -245,7 +245,8 @@ def warn_of_scheduler(optimizer: Any) -> None:
         warnings.warn(
             "a torch.optim.lr_scheduler writes the learning rate of a FusedAdamW whose "
             f"{type(optimizer.schedule).__name__} also decides it, and "
-            "each overwrites the other; use one of them: drop the scheduler, or pass schedule=None",
+            "each overwrites the other; use one of them: drop the scheduler (a warm-up is warmup_steps= of ours, or "
+            "GreedyLR(base=Constant(warmup_steps=...))), or pass schedule=None",
             stacklevel=6,  # the caller of step(), through the wrappers of scheduler, hooks and no_grad
         )
 

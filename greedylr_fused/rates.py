@@ -7,6 +7,7 @@ refresh the groups, and a number that did not come from a snapshot was written b
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from greedylr_fused import options
 from greedylr_fused.control import Control
 from greedylr_fused.mirror import Metrics, Mirror
+from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO
 from greedylr_fused.wrapped import Stamps
 
 #: By how much a product and its quotient may miss where they began.
@@ -149,8 +151,22 @@ class Rates:
                 "within, or construct an optimizer with another lr"
             )
 
+    def _warn_of_peak(self, index: int, lr: float) -> None:
+        """Say that an LR written where the curve is low raises the peak, as in a warm-up nobody means to."""
+        if not self._control.follows_steps or self._control.needs_loss or self._mirror.fraction == 0.0:
+            return
+        peak, constructed = lr / self._mirror.fraction, self._control.bounds[index][1] / DEFAULT_MAX_RATIO
+        if peak > constructed * (1 + _SLACK) and math.isfinite(constructed):
+            warnings.warn(
+                f"learning rate of parameter group {index}: {lr!r} was written where the schedule's curve is at "
+                f"{self._mirror.fraction:g} of its peak, which is {peak:g} from now on, above the {constructed:g} that "
+                "it was constructed with; to change the peak alone, construct the optimizer with another lr",
+                stacklevel=2,
+            )
+
     def _write(self, index: int, lr: float) -> None:
         self._check(index, lr)
+        self._warn_of_peak(index, lr)
         if self._control.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"learning rate of parameter group {index}: got {lr!r} while a CUDA graph is captured, whose replays "

@@ -73,7 +73,7 @@ REFUSED = [
     (lambda: torch.nn.Linear(1, 1), {}, TypeError, ("a Linear as optimizer",)),
     (with_a_torch_scheduler, {}, RuntimeError, ("torch.optim.lr_scheduler", "del optimizer.step")),
     (optimizer, {"schedule": None}, TypeError, ("None",)),
-    (optimizer, {"schedule": GreedyLR}, TypeError, ("GreedyLR()",)),
+    (optimizer, {"schedule": GreedyLR}, TypeError, ("GreedyLR(...)",)),
     (
         optimizer,
         {"schedule": GreedyLR(min_lr=0.5, max_lr=1.0, smooth=False)},

@@ -215,3 +215,19 @@ def test_a_curve_written_elsewhere_is_checked(curve, error, message):
 
     with pytest.raises(error, match=message):
         FusedAdamW([torch.nn.Parameter(torch.zeros(1))], schedule=Own())
+
+
+def test_a_table_of_learning_rates_is_told_from_one_of_ratios():
+    with pytest.warns(UserWarning, match="largest value is 0.0003; values are ratios of the optimizer's lr"):
+        Table([3e-4, 2e-4])
+
+
+def test_a_share_of_the_steps_is_told_from_their_number():
+    with pytest.raises(TypeError, match=r"write warmup_steps=int\(0.1 \* total\), which counts steps"):
+        Cosine(100, warmup_steps=0.1)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(10), WSD()], ids=str)
+def test_a_peak_of_zero_is_refused(schedule):
+    with pytest.raises(ValueError, match="got a starting lr of 0 in every parameter group"):
+        FusedAdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.0, schedule=schedule)

@@ -109,6 +109,7 @@ def test_the_smallest_phi_is_a_constant_that_ends():
     assert UBA(2, phi=5e-324).curve().tolist() == [1.0, 1.0, 0.0]
 
 
+@pytest.mark.filterwarnings("ignore:Table. its largest value")
 @given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=20))
 def test_a_table_is_its_values(values):
     assert Table(values).curve().tolist() == values == list(Table(tuple(values)).values)

@@ -32,7 +32,9 @@ def whole(schedule: object, name: str, *, least: int, most: int = MAX_STEPS, val
     if isinstance(got, bool) or not isinstance(got, int):
         number = isinstance(got, Real) and math.isfinite(got)  # one of numpy's, too
         nearest = round(min(max(float(got), least), most)) if number else least
-        mistype(schedule, name, got, "an int", f"write {name}={nearest}")
+        share = number and 0 < got < 1 and name.endswith("_steps")
+        remedy = f"write {name}=int({got!r} * total), which counts steps, if it is a share" if share else ""
+        mistype(schedule, name, got, "an int", remedy or f"write {name}={nearest}")
     if not least <= got <= most:
         bounds = f"a whole number from {least} to {most}"
         refuse(schedule, name, got, bounds, f"write {name}={least if got < least else most}")

@@ -94,7 +94,8 @@ class LossSchedule:
         ):
             checks.number(self, name, allowed=allowed, example=example)
         if not 0.0 < self.factor < 1.0:
-            checks.refuse(self, "factor", self.factor, "a number between 0 and 1, both excluded", "write factor=0.95")
+            remedy = f"write factor={type(self).factor}"
+            checks.refuse(self, "factor", self.factor, "a number between 0 and 1, both excluded", remedy)
         if self.threshold < 0 or (self.threshold_mode == "rel" and self.threshold >= 1):
             checks.refuse(self, "threshold", self.threshold, ">= 0 (and < 1 if relative)", "write threshold=1e-6")
         if self.eps < 0:

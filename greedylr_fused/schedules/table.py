@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ from greedylr_fused.schedules.steps import StepSchedule, check_floor, check_warm
 
 #: Values shown by `repr`; those of a longer table are counted.
 SHOWN = 6
+
+
+#: Below this, the largest of all values was hardly meant as a ratio.
+LEAST = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -70,4 +75,10 @@ class Table(StepSchedule):
             if not 0 <= float(value) < math.inf:
                 remedy = "write ratios of the peak LR, such as 0.5"
                 checks.refuse(self, f"values[{index}]", value, "a finite number >= 0", remedy)
+        if 0 < max(values) < LEAST:
+            warnings.warn(
+                f"{type(self).__name__}: its largest value is {float(max(values)):g}; values are ratios of the "
+                "optimizer's lr, not learning rates; divide them by it",
+                stacklevel=4,
+            )
         return tuple(map(float, values))

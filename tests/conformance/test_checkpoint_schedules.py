@@ -233,3 +233,17 @@ def test_an_lr_written_where_the_curve_is_zero_is_not_forgotten(backend, device,
     assert opt.last_lr() == [0.125, 0.0]
     opt.step(loss=1.0)
     assert opt.last_lr() == [0.25, 0.125]
+
+
+def test_a_schedule_that_is_over_says_so(backend, device):
+    source = build(backend, device, Linear(10))
+    run(source, list(enumerate(LOSSES[:8])))
+    opt = build(backend, device, Linear(6))
+    with pytest.warns(UserWarning, match=r"Linear: its LR is 0 from step 6 on, and the checkpoint is of step 8"):
+        opt.load_state_dict(source.state_dict())
+    saved = source.state_dict()
+    for group in saved["param_groups"]:  # as it advises
+        del group["control"]
+        group["lr"] = 0.25
+    opt.load_state_dict(saved)
+    assert opt.last_lr() == [0.25]

@@ -197,7 +197,8 @@ def test_an_lr_that_would_make_the_peak_a_mistake_is_refused(backend, device):
     with pytest.raises(ValueError, match="of its peak"):
         opt.step()
     opt.param_groups[0]["lr"] = 4e-6
-    opt.step()
+    with pytest.warns(UserWarning, match=r"at 0.002 of its peak, which is 0.002 from now on, above the 0.001"):
+        opt.step()
     assert opt.last_lr() == [2e-3 * 0.004]
 
 
