@@ -39,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     preset = _chosen(arguments.preset, arguments.tasks, device)
     path = arguments.out / "results.jsonl"
     if arguments.report:
+        if not path.exists():
+            raise SystemExit(
+                f"--report: got {arguments.out}, which has no {path.name}; give the folder of a run, or run"
+            )
         for written in write_report(arguments.out, Plan(preset, Results(path))):
             print(f"wrote {written}")
         return 0
@@ -90,10 +94,17 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         epilog="\n".join(f"{task.name:12} {task.about}" for task in TASKS.values()),
     )
-    parser.add_argument("--preset", choices=PRESETS, default="standard", help="how much (default: %(default)s)")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="standard",
+        help="how much: seconds, two hours of one core, or days (default: %(default)s)",
+    )
     parser.add_argument("--tasks", metavar="NAMES", help="with commas, of those below; default: those of the preset")
     parser.add_argument("--out", type=Path, default=Path("runs") / "convergence", help="folder (default: %(default)s)")
-    parser.add_argument("--starts", type=Path, default=STARTS, help="where parameters to start from are kept")
+    parser.add_argument(
+        "--starts", type=Path, default=STARTS, help="where the networks that fine-tuning starts from are kept"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="at a time (default: %(default)s)")
     parser.add_argument("--budget-minutes", type=float, default=1e6, help="begin no run after so long")

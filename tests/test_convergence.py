@@ -224,3 +224,8 @@ def test_the_quick_preset_ends_in_a_report(tmp_path, capsys, monkeypatch):
     assert "It was worth it." in write_report(tmp_path, Plan(PRESETS["quick"], results))[0].read_text()
     with pytest.raises(FileNotFoundError, match="run without --report first"):
         write_report(tmp_path / "nothing", Plan(PRESETS["quick"], Results(tmp_path / "nothing")))
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="has no results.jsonl; give the folder of a run"):
+        convergence.main(["--report", "--out", str(tmp_path)])
