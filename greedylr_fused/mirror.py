@@ -16,9 +16,9 @@ from greedylr_fused.control import Control
 from greedylr_fused.slots import GROUPS_BEGIN, SLOT, STATE_BEGIN
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Metrics:
-    """One snapshot of an optimizer's device state."""
+    """One snapshot of an optimizer's device state. Two are equal if all their numbers are, or are both NaN."""
 
     step: int
     """Committed steps."""
@@ -36,6 +36,12 @@ class Metrics:
     """Their 1-norm; NaN unless norms are recorded (`record_grad_norms`), and before the first step after loading."""
     skipped: int
     """Steps skipped because of a non-finite gradient."""
+
+    def __eq__(self, other: object) -> bool:
+        return repr(self) == repr(other) if isinstance(other, Metrics) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     @classmethod
     def of(cls, state: list[float]) -> Metrics:
@@ -87,7 +93,9 @@ class Mirror:
     @property
     def fraction(self) -> float:
         """What the step schedule makes of each level, as of this snapshot."""
-        return float(self._shown[0][SLOT["fraction"] - STATE_BEGIN])
+        at = SLOT["fraction"] - STATE_BEGIN
+        share: list[float] = self._shown[0][at : at + 1].tolist()
+        return share[0]
 
     def update(self) -> bool:
         """Take over a copy that has arrived, and enqueue the next unless one is under way; whether there was one.

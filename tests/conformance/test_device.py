@@ -68,7 +68,7 @@ def test_no_schedule_reads_anything_back(backend, device, monkeypatch, schedule)
             if t == 2 and control.curve.decay_room:
                 opt.start_decay(2)
             if t == 3:
-                opt.set_lr(0.005)
+                opt.set_lr(0.002)
             opt.step(loss=loss)
             opt.metrics()
 

@@ -198,7 +198,7 @@ def test_a_loss_may_be_distributed(results):
 
 
 def test_one_small_all_reduce_or_none(results):
-    loss, norm = 2, 3  # numbers that each contributes
+    loss, norm = 2, 4  # numbers that each contributes
     for found in results["collectives"]:
         for name in ("plain", "plain, clipped", "plain, alone", "sharded"):
             assert found[name] == [], name
