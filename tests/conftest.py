@@ -22,7 +22,7 @@ pytest.register_assert_rewrite("support", "oracle", "twins")
 from support import Budget  # noqa: E402
 
 NATIVE = Budget(
-    control_steps={"cpu": 100_000, "cuda": 100_000, "reference": 20_000, "triton": 20_000},
+    control_steps={"cpu": 100_000, "cuda": 100_000, "reference": 10_000, "triton": 20_000},
     trajectory=60,
     rounds=3,
     elements=150_000,
