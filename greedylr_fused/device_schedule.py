@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused import device_schedule_checks as checks
-from greedylr_fused import options
+from greedylr_fused import losses, options
 from greedylr_fused.backends import resolve
 from greedylr_fused.checkpoint_numbers import KEY, fitted, read_control, saved
 from greedylr_fused.control import Control, Schedule
@@ -102,7 +102,7 @@ class DeviceSchedule:
         """
         self._check_groups()
         if loss is not None:
-            options.check_loss(loss)
+            losses.check_loss(loss)
             if self._observed:
                 raise ValueError(
                     "DeviceSchedule.step(): got the loss more than once, allowed is step(loss), or observe() before "
@@ -140,8 +140,8 @@ class DeviceSchedule:
         Raises:
             TypeError, ValueError: not one number, or a negative weight.
         """
-        options.check_loss(loss)
-        options.check_weight(weight)
+        losses.check_loss(loss)
+        losses.check_weight(weight)
         with torch.no_grad():
             self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
         self._observed = True

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import agreement, checkpoint, copies, flow, norms, options, pickling
+from greedylr_fused import agreement, checkpoint, copies, flow, losses, norms, options, pickling
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.distributed import Ranks
 from greedylr_fused.engine import Engine
@@ -133,8 +133,8 @@ class FusedAdamW(Optimizer):
             ValueError: the loss was given twice, or an LR written to `param_groups` is out of bounds.
         """
         options.warn_of_scheduler(self)
-        result = None if closure is None else options.call(closure)
-        given = options.one_loss(loss, result, observed=self._observed, driven=self._control.needs_loss)
+        result = None if closure is None else losses.call(closure)
+        given = losses.one_loss(loss, result, observed=self._observed, driven=self._control.needs_loss)
         if given is None and self._materialised():
             return result
         try:
@@ -151,7 +151,7 @@ class FusedAdamW(Optimizer):
         if self._engine.materialise(self.param_groups, self.state, zeroed, driven=needs_loss, observed=self._observed):
             return True
         if needs_loss and not self._observed:
-            raise RuntimeError(options.no_loss(self.schedule))
+            raise RuntimeError(losses.no_loss(self.schedule))
         return False
 
     def _step(self, loss: Any) -> None:
@@ -182,8 +182,8 @@ class FusedAdamW(Optimizer):
         Raises:
             TypeError, ValueError: not one number, or a negative weight.
         """
-        options.check_loss(loss)
-        options.check_weight(weight)
+        losses.check_loss(loss)
+        losses.check_weight(weight)
         with torch.no_grad():
             self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
         self._observed = True

@@ -1,0 +1,97 @@
+"""The loss that a step is given: its forms, their checks, and what is said where there is none."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greedylr_fused.options import is_number
+
+
+def check_loss(loss: Any) -> None:
+    """Check one observed loss.
+
+    Raises:
+        TypeError: neither a number nor a tensor.
+        ValueError: a tensor of more than one element.
+    """
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise ValueError(
+                f"loss: got a tensor of shape {tuple(loss.shape)}, allowed is one element; use loss.mean()"
+            )
+        if loss.is_complex():
+            raise TypeError(f"loss: got a {loss.dtype} tensor, allowed is a real number; use loss.abs() or loss.real")
+    elif not is_number(loss):
+        raise TypeError(f"loss: got {type(loss).__name__}, allowed is a number or a tensor of one element")
+
+
+def check_weight(weight: Any) -> None:
+    """Check the weight of an observed loss (a tensor is not read).
+
+    Raises:
+        TypeError: neither a number nor a tensor.
+        ValueError: negative or not finite, or a tensor of more than one element.
+    """
+    if isinstance(weight, Tensor):
+        if weight.numel() != 1:
+            raise ValueError(
+                f"weight: got a tensor of shape {tuple(weight.shape)}, allowed is one element; use weight.sum()"
+            )
+    elif not is_number(weight):
+        raise TypeError(f"weight: got {type(weight).__name__}, allowed is a number or a tensor of one element")
+    elif not 0.0 <= weight < math.inf:
+        raise ValueError(f"weight: got {weight!r}, allowed is a finite number >= 0; pass e.g. the number of tokens")
+
+
+def one_loss(loss: Any, result: Any, *, observed: bool, driven: bool) -> Any:
+    """The loss of this step, from the argument or what the closure returned; None if neither has one.
+
+    Args:
+        loss: the argument of step().
+        result: what the closure returned.
+        observed: whether observe() was called since the last step.
+        driven: whether a schedule needs the loss; if not, a closure may return anything.
+
+    Raises:
+        ValueError: it was given more than once.
+    """
+    real = isinstance(result, Tensor) and result.numel() == 1 and not result.is_complex()
+    if not driven and not real and not is_number(result):
+        result = None
+    given = [value for value in (loss, result) if value is not None]
+    if len(given) + observed > 1:
+        raise ValueError(
+            "FusedAdamW.step() got the loss more than once, allowed is once: step(loss=loss), the closure's return "
+            "value, or observe() before step(); drop all but one"
+        )
+    for value in given:
+        check_loss(value)
+    return given[0] if given else None
+
+
+def no_loss(schedule: Any) -> str:
+    """What a step without a loss is told."""
+    return (
+        f"FusedAdamW.step() got no loss, but its schedule {type(schedule).__name__} decides from the loss; give it in "
+        "one of three ways: step(loss=loss), or a closure that returns it: step(closure), or observe(loss) per "
+        "micro-batch and then step()"
+    )
+
+
+def call(closure: Any) -> Any:
+    """What the closure returns, with gradients enabled.
+
+    Raises:
+        TypeError: not callable, such as a loss in the closure's place.
+    """
+    if not callable(closure):
+        raise TypeError(
+            f"FusedAdamW.step() got a {type(closure).__name__} as closure, allowed is a function that returns the "
+            "loss; write step(loss=loss)"
+        )
+    with torch.enable_grad():
+        return closure()
