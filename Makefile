@@ -42,7 +42,7 @@ $(TORCH_STAMP):
 $(INSTALLED): $(TORCH_STAMP) pyproject.toml requirements-dev.txt
 	@echo "installing greedylr_fused and what its tests, example and checks need; compiling csrc/ (minutes, once)"
 	@$(PIP) "setuptools>=77" "pybind11>=3" ninja
-	@$(PIP) --no-build-isolation --editable ".[test,examples,dev]" --requirement requirements-dev.txt
+	@$(PIP) --no-build-isolation --editable ".[test,examples,docs,dev]" --requirement requirements-dev.txt
 	@touch $@
 
 $(BUILT): $(INSTALLED) setup.py $(wildcard csrc/*.py) $(CPP)

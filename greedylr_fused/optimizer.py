@@ -14,6 +14,7 @@ from greedylr_fused import agreement, checkpoint, copies, flow, losses, norms, o
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.distributed import Ranks
 from greedylr_fused.engine import Engine
+from greedylr_fused.listener import Listener
 from greedylr_fused.mirror import Metrics
 from greedylr_fused.rates import Rates, per_group
 
@@ -97,7 +98,8 @@ class FusedAdamW(Optimizer):
         # For torch's AdamW, should it load our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
         super().__init__(params, defaults | dict(decoupled_weight_decay=True))
-        self._observed = False
+        self._observed = 0  # losses since the last step
+        self._listeners: list[Listener] = []
         for index, group in enumerate(self.param_groups):
             options.check_group(group, index)
             options.check_params(group["params"], state_dtype)
@@ -121,7 +123,8 @@ class FusedAdamW(Optimizer):
         """Update with the current LR; then the loss decides the next one.
 
         Args:
-            closure: clears gradients, computes the loss, calls backward, returns the loss.
+            closure: clears gradients, computes the loss, calls backward, returns the loss. If it calls `observe`, what
+                it returns is not counted again.
             loss: the loss of this step: a tensor of one element (it is not waited for) or a number.
 
         Returns:
@@ -133,8 +136,10 @@ class FusedAdamW(Optimizer):
             ValueError: the loss was given twice, or an LR written to `param_groups` is out of bounds.
         """
         options.warn_of_scheduler(self)
+        before = self._observed
         result = None if closure is None else losses.call(closure)
-        given = losses.one_loss(loss, result, observed=self._observed, driven=self._control.needs_loss)
+        returned = result if self._observed == before else None  # otherwise the closure has observed what it returns
+        given = losses.one_loss(loss, returned, observed=self._observed > 0, driven=self._control.needs_loss)
         if given is None and self._materialised():
             return result
         try:
@@ -143,14 +148,15 @@ class FusedAdamW(Optimizer):
             self._control.pending.zero_()  # a step that failed has used up its loss, or it would count twice
             raise
         finally:
-            self._observed = False
+            self._observed = 0
         return result
 
     def _materialised(self) -> bool:
         zeroed, needs_loss = self._rates.zeroed, self._control.needs_loss
-        if self._engine.materialise(self.param_groups, self.state, zeroed, driven=needs_loss, observed=self._observed):
+        observed = self._observed > 0
+        if self._engine.materialise(self.param_groups, self.state, zeroed, driven=needs_loss, observed=observed):
             return True
-        if needs_loss and not self._observed:
+        if needs_loss and not observed:
             raise RuntimeError(losses.no_loss(self.schedule))
         return False
 
@@ -171,6 +177,8 @@ class FusedAdamW(Optimizer):
         finally:
             self._engine.release()
         self._rates.stepped(self.param_groups)
+        for listener in self._listeners:
+            listener.stepped()
 
     def observe(self, loss: Any, weight: Any = 1.0) -> None:
         """Add the loss of one micro-batch, on the device; the next step uses the weighted mean of all.
@@ -186,7 +194,7 @@ class FusedAdamW(Optimizer):
         losses.check_weight(weight)
         with torch.no_grad():
             self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
-        self._observed = True
+        self._observed += 1
 
     def metrics(self) -> Metrics:
         """The latest snapshot of the device state that has arrived; never waits. On a CPU that of the last step."""
@@ -280,6 +288,8 @@ class FusedAdamW(Optimizer):
             group.pop(checkpoint.KEY, None)
         driven = self.schedule is not None
         self._rates = Rates(self._control, self.param_groups, driven=driven, before=self._rates)
+        for listener in self._listeners:
+            listener.restarted()
 
     def _numbers(self) -> list[dict[str, Any]]:
         self._take_written()

@@ -54,6 +54,7 @@ def set_state(self: FusedAdamW, state: dict[str, Any]) -> None:
         return
     made = state["_made_of"]
     self.state = defaultdict(dict, self.state)
+    self._listeners = []  # those of the original go on with it
     driven = self.schedule is not None
     ranks = Ranks(_group_named(made["group"]), made["partitions"], driven=needs_loss(self.schedule))
     self._engine = Engine(made["backend"], self._device(), made["state_dtype"], ranks)

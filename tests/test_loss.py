@@ -66,6 +66,23 @@ def test_closure():
     assert result.item() == 3.0 and opt.metrics().loss == 3.0 and opt.last_lr() == [2.0]
 
 
+def test_a_closure_that_observes_is_not_counted_again():
+    """As under Lightning, where a callback observes each micro-batch, the last one within the closure."""
+    opt = build()
+
+    def closure():
+        opt.observe(3.0)
+        return torch.tensor(100.0)
+
+    opt.observe(1.0)
+    assert opt.step(closure).item() == 100.0 and opt.metrics().loss == 2.0
+    opt.observe(1.0)
+    with pytest.raises(ValueError, match="more than once"):
+        opt.step(closure, loss=1.0)
+    opt.step(closure)
+    assert opt.metrics().loss == (1.0 + 3.0 + 3.0) / 3
+
+
 def test_closure_returns_with_and_without_a_schedule():
     opt = build(None)
     assert opt.step(lambda: None) is None
