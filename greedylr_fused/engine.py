@@ -83,12 +83,17 @@ class Engine:
             self._captured.append((self.table, self.backend))
         self.table = self.backend = self.watch = None
 
-    def init_states(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> None:
+    def init_states(
+        self,
+        groups: Sequence[dict[str, Any]],
+        state: dict[Tensor, Any],
+        has_gradient: Callable[[Tensor], bool] = lambda param: param.grad is not None,
+    ) -> None:
         """Create the state of every parameter that has a gradient, with the names, shapes and strides of torch's."""
         for group in groups:
             for param in group["params"]:
                 known = state.get(param)
-                if param.grad is not None and not known:
+                if has_gradient(param) and not known:
                     state[param] = known = {"step": torch.zeros((), dtype=torch.float32, device=param.device)}
                     known["exp_avg"] = self._zeros(param)
                     known["exp_avg_sq"] = self._zeros(param)

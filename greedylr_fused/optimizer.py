@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import agreement, checkpoint, copies, flow, losses, norms, options, pickling
+from greedylr_fused import agreement, checkpoint, copies, flow, live, losses, norms, options, pickling, rates
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.distributed import Ranks
 from greedylr_fused.engine import Engine
 from greedylr_fused.listener import Listener
 from greedylr_fused.mirror import Metrics
-from greedylr_fused.rates import Rates, per_group
+from greedylr_fused.rates import Rates
 
 
 class FusedAdamW(Optimizer):
@@ -99,6 +99,7 @@ class FusedAdamW(Optimizer):
         defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
         super().__init__(params, defaults | dict(decoupled_weight_decay=True))
         self._observed = 0  # losses since the last step
+        self._name, self._traced = live.named(self), live.Traced()
         self._listeners: list[Listener] = []
         for index, group in enumerate(self.param_groups):
             options.check_group(group, index)
@@ -113,6 +114,7 @@ class FusedAdamW(Optimizer):
     skip_nonfinite = property(attrgetter("_skip_nonfinite"), doc="Whether a non-finite gradient skips the step.")
     record_grad_norms = property(attrgetter("_record_grad_norms"), doc="How many steps are recorded, as constructed.")
     grad_norms = norms.grad_norms
+    last_lr, set_lr, start_decay = rates.last_lr, rates.set_lr, rates.start_decay
     write_copies = copies.write_copies
     check_ranks_agree = agreement.check_ranks_agree
     state_dict, load_state_dict = checkpoint.state_dict, checkpoint.load_state_dict
@@ -135,13 +137,21 @@ class FusedAdamW(Optimizer):
                 all gradients.
             ValueError: the loss was given twice, or an LR written to `param_groups` is out of bounds.
         """
+        if torch.compiler.is_compiling():
+            from greedylr_fused import compiled
+
+            return compiled.step(self, closure, loss)
         options.warn_of_scheduler(self)
         before = self._observed
         result = None if closure is None else losses.call(closure)
-        returned = result if self._observed == before else None  # otherwise the closure has observed what it returns
+        self._take_step(loss, result if self._observed == before else None)  # or it has observed what it returns
+        return result
+
+    def _take_step(self, loss: Any, returned: Any = None) -> None:
+        """`step` without its closure, which has returned this."""
         given = losses.one_loss(loss, returned, observed=self._observed > 0, driven=self._control.needs_loss)
         if given is None and self._materialised():
-            return result
+            return
         try:
             self._step(given)
         except BaseException:
@@ -149,7 +159,6 @@ class FusedAdamW(Optimizer):
             raise
         finally:
             self._observed = 0
-        return result
 
     def _materialised(self) -> bool:
         zeroed, needs_loss = self._rates.zeroed, self._control.needs_loss
@@ -190,50 +199,28 @@ class FusedAdamW(Optimizer):
         Raises:
             TypeError, ValueError: not one number, or a negative weight.
         """
+        if torch.compiler.is_compiling():
+            from greedylr_fused import compiled
+
+            return compiled.observe(self, loss, weight)
         losses.check_loss(loss)
         losses.check_weight(weight)
         with torch.no_grad():
             self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
         self._observed += 1
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch, and within torch.compile without a break in the graph."""
+        if torch.compiler.is_compiling():
+            from greedylr_fused import compiled
+
+            return compiled.zero_grad(self, set_to_none)
+        super().zero_grad(set_to_none)
+
     def metrics(self) -> Metrics:
         """The latest snapshot of the device state that has arrived; never waits. On a CPU that of the last step."""
         self._rates.pull(self.param_groups)
         return self._rates.metrics
-
-    def last_lr(self) -> list[float]:
-        """The exact learning rate of each group, that the next step will use. Waits for the device."""
-        self._take_written()
-        return self._control.lr.tolist()
-
-    def set_lr(self, lr: float | Tensor | Sequence[float]) -> None:
-        """Write the learning rate, one number or one per group, to the device at once: captured graphs see it too.
-
-        The schedule goes on from there; its counters, best, bounds and starting LR stay. A step schedule goes on from
-        there, too: its peak becomes what gives this LR now, so that half the LR halves all that follow; a peak above 10
-        times the starting LR, as of an LR written early in a warm-up, is refused. Where the curve is 0, the LR holds
-        for one step. With a `base` the bounds are those of the LR before its factor.
-
-        Raises:
-            ValueError: outside the bounds (a tensor is brought there), negative, not finite, or the wrong number of
-                values.
-        """
-        checkpoint.adopt(self)
-        self._rates.set(self.param_groups, per_group(lr, len(self.param_groups)))
-
-    def start_decay(self, steps: int) -> None:
-        """Let the decay of an open-ended `WSD` begin with the next step, on the device: captured graphs see it too.
-        Within the warm-up, which goes on meanwhile, the LR is the product of both.
-
-        Args:
-            steps: until the floor is reached, 1 to 2**20.
-
-        Raises:
-            RuntimeError: the schedule, or its `base`, is not a WSD without `total_steps`; or the decay has begun.
-            ValueError, TypeError: not such a number.
-        """
-        self._take_written()
-        self._control.start_decay(steps)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch. With a schedule it starts at its own `lr`, with bounds from that, and follows the
@@ -284,6 +271,7 @@ class FusedAdamW(Optimizer):
     def _restart(self) -> None:
         """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
         self._engine.discard()
+        self._traced.moments.clear()
         for group in self.param_groups:
             group.pop(checkpoint.KEY, None)
         driven = self.schedule is not None

@@ -9,16 +9,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from greedylr_fused import options
+from greedylr_fused import checkpoint, options
 from greedylr_fused.control import Control
 from greedylr_fused.mirror import Metrics, Mirror
 from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO
 from greedylr_fused.wrapped import Stamps
+
+if TYPE_CHECKING:
+    from greedylr_fused.optimizer import FusedAdamW
 
 #: By how much a product and its quotient may miss where they began.
 _SLACK = 1e-12
@@ -194,3 +197,41 @@ def per_group(value: float | Tensor | Sequence[float], n_groups: int) -> list[fl
     if len(values) != n_groups:
         raise ValueError(f"got {len(values)} learning rates, allowed is one, or one per parameter group ({n_groups})")
     return values
+
+
+def last_lr(self: FusedAdamW) -> list[float]:
+    """The exact learning rate of each group, that the next step will use. Waits for the device."""
+    self._take_written()
+    return self._control.lr.tolist()
+
+
+def set_lr(self: FusedAdamW, lr: float | Tensor | Sequence[float]) -> None:
+    """Write the learning rate, one number or one per group, to the device at once: captured graphs see it too.
+
+    The schedule goes on from there; its counters, best, bounds and starting LR stay. A step schedule goes on from
+    there, too: its peak becomes what gives this LR now, so that half the LR halves all that follow; a peak above 10
+    times the starting LR, as of an LR written early in a warm-up, is refused. Where the curve is 0, the LR holds
+    for one step. With a `base` the bounds are those of the LR before its factor.
+
+    Raises:
+        ValueError: outside the bounds (a tensor is brought there), negative, not finite, or the wrong number of
+            values.
+    """
+    checkpoint.adopt(self)
+    self._rates.set(self.param_groups, per_group(lr, len(self.param_groups)))
+
+
+def start_decay(self: FusedAdamW, steps: int) -> None:
+    """Let the decay of an open-ended `WSD` begin with the next step, on the device: captured graphs see it too.
+    Within the warm-up, which goes on meanwhile, the LR is the product of both.
+
+    Args:
+        self: the optimizer.
+        steps: until the floor is reached, 1 to 2**20.
+
+    Raises:
+        RuntimeError: the schedule, or its `base`, is not a WSD without `total_steps`; or the decay has begun.
+        ValueError, TypeError: not such a number.
+    """
+    self._take_written()
+    self._control.start_decay(steps)

@@ -3,5 +3,5 @@
 - `greedylr_fused.integrations.transformers`: the Trainer of transformers 5
 - `greedylr_fused.integrations.lightning`: the Trainer of Lightning 2
 
-Accelerate needs none, see docs/accelerate.md. `torch.compile` and CUDA graphs are built in, see docs/compile-and-graphs.md.
+Accelerate needs none (docs/accelerate.md), and nor do `torch.compile` and CUDA graphs (docs/compile-and-graphs.md).
 """

@@ -1,0 +1,206 @@
+"""The step within `torch.compile`: an operator that the compiler does not look into, with what it changes declared.
+
+    opt.step(loss=loss)  ->  greedylr_fused::step(name, params, grads, moments, control vector, loss)
+
+The operator finds the optimizer by its name and makes an ordinary step, with the gradients of the graph. So learning
+rates, tables and checks are those of eager steps, nothing of the host's is frozen into the graph, and no number that
+changes from step to step is guarded on. Only `import greedylr_fused` in a traced step imports this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from greedylr_fused import live, losses, options
+from greedylr_fused.formats import MOMENTS
+
+if TYPE_CHECKING:
+    from greedylr_fused.optimizer import FusedAdamW
+
+_LIBRARY = torch.library.Library("greedylr_fused", "DEF")  # type: ignore[no-untyped-call]
+#: A replay would leave out what the host does at each step: take over a written LR, new addresses, ask for metrics.
+_TAGS = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
+
+
+def step(optimizer: FusedAdamW, closure: Callable[[], Any] | None, loss: Any) -> Any:
+    """`FusedAdamW.step` as the compiler traces it."""
+    result = None if closure is None else losses.call(closure)
+    given = losses.one_loss(loss, result, observed=False, driven=optimizer._control.needs_loss)
+    name, traced = optimizer._name, optimizer._traced
+    _read_params(name)
+    which = [i for i, param in enumerate(traced.params) if param.grad is not None]
+    _create_moments(name, tuple(which))
+    torch.ops.greedylr_fused.step(
+        name,
+        which,
+        [traced.params[i] for i in which],
+        [traced.params[i].grad for i in which],
+        [moment for i in which for moment in traced.moments[i]],
+        optimizer._control.vector,
+        _as_tensor(given),
+    )
+    return result
+
+
+def observe(optimizer: FusedAdamW, loss: Any, weight: Any) -> None:
+    """`FusedAdamW.observe` as the compiler traces it."""
+    losses.check_loss(loss)
+    losses.check_weight(weight)
+    weights, factor = (weight, 1.0) if isinstance(weight, Tensor) else (None, float(weight))
+    torch.ops.greedylr_fused.observe(optimizer._name, _as_tensor(loss), weights, factor, optimizer._control.vector)
+
+
+def zero_grad(optimizer: FusedAdamW, set_to_none: bool) -> None:
+    """`FusedAdamW.zero_grad` as the compiler traces it: torch's reads the groups, and with them every LR."""
+    _read_params(optimizer._name)
+    for param in optimizer._traced.params:
+        if param.grad is not None:
+            if set_to_none:
+                param.grad = None
+            else:
+                param.grad.zero_()
+
+
+def _as_tensor(value: Any) -> Tensor | None:
+    """A number as float64; a tensor, without its graph, as it is."""
+    if value is None:
+        return None
+    return value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _read_params(name: str) -> None:
+    """At trace time: which parameters there are.
+
+    Raises:
+        RuntimeError: one is a DTensor.
+    """
+    optimizer = live.found(name)
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    if any(hasattr(param, "device_mesh") for param in params):
+        raise RuntimeError(
+            "FusedAdamW: got DTensor parameters within torch.compile, allowed are plain tensors; compile forward and "
+            "backward, and call opt.step(loss=loss) outside of what is compiled"
+        )
+    if not _same(params, optimizer._traced.params):
+        optimizer._traced.params = params
+        optimizer._traced.moments.clear()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _create_moments(name: str, which: tuple[int, ...]) -> None:
+    """At trace time: let those parameters have moments, whose addresses graphs may rely on."""
+    optimizer = live.found(name)
+    traced = optimizer._traced
+    chosen = {traced.params[i] for i in which}
+    optimizer._engine.init_states(optimizer.param_groups, optimizer.state, chosen.__contains__)
+    for i in which:
+        moments = _moments(optimizer, i)
+        if not _same(moments, traced.moments.get(i, [])):
+            traced.moments[i] = moments
+        for tensor in (traced.params[i], *moments):
+            torch._dynamo.mark_static_address(tensor)
+    torch._dynamo.mark_static_address(optimizer._control.vector)
+
+
+def _moments(optimizer: FusedAdamW, i: int) -> list[Tensor]:
+    own = optimizer.state.get(optimizer._traced.params[i], {})
+    return [own[name] for name in MOMENTS if name in own]
+
+
+def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return len(a) == len(b) and all(one is other for one, other in zip(a, b, strict=True))
+
+
+_SCHEMAS = {
+    "step": "(str optimizer, int[] which, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] moments, "
+    "Tensor(c!) control, Tensor? loss) -> ()",
+    "observe": "(str optimizer, Tensor loss, Tensor? weights, float weight, Tensor(a!) control) -> ()",
+}
+for _name, _schema in _SCHEMAS.items():
+    torch.library.define(f"greedylr_fused::{_name}", _schema, lib=_LIBRARY, tags=_TAGS)
+
+
+@torch.library.impl("greedylr_fused::step", "CompositeExplicitAutograd", lib=_LIBRARY)
+def _run_step(
+    name: str,
+    which: Sequence[int],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    moments: Sequence[Tensor],
+    control: Tensor,
+    loss: Tensor | None,
+) -> None:
+    optimizer = live.found(name)
+    traced = optimizer._traced
+    own = [traced.params[i] for i in which]
+    current = [moment for i in which for moment in _moments(optimizer, i)]
+    known = [moment for i in which for moment in traced.moments.get(i, [])]
+    # Moments that were replaced since the trace are the optimizer's business; nobody reads the old ones.
+    declared = (moments, current) if _same(current, known) and len(moments) == len(known) else ((), ())
+    options.warn_of_scheduler(optimizer)
+    with (
+        torch.no_grad(),
+        _standing_in([*params, *declared[0], control], [*own, *declared[1], optimizer._control.vector]),
+        _gradients(traced.params, dict(zip(which, grads, strict=True))),
+    ):
+        optimizer._take_step(loss)
+
+
+@torch.library.impl("greedylr_fused::observe", "CompositeExplicitAutograd", lib=_LIBRARY)
+def _run_observe(name: str, loss: Tensor, weights: Tensor | None, weight: float, control: Tensor) -> None:
+    optimizer = live.found(name)
+    with torch.no_grad(), _standing_in([control], [optimizer._control.vector]):
+        optimizer.observe(loss, weight if weights is None else weights)
+
+
+@torch.library.register_fake("greedylr_fused::step", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _fake_step(*_: Any) -> None:
+    """Nothing is returned, and no shape changes."""
+
+
+@torch.library.register_fake("greedylr_fused::observe", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _fake_observe(*_: Any) -> None:
+    """Nothing is returned, and no shape changes."""
+
+
+@contextlib.contextmanager
+def _standing_in(given: Sequence[Tensor], own: Sequence[Tensor]) -> Iterator[None]:
+    """Change what the graph has given, by means of the optimizer's own.
+
+    Mostly these are the same tensors. Where the compiler wants to keep the old values too, or has made the graph free
+    of side effects (`backend="aot_eager"`), it gives copies to be changed, and puts them in place itself: then the
+    optimizer's own stay as they were.
+    """
+    others = [
+        (copy, tensor, tensor.detach().clone())
+        for copy, tensor in zip(given, own, strict=True)
+        if copy is not tensor and copy.data_ptr() != tensor.data_ptr()
+    ]
+    for copy, tensor, _ in others:
+        tensor.copy_(copy)
+    yield
+    for copy, tensor, before in others:
+        copy.copy_(tensor)
+        tensor.copy_(before)
+
+
+@contextlib.contextmanager
+def _gradients(params: Sequence[Tensor], given: dict[int, Tensor]) -> Iterator[None]:
+    """The gradients of the graph in the place of those that the parameters have outside of it."""
+    before: list[tuple[Tensor, Tensor | None]] = []
+    for i, param in enumerate(params):
+        grad = given.get(i)
+        if param.grad is not grad:
+            before.append((param, param.grad))
+            param.grad = grad
+    try:
+        yield
+    finally:
+        for param, outside in before:
+            param.grad = outside
