@@ -164,7 +164,7 @@ def build(
     build_dir.mkdir(parents=True, exist_ok=True)
     all_flags = [*flags, *shlex.split(os.environ.get("CXXFLAGS", "")), *SEMANTICS]
     all_link_flags = [*link_flags, *shlex.split(os.environ.get("LDFLAGS", ""))]
-    text = _ninja_file(compiler, objects, output.resolve(), all_flags, all_link_flags)
+    text = _ninja_file(compiler, objects, output.resolve(), build_dir.resolve(), all_flags, all_link_flags)
     (build_dir / "build.ninja").write_text(text)
     done = subprocess.run([_ninja(), "-C", str(build_dir)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
@@ -189,8 +189,16 @@ def _ninja() -> str:
 
 
 def _ninja_file(
-    compiler: Sequence[str], objects: Sequence[Object], output: Path, flags: Sequence[str], link_flags: Sequence[str]
+    compiler: Sequence[str],
+    objects: Sequence[Object],
+    output: Path,
+    build_dir: Path,
+    flags: Sequence[str],
+    link_flags: Sequence[str],
 ) -> str:
+    """What ninja is to do. Sources are named relative to `build_dir`: a tree that was moved or copied with its objects
+    needs no compiling, and no module tells where it was compiled.
+    """
     lines = [
         f"cxx = {_joined(compiler)}",
         f"flags = {_joined(flags)}",
@@ -202,7 +210,8 @@ def _ninja_file(
         f"  command = $cxx $flags $in -o $out {_joined(link_flags)}",
     ]
     for unit in objects:
-        lines.append(f"build {unit.name}.o: compile {_escaped(CSRC / unit.source)}")
+        source = os.path.relpath(CSRC / unit.source, build_dir)
+        lines.append(f"build {unit.name}.o: compile {_escaped(source)}")
         lines.append(f"  tool = {_joined(unit.command) or '$cxx $flags'}")
         lines.append(f"  own = {_joined(unit.flags)}")
     lines.append(f"build {_escaped(output)}: link {' '.join(f'{unit.name}.o' for unit in objects)}")
@@ -213,5 +222,5 @@ def _joined(words: Sequence[str]) -> str:
     return shlex.join(words).replace("$", "$$")
 
 
-def _escaped(path: Path) -> str:
+def _escaped(path: Path | str) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
