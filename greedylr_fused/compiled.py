@@ -89,7 +89,7 @@ def _read_params(name: str) -> None:
         )
     if not _same(params, optimizer._traced.params):
         optimizer._traced.params = params
-        optimizer._traced.moments.clear()
+        optimizer._traced.forget()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -111,6 +111,20 @@ def _create_moments(name: str, which: tuple[int, ...]) -> None:
 def _moments(optimizer: FusedAdamW, i: int) -> list[Tensor]:
     own = optimizer.state.get(optimizer._traced.params[i], {})
     return [own[name] for name in MOMENTS if name in own]
+
+
+def _owned(optimizer: FusedAdamW, which: Sequence[int], declared: Sequence[Tensor]) -> list[Tensor]:
+    """What stands behind the declared tensors: parameters, then moments. Moments that were replaced since the trace are
+    the optimizer's business; nobody reads the old ones, and they stand for themselves.
+    """
+    traced, key = optimizer._traced, tuple(which)
+    if (known := traced.owned.get(key)) is not None:
+        return known
+    moments = [moment for i in which for moment in _moments(optimizer, i)]
+    if not _same(moments, [moment for i in which for moment in traced.moments.get(i, [])]):
+        return [*(traced.params[i] for i in which), *declared]
+    traced.owned[key] = owned = [*(traced.params[i] for i in which), *moments]
+    return owned
 
 
 def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
@@ -138,15 +152,10 @@ def _run_step(
 ) -> None:
     optimizer = live.found(name)
     traced = optimizer._traced
-    own = [traced.params[i] for i in which]
-    current = [moment for i in which for moment in _moments(optimizer, i)]
-    known = [moment for i in which for moment in traced.moments.get(i, [])]
-    # Moments that were replaced since the trace are the optimizer's business; nobody reads the old ones.
-    declared = (moments, current) if _same(current, known) and len(moments) == len(known) else ((), ())
     options.warn_of_scheduler(optimizer)
     with (
         torch.no_grad(),
-        _standing_in([*params, *declared[0], control], [*own, *declared[1], optimizer._control.vector]),
+        _standing_in([*params, *moments, control], [*_owned(optimizer, which, moments), optimizer._control.vector]),
         _gradients(traced.params, dict(zip(which, grads, strict=True))),
     ):
         optimizer._take_step(loss)

@@ -21,11 +21,19 @@ class Traced:
     Attributes:
         params: of all groups, in order.
         moments: of those parameters that a trace has found gradients of, by position.
+        owned: by the positions of the parameters that are stepped: their memory and that of their moments, as the
+            operator found them last.
     """
 
     def __init__(self) -> None:
         self.params: list[Tensor] = []
         self.moments: dict[int, list[Tensor]] = {}
+        self.owned: dict[tuple[int, ...], list[Tensor]] = {}
+
+    def forget(self) -> None:
+        """Parameters or moments were replaced: traces that read them are outdated."""
+        self.moments.clear()
+        self.owned.clear()
 
 
 def named(optimizer: FusedAdamW) -> str:

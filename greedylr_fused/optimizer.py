@@ -178,6 +178,7 @@ class FusedAdamW(Optimizer):
                 self._control.to(self._device())
                 self._restart()
             backend = self._engine.rebuilt(self.param_groups, self.state, self._control)
+            self._traced.owned.clear()  # moments may have been placed anew
         try:
             if loss is not None:
                 self._control.observe(loss, 1.0)
@@ -271,7 +272,7 @@ class FusedAdamW(Optimizer):
     def _restart(self) -> None:
         """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
         self._engine.discard()
-        self._traced.moments.clear()
+        self._traced.forget()
         for group in self.param_groups:
             group.pop(checkpoint.KEY, None)
         driven = self.schedule is not None
