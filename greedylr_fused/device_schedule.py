@@ -21,6 +21,7 @@ from greedylr_fused.checkpoint_numbers import KEY, fitted, read_control, saved
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.copies import Copies
 from greedylr_fused.distributed import Ranks
+from greedylr_fused.listener import Listener
 from greedylr_fused.mirror import Metrics, Mirror
 from greedylr_fused.packing import Table
 
@@ -84,6 +85,7 @@ class DeviceSchedule:
         self._lrs = tensors
         self._decided = [lr.reshape(own.shape) for lr, own in zip(self._control.lr.unbind(), tensors, strict=True)]
         self._observed = False
+        self._listeners: list[Listener] = []
         _DRIVEN[optimizer] = weakref.ref(self)
         self._put_back()
 
@@ -129,6 +131,8 @@ class DeviceSchedule:
             self._observed = False
         self._write()
         self._mirror.update()
+        for listener in self._listeners:
+            listener.stepped()
 
     def observe(self, loss: Any, weight: Any = 1.0) -> None:
         """Add the loss of one micro-batch, on the device; the next step takes the weighted mean of all.
@@ -207,6 +211,8 @@ class DeviceSchedule:
         self._observed = False
         self._put_back()
         self._mirror = Mirror(self._control)
+        for listener in self._listeners:
+            listener.restarted()
 
     def __repr__(self) -> str:
         return f"DeviceSchedule({type(self.optimizer).__name__}, {self.schedule}, backend: {self._choice})"

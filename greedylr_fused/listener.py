@@ -6,7 +6,9 @@ from typing import Protocol
 
 
 class Listener(Protocol):
-    """Is told in `FusedAdamW._listeners`; nothing in it may wait for the device or raise for what it finds."""
+    """Is told in `_listeners` of FusedAdamW and DeviceSchedule; nothing in it may wait for the device or raise for what it
+    finds.
+    """
 
     def stepped(self) -> None:
         """A step was enqueued; what this enqueues comes after it, and a graph that is captured repeats both."""

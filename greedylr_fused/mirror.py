@@ -43,6 +43,24 @@ class Metrics:
     def __hash__(self) -> int:
         return hash(repr(self))
 
+    def scalars(self, prefix: str = "") -> dict[str, float]:
+        """What loggers take: one flat dictionary of floats.
+
+        What was not measured is left out: a NaN `grad_norm` or `smoothed_loss`, an infinite `best`. A NaN `loss` stays,
+        since that is to be seen. The LR is "lr", of several parameter groups "lr/0", "lr/1" and so on.
+
+        Args:
+            prefix: of every name, such as "optimizer/".
+        """
+        rates = {"lr": self.lr[0]} if len(self.lr) == 1 else {f"lr/{group}": lr for group, lr in enumerate(self.lr)}
+        found = {"loss": self.loss} | rates | {"skipped": float(self.skipped)}
+        for name in ("smoothed_loss", "grad_norm", "grad_norm_l1"):
+            if not math.isnan(value := getattr(self, name)):
+                found[name] = value
+        if math.isfinite(self.best):
+            found["best"] = self.best
+        return {prefix + name: value for name, value in found.items()}
+
     @classmethod
     def of(cls, state: list[float]) -> Metrics:
         """From the slots `STATE_BEGIN` on, through the last group's LR."""

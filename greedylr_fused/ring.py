@@ -1,0 +1,120 @@
+"""A row per step in device memory: written in the step, with no number of the host's in it, and read without waiting.
+
+How many rows there are is counted on the device, so that a captured graph writes on wherever it is replayed. What has
+been copied to the host says by itself which rows are new, and how many were overwritten before anybody copied them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greedylr_fused.control import Control
+from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SLOT, STATE_BEGIN
+
+#: In the slot "skip" of a row that shows where steps begin, and is none.
+MARK = -1.0
+
+
+class Ring:
+    """The last rows of one control vector: its state scalars and all blocks of its groups.
+
+    Args:
+        control: what to record.
+        capacity: rows.
+
+    Attributes:
+        read: how many rows were taken from its copies so far, lost ones included.
+    """
+
+    def __init__(self, control: Control, capacity: int) -> None:
+        self._source = _state_of(control)[None]
+        width, device = self._source.shape[1], self._source.device
+        self.capacity, self.read = capacity, 0
+        # One piece of memory, and so one copy: the number of rows written, an integer in the bits of a float64, and
+        # the rows.
+        self._memory = torch.zeros(1 + capacity * width, dtype=torch.float64, device=device)
+        self._written = self._memory[:1].view(torch.int64)
+        self._rows = self._memory[1:].view(capacity, width)
+        self._at, self._one, self._capacity = (torch.tensor([n], device="cpu").to(device) for n in (0, 1, capacity))
+
+    @property
+    def device(self) -> torch.device:
+        return self._memory.device
+
+    @property
+    def memory(self) -> tuple[Tensor, ...]:
+        """All that a captured `write` reads and writes."""
+        return (self._source, self._memory, self._at, self._one, self._capacity)
+
+    def records(self, control: Control) -> bool:
+        """Whether that is what it records, in the same memory."""
+        source = _state_of(control)
+        return source.data_ptr() == self._source.data_ptr() and source.shape == self._source.shape[1:]
+
+    def write(self) -> None:
+        """Add a row, without waiting."""
+        self._add(self._source)
+
+    def mark(self) -> None:
+        """Add a row that is no step: the state from which the steps after it go on."""
+        row = self._source.clone()
+        row[0, SLOT["skip"] - STATE_BEGIN].fill_(MARK)
+        self._add(row)
+
+    def _add(self, row: Tensor) -> None:
+        torch.remainder(self._written, self._capacity, out=self._at)
+        self._rows.index_copy_(0, self._at, row)
+        self._written.add_(self._one)
+
+    def copy(self) -> Copy:
+        """Ask for what is there after all that was enqueued so far, without waiting."""
+        return Copy(self, *to_host(self._memory))
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A ring's memory on its way to the host. Copies of one ring are taken over in the order they were asked for."""
+
+    ring: Ring
+    _host: Tensor
+    _event: Any
+
+    def arrived(self) -> bool:
+        """Whether it is there; does not wait."""
+        return self._event is None or bool(self._event.query())
+
+    def wait(self) -> None:
+        """Wait until it is there."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def take(self) -> tuple[int, list[list[float]]]:
+        """Once it has arrived: how many rows were lost since the last copy, and those after them, oldest first."""
+        ring = self.ring
+        written: int = self._host[:1].view(torch.int64).tolist()[0]
+        begin = max(ring.read, written - ring.capacity)
+        lost, ring.read = begin - ring.read, written
+        rows = self._host[1:].view(ring.capacity, -1)
+        first, count = begin % ring.capacity, written - begin
+        found: list[list[float]] = rows[first : first + count].tolist()
+        found += rows[: count - len(found)].tolist()
+        return lost, found
+
+
+def to_host(memory: Tensor) -> tuple[Tensor, Any]:
+    """A copy, and the event after which it is there; None if it is there already."""
+    if not memory.is_cuda:
+        return memory.to("cpu", copy=True), None
+    host = torch.empty(memory.shape, dtype=memory.dtype, device="cpu", pin_memory=True)
+    host.copy_(memory, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record(torch.cuda.current_stream(memory.device))
+    return host, arrived
+
+
+def _state_of(control: Control) -> Tensor:
+    return control.vector[STATE_BEGIN : GROUPS_BEGIN + len(BLOCKS) * control.n_groups]

@@ -1,0 +1,290 @@
+"""Telemetry: every step of a run, recorded on the device and handed to files and loggers, with no wait in a step.
+
+    from greedylr_fused.telemetry import Recorder, tensorboard
+
+    with Recorder(opt, "run.jsonl", tensorboard(writer)):
+        train(opt)
+
+A step enqueues a few small operations that write a row of a ring on the device (ring.py). Now and then the ring is
+copied to the host, which takes over the copies that have arrived (history.py) and hands the steps on (run_log.py,
+loggers.py).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import warnings
+import weakref
+from collections import deque
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+
+from greedylr_fused.device_schedule import DeviceSchedule
+from greedylr_fused.history import History, Step
+from greedylr_fused.loggers import Feed, Log, tensorboard
+from greedylr_fused.optimizer import FusedAdamW
+from greedylr_fused.options import is_number
+from greedylr_fused.ring import Copy, Ring
+from greedylr_fused.run_log import RunLog
+
+__all__ = ["Recorder", "Step", "tensorboard"]
+
+Sink = str | os.PathLike[str] | Log
+
+_OPEN: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+class Recorder:
+    """Records every step of an optimizer, from construction until `close()`, and gives each to all sinks, in order.
+
+    Nothing in a step waits for the device or raises. What is recorded comes to the sinks during later steps, at the
+    latest when half the ring is full or `seconds` have passed, and in `drain()` and `close()`. Within a captured CUDA
+    graph the rows are written by its replays, of which the host is not told: call `drain()` once in `capacity` of them
+    at least. Rows that were overwritten are counted, warned of, and noted in the file.
+
+    A logger that raises is warned of and dropped; where a file cannot be written, that is warned of, and its lines are
+    kept and tried again. Training goes on, and no other sink misses a step.
+
+    Several ranks hold the same numbers, and nothing is sent between them: construct it on rank 0 alone. The optimizer
+    is not kept alive by it. At the end of the process all that are open are closed.
+
+    Args:
+        opt: a FusedAdamW or a DeviceSchedule.
+        sinks: each the path of a file, to which one JSON object per step is appended (docs/telemetry.md has its keys),
+            or a logger: any `log(metrics, step)`, called with a dictionary of floats (`Metrics.scalars`) and the number
+            of the step.
+        capacity: rows of the ring, at least 2. Each has 27 numbers of 8 bytes, and 5 more per parameter group.
+        every: loggers get only those steps whose number is a multiple of this; files get all.
+        prefix: of the names of metrics for loggers, such as "optimizer/".
+        run: name of the run in each line of a file, where several runs share one.
+        seconds: after how long at most a step asks for what has been recorded, >= 0.
+
+    Raises:
+        TypeError, ValueError: another kind of optimizer or sink, or an option out of range.
+        OSError: a file cannot be written.
+        RuntimeError: a CUDA graph is being captured.
+    """
+
+    _closed = True  # until all is constructed
+
+    def __init__(
+        self,
+        opt: FusedAdamW | DeviceSchedule,
+        *sinks: Sink,
+        capacity: int = 1024,
+        every: int = 1,
+        prefix: str = "",
+        run: str | None = None,
+        seconds: float = 10.0,
+    ) -> None:
+        _check(opt, sinks, capacity, every, seconds)
+        _refuse_capture("Recorder()", opt._control.device)
+        norms = opt._control.norms.numel() > 0
+        self._files: list[RunLog] = []
+        self._feeds: list[Feed] = []
+        for sink in sinks:
+            if callable(sink):
+                self._feeds.append(Feed(sink, every=every, prefix=prefix))
+            else:
+                self._files.append(RunLog(sink, run=run, norms=norms))
+        self._opt = weakref.ref(opt)
+        self._capacity, self._seconds = capacity, seconds
+        self._history = History(opt.schedule)
+        self._ring = Ring(opt._control, capacity)
+        self._ring.mark()
+        self._copies: deque[Copy] = deque()
+        self._unseen, self._asked = 0, monotonic()
+        self._captured: Ring | None = None
+        self._delivering = self._closed = False
+        opt._listeners.append(self)
+        _OPEN.add(self)
+
+    def stepped(self) -> None:
+        """The optimizer's: a step was enqueued."""
+        self._ring.write()
+        if _captures(self._ring.device):
+            self._keep_memory()
+        else:
+            self.replayed()
+
+    def replayed(self) -> None:
+        """The optimizer's: a captured graph, which writes rows by itself, was replayed."""
+        self._unseen += 1
+        if 2 * self._unseen >= self._capacity or monotonic() - self._asked >= self._seconds:
+            self._ask()
+        if self._copies and self._copies[0].arrived():
+            self._hand_over(self._arrived())
+
+    def restarted(self) -> None:
+        """The optimizer's: steps go on from another state, maybe in other memory."""
+        opt = self._opt()
+        if opt is not None and not self._ring.records(opt._control):
+            self._ask()
+            self._ring = Ring(opt._control, self._capacity)
+        self._ring.mark()
+
+    def drain(self, *, wait: bool = False) -> None:
+        """Hand what has arrived to the sinks, and ask for all that was recorded since. Nothing while a graph is
+        captured. Call it on the stream of the steps.
+
+        Args:
+            wait: for the device, so that all recorded steps are handed over now, as beside a checkpoint.
+        """
+        if not _captures(self._ring.device):
+            self._ask()
+            self._hand_over(self._arrived(wait=wait))
+
+    def detach(self) -> None:
+        """Record no more steps. Those that were recorded still come to the sinks, by `drain()` or `close()`."""
+        opt = self._opt()
+        if opt is not None:
+            opt._listeners = [listener for listener in opt._listeners if listener is not self]
+
+    def close(self) -> None:
+        """Record no more steps, and hand over all that were recorded. Waits for the device. Once is enough.
+
+        Raises:
+            OSError: a file cannot be written; its lines are kept, and calling this again tries again.
+            RuntimeError: a CUDA graph is being captured.
+        """
+        if self._closed:
+            return
+        _refuse_capture("Recorder.close()", self._ring.device)
+        self.detach()
+        self._ask()
+        self._hand_over(self._arrived(wait=True), closing=True)
+        self._closed = True
+        _OPEN.discard(self)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _ask(self) -> None:
+        self._copies.append(self._ring.copy())
+        self._unseen, self._asked = 0, monotonic()
+
+    def _arrived(self, *, wait: bool = False) -> int:
+        """Let the sinks take down what has arrived; how many steps before that were lost."""
+        lost = 0
+        while self._copies and (wait or self._copies[0].arrived()):
+            if wait:
+                self._copies[0].wait()
+            for step in self._history.take(*self._copies.popleft().take()):
+                lost += step.lost
+                for file in self._files:
+                    file.put(step)
+                for feed in self._feeds:
+                    feed.put(step)
+        return lost
+
+    def _hand_over(self, lost: int, *, closing: bool = False) -> None:
+        """Let the sinks hand on what they took down, and say what went wrong."""
+        if self._delivering:  # a logger has called drain()
+            return
+        self._delivering = True
+        try:
+            problems, failed = self._flush_feeds(), self._flush_files()
+        finally:
+            self._delivering = False
+        if lost:
+            problems.append(
+                f"{lost} steps were lost: overwritten before drain() was called, or replayed from a graph that was "
+                f"captured without this recorder; allowed are {self._capacity} steps between two calls; call it more "
+                "often, or construct the recorder with a larger capacity, before the capture"
+            )
+        if not closing:
+            problems += [
+                f"{file.path} was not written ({error.strerror}); its last {file.waiting} lines are kept, and tried "
+                "again with the next; make room for them, or allow to write there"
+                for file, error in failed
+            ]
+        for problem in problems:
+            warnings.warn(f"Recorder: {problem}", RuntimeWarning, stacklevel=2)
+        if closing and failed:
+            raise failed[0][1]
+
+    def _flush_feeds(self) -> list[str]:
+        """What went wrong; that logger gets no more."""
+        problems = []
+        for feed in tuple(self._feeds):
+            try:
+                feed.flush()
+            except Exception as error:
+                self._feeds.remove(feed)
+                problems.append(
+                    f"the logger {feed.log!r} raised {error!r}, allowed is log(metrics, step) that takes a dictionary "
+                    "of floats and an int; it gets no more steps; correct it and construct another Recorder"
+                )
+        return problems
+
+    def _flush_files(self) -> list[tuple[RunLog, OSError]]:
+        """Which could not be written."""
+        failed = []
+        for file in self._files:
+            try:
+                file.flush()
+            except OSError as error:
+                failed.append((file, error))
+        return failed
+
+    def _keep_memory(self) -> None:
+        """A captured graph writes into the ring wherever it is replayed: keep that as long as the optimizer."""
+        opt = self._opt()
+        if opt is not None and self._captured is not self._ring:
+            self._captured = self._ring
+            weakref.finalize(opt, _let_go, *self._ring.memory).atexit = False
+
+
+def _let_go(*_: object) -> None:
+    """Nothing is done with what was kept until now."""
+
+
+def _captures(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _refuse_capture(what: str, device: torch.device) -> None:
+    if _captures(device):
+        raise RuntimeError(
+            f"{what}: got a call while a CUDA graph is captured, allowed is before or after; construct the recorder "
+            "before the warm-up steps, and close it when all is trained"
+        )
+
+
+def _check(opt: Any, sinks: tuple[Any, ...], capacity: Any, every: Any, seconds: Any) -> None:
+    if not isinstance(opt, (FusedAdamW, DeviceSchedule)):
+        raise TypeError(
+            f"Recorder: got {type(opt).__name__}, allowed is a FusedAdamW or a DeviceSchedule; pass the optimizer "
+            "itself, not what a framework has wrapped around it (its .optimizer or .optim)"
+        )
+    if not sinks:
+        raise TypeError('Recorder: got no sink, allowed are paths and loggers; write Recorder(opt, "run.jsonl")')
+    for sink in sinks:
+        if not callable(sink) and not isinstance(sink, (str, Path, os.PathLike)):
+            raise TypeError(
+                f"Recorder: got {sink!r} as a sink, allowed is a path or log(metrics, step); write "
+                "tensorboard(writer) for a SummaryWriter, run.log for a run of W&B"
+            )
+    for name, value, least in (("capacity", capacity, 2), ("every", every, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: got {value!r}, allowed is an integer >= {least}; leave it out for its default")
+    if not is_number(seconds) or not seconds >= 0:
+        raise ValueError(f"seconds: got {seconds!r}, allowed is a number >= 0; leave it out for its default")
+
+
+@atexit.register
+def _close_all() -> None:
+    with contextlib.ExitStack() as stack:  # all of them, whatever one raises
+        for recorder in tuple(_OPEN):
+            stack.callback(recorder.close)
