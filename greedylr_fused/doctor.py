@@ -1,8 +1,12 @@
-"""`python -m greedylr_fused doctor`: what this machine has, and why each backend is on or off."""
+"""`python -m greedylr_fused doctor`: what this machine has, and why each backend is on or off.
+
+Made to be pasted into a bug report: whatever cannot be found out is said in its line, and nothing ends the command.
+"""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -10,35 +14,30 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from greedylr_fused import available_backends, watch
+from greedylr_fused.backends import resolve
 from greedylr_fused.version import __version__
 
 _BUILD_REPORT = Path(__file__).parent / "_build.json"
 _CUDA_INSTALLED = "/usr/local/cuda/bin/nvcc"
 
+#: Frameworks that greedylr_fused/integrations is for; Lightning comes under two names.
+_FRAMEWORKS = ("transformers", "accelerate", "lightning", "pytorch_lightning")
+
+#: Variables of the environment that change what is built, found or run.
+_VARIABLES = "CXX CXXFLAGS LDFLAGS CUDACXX CUDA_HOME GREEDYLR_FUSED_CUDA CUDA_VISIBLE_DEVICES".split()
+_VARIABLES += "OMP_NUM_THREADS TRITON_INTERPRET".split()
+
 
 def findings() -> dict[str, str]:
-    """What was detected: a text for every name, also where there is nothing."""
-    return {
-        "greedylr_fused": f"{__version__} in {Path(__file__).parent}",
-        "python": f"{platform.python_version()} at {sys.executable}",
-        "system": f"{platform.system()} {platform.machine()}",
-        "torch": torch.__version__,
-        "triton": _triton(),
-        "C++ compiler": _first_program([os.environ.get("CXX", ""), "c++", "g++", "clang++"]),
-        "nvcc": _first_program(_nvcc_places()),
-        "CPU": f"{_cpu_name()}, {os.cpu_count()} cores",
-        "instruction set": _instruction_set(),
-        "threads": f"{torch.get_num_threads()} (torch.set_num_threads changes it)",
-        "GPU": _gpus(),
-        "looking at tensors": "compiled" if (why := watch.unavailable()) is None else f"in Python: {why}",
-        "build": _build(),
-    }
+    """What was detected: a text for every name, also where there is nothing, or where asking failed."""
+    return {name: _answer(ask) for name, ask in _QUESTIONS.items()}
 
 
 def backends() -> dict[str, str]:
@@ -52,14 +51,43 @@ def backends() -> dict[str, str]:
     return states
 
 
+def choices() -> dict[str, str]:
+    """What `backend="auto"` takes for parameters on every kind of device."""
+    taken = {"on cpu": resolve("auto", torch.device("cpu")).backend.name}
+    found = torch.cuda.is_available()
+    taken["on cuda"] = resolve("auto", torch.device("cuda")).backend.name if found else "PyTorch finds no CUDA device"
+    return taken
+
+
 def main(argv: Sequence[str] = ()) -> None:
-    """Print both tables; there are no options."""
+    """Print all tables; there are no options."""
     argparse.ArgumentParser(prog="python -m greedylr_fused doctor", description=__doc__).parse_args(argv)
-    for title, rows in (("found", findings()), ("backends, in order of preference", backends())):
+    sections: dict[str, Callable[[], Mapping[str, str]]] = {
+        "found": findings,
+        "backends, in order of preference": backends,
+        'backend="auto" takes, for parameters': choices,
+    }
+    for title, ask in sections.items():
+        try:
+            rows = ask()
+        except Exception as error:
+            rows = {"unknown": _failed(error)}
         print(title)
         width = max(map(len, rows))
         for name, text in rows.items():
             print(f"  {name:{width}}  {text}")
+
+
+def _answer(ask: Callable[[], str]) -> str:
+    """What is found, or why it cannot be: a machine may be damaged just where one looks."""
+    try:
+        return ask()
+    except Exception as error:
+        return f"unknown ({_failed(error)})"
+
+
+def _failed(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _triton() -> str:
@@ -69,15 +97,30 @@ def _triton() -> str:
         return f"not found ({error})"
 
 
-def _first_program(names: list[str]) -> str:
-    for name in names:
-        path = shutil.which(name.split()[0]) if name else None
+def _installed(framework: str) -> str:
+    """Its version as its metadata says: importing one takes seconds, and may fail."""
+    try:
+        return metadata.version(framework)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _first_program(names: Sequence[str]) -> str:
+    named = [name for name in names if name.strip()]
+    for name in named:
+        path = shutil.which(name.split()[0])
         if path is not None:
-            asked = subprocess.run([path, "--version"], capture_output=True, text=True)
-            lines = [line for line in asked.stdout.splitlines() if line]
-            version = next((line for line in lines if "release" in line), lines[0] if lines else "version unknown")
-            return f"{path}: {version}"
-    return f"not found (looked for {', '.join(filter(None, names))})"
+            return f"{path}: {_version(path)}"
+    return f"not found (looked for {', '.join(named)})"
+
+
+def _version(program: str) -> str:
+    try:
+        asked = subprocess.run([program, "--version"], capture_output=True, text=True, errors="replace", timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"cannot be run ({_failed(error)})"
+    lines = [line for line in asked.stdout.splitlines() if line]
+    return next((line for line in lines if "release" in line), lines[0] if lines else "version unknown")
 
 
 def _nvcc_places() -> list[str]:
@@ -88,7 +131,10 @@ def _nvcc_places() -> list[str]:
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    try:
+        lines = info.read_text(errors="replace").splitlines()
+    except OSError:  # another system's, or closed to us
+        lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(filter(None, names), "") or platform.processor() or platform.machine() or "unknown"
 
@@ -114,6 +160,30 @@ def _build() -> str:
     report = json.loads(_BUILD_REPORT.read_text())
     parts = [f"{name} {'built' if own['built'] else 'not built'}: {own['reason']}" for name, own in report.items()]
     return "; ".join(parts) or "nothing was to be built"
+
+
+def _environment() -> str:
+    return ", ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ) or "none of note is set"
+
+
+_QUESTIONS: dict[str, Callable[[], str]] = {
+    "greedylr_fused": lambda: f"{__version__} in {Path(__file__).parent}",
+    "python": lambda: f"{platform.python_version()} at {sys.executable}",
+    "system": lambda: f"{platform.system()} {platform.machine()}",
+    "release": lambda: f"{platform.release()}, {' '.join(platform.libc_ver()) or 'C library unknown'}",
+    "torch": lambda: torch.__version__,
+    "triton": _triton,
+    **{name: functools.partial(_installed, name) for name in _FRAMEWORKS},
+    "C++ compiler": lambda: _first_program([os.environ.get("CXX", ""), "c++", "g++", "clang++"]),
+    "nvcc": lambda: _first_program(_nvcc_places()),
+    "CPU": lambda: f"{_cpu_name()}, {os.cpu_count()} cores",
+    "instruction set": _instruction_set,
+    "threads": lambda: f"{torch.get_num_threads()} (torch.set_num_threads changes it)",
+    "GPU": _gpus,
+    "looking at tensors": lambda: "compiled" if (why := watch.unavailable()) is None else f"in Python: {why}",
+    "build": _build,
+    "variables": _environment,
+}
 
 
 if __name__ == "__main__":
