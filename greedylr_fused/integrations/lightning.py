@@ -1,0 +1,159 @@
+"""The Trainer of Lightning 2: a callback that gives `FusedAdamW` each loss as `training_step` returned it.
+
+Lightning hands every optimizer a closure that returns the loss, so most runs need nothing from here. But with
+`accumulate_grad_batches=N` the closure returns an N-th of the last micro-batch's loss, since the others ran before the
+step; and with a loss scale (`precision="16-mixed"`) the closure runs before the step, which is given no loss at all.
+
+`lightning.pytorch` and `pytorch_lightning` are one library under two names, with two classes `Callback`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from typing import Any
+
+from torch import Tensor
+
+from greedylr_fused import options
+from greedylr_fused.optimizer import FusedAdamW
+
+_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+
+
+def _bases() -> tuple[Any, ...]:
+    """`Callback` of each package that is imported by now; if none is, of the first that can be."""
+    reasons = []
+    for names in ([name for name in _PACKAGES if name in sys.modules], *([name] for name in _PACKAGES)):
+        try:
+            if bases := tuple(importlib.import_module(f"{name}.callbacks").Callback for name in names):
+                return bases
+        except ModuleNotFoundError as error:
+            reasons.append(str(error))
+    raise ImportError(
+        f"greedylr_fused.integrations.lightning: found no Lightning ({'; '.join(reasons)}), needed is lightning or "
+        'pytorch_lightning, version 2; run pip install "lightning>=2,<3"'
+    )
+
+
+class ObserveLoss(*_bases()):  # type: ignore[misc]  # a base that is known when it is imported
+    """Gives the one `FusedAdamW` of a fit whose schedule needs it the loss of every micro-batch.
+
+    `Trainer(callbacks=[ObserveLoss()])`. The division by `accumulate_grad_batches` and the loss scale are undone on the
+    device, in the loss's own dtype; nothing is waited for. The step then uses the mean over its micro-batches. In
+    manual optimization every `manual_backward(loss)` counts as one, and `step()` is called without a loss. Losses of
+    validation are not observed. Where `training_step` returns None, the step decides nothing.
+
+    Raises (when the fit starts):
+        ValueError: options of the Trainer that would clip twice, not at all, or write the LR a second time; several
+            optimizers, so that it is unknown whose loss it is; or a strategy under which this cannot work.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._optimizer: FusedAdamW | None = None
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Look for the optimizer, and refuse what would train wrongly in silence."""
+        optimizers = [getattr(optimizer, "optimizer", optimizer) for optimizer in trainer.optimizers]
+        _check_strategy(trainer)
+        for optimizer in optimizers:
+            if isinstance(optimizer, FusedAdamW):
+                _check_clipping(trainer, optimizer)
+                _check_schedulers(trainer, optimizer)
+        self._optimizer = _driven(trainer, optimizers)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        """Observe what `training_step` returned, or `manual_backward` was given."""
+        if self._optimizer is not None:
+            parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            self._optimizer.observe(_whole(loss.detach(), _scaler(trainer), parts))
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Let a step pass for which `training_step` returned None: there are no gradients either."""
+        ours = self._optimizer
+        if ours is not None and pl_module.automatic_optimization and ours._observed == 0:
+            ours.observe(0.0, weight=0.0)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let go of the optimizer: the next fit has another one."""
+        self._optimizer = None
+
+
+def _whole(loss: Tensor, scaler: Any, parts: int) -> Tensor:
+    """A loss as it was before Lightning divided it into parts and the scaler multiplied it. To the bit where both are
+    powers of two, otherwise but for the last bit of the loss's dtype.
+    """
+    scale = getattr(scaler, "_scale", None)  # the tensor: get_scale() would wait for it. None in a disabled scaler
+    if scale is not None:
+        loss = loss / scale
+    return loss if parts == 1 else loss * parts
+
+
+def _scaler(trainer: Any) -> Any:
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _driven(trainer: Any, optimizers: list[Any]) -> FusedAdamW | None:
+    """The optimizer that needs the loss; without one, None and a warning."""
+    driven = [opt for opt in optimizers if isinstance(opt, FusedAdamW) and options.needs_loss(opt.schedule)]
+    names = ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "no optimizer"
+    if driven and len(optimizers) > 1:
+        raise ValueError(
+            f"ObserveLoss: got {len(optimizers)} optimizers ({names}), allowed is one FusedAdamW alone, since a "
+            "backward pass does not tell whose loss it is of; drop the callback and write opt.step(loss=loss) in "
+            "training_step"
+        )
+    if not driven and trainer.is_global_zero:
+        warnings.warn(
+            f"ObserveLoss: got {names} and no FusedAdamW whose schedule needs the loss, such as GreedyLR, so it has no "
+            "effect; drop the callback, or construct FusedAdamW(..., schedule=GreedyLR())",
+            stacklevel=2,
+        )
+    return driven[0] if driven else None
+
+
+def _check_strategy(trainer: Any) -> None:
+    """Refuse strategies that step by themselves, or whose ranks would not agree on the loss scale."""
+    name = type(trainer.strategy).__name__
+    if trainer.strategy.handles_gradient_accumulation:
+        raise ValueError(
+            f"ObserveLoss: got the strategy {name}, which accumulates, scales and steps by itself, on parameters of "
+            'its own, allowed are a single device, DDP, FSDP and ModelParallelStrategy; write strategy="ddp" or "fsdp"'
+        )
+    if type(_scaler(trainer)).__name__ == "ShardedGradScaler":
+        raise ValueError(
+            f'ObserveLoss: got the strategy {name} with precision="16-mixed", where the ranks would come to different '
+            'loss scales (each unscales its own part); allowed is another precision; write precision="bf16-mixed"'
+        )
+
+
+def _check_clipping(trainer: Any, optimizer: FusedAdamW) -> None:
+    """Refuse to clip twice; and under a loss scale, which FusedAdamW divides out after Lightning would have clipped."""
+    value = trainer.gradient_clip_val
+    if not value:
+        return
+    if optimizer.max_grad_norm is not None:
+        raise ValueError(
+            f"ObserveLoss: got Trainer(gradient_clip_val={value}) and FusedAdamW(max_grad_norm="
+            f"{optimizer.max_grad_norm}), which clip one after the other, allowed is one of them; drop "
+            "gradient_clip_val: max_grad_norm is folded into the update"
+        )
+    if _scaler(trainer) is not None:
+        raise ValueError(
+            f"ObserveLoss: got Trainer(gradient_clip_val={value}) with a loss scale, which FusedAdamW divides out in "
+            "its step, after the clipping, allowed is its own clipping; drop gradient_clip_val and write "
+            f"FusedAdamW(..., max_grad_norm={value})"
+        )
+
+
+def _check_schedulers(trainer: Any, optimizer: FusedAdamW) -> None:
+    """Refuse a torch scheduler for an optimizer whose schedule decides the LR."""
+    for config in trainer.lr_scheduler_configs:
+        if optimizer.schedule is not None and config.scheduler.optimizer is optimizer:
+            raise ValueError(
+                f"ObserveLoss: got a {type(config.scheduler).__name__} for a FusedAdamW whose "
+                f"{type(optimizer.schedule).__name__} also decides the LR, allowed is one of them; return the "
+                "optimizer alone from configure_optimizers, or construct it with schedule=None (as for the LR finder)"
+            )
