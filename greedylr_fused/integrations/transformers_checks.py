@@ -1,0 +1,183 @@
+"""What `use_fused_adamw` refuses, and what it warns of: requests of the TrainingArguments that would be lost."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import Trainer
+from transformers import __version__ as transformers_version
+
+from greedylr_fused.control import Schedule
+from greedylr_fused.optimizer import FusedAdamW
+from greedylr_fused.options import check_schedule
+from greedylr_fused.schedules import LossSchedule, StepSchedule
+
+#: Options of FusedAdamW that the TrainingArguments have, by their names there.
+_OF_ARGUMENTS = {
+    "lr": "learning_rate",
+    "betas": "adam_beta1 and adam_beta2",
+    "eps": "adam_epsilon",
+    "weight_decay": "weight_decay",
+    "max_grad_norm": "max_grad_norm",
+}
+#: Options that mean nothing here, and where a Trainer's parameters come from.
+_NO_OPTIONS = ("params", "schedule", "foreach", "capturable", "differentiable", "fused")
+#: `optim` of the TrainingArguments for what FusedAdamW is. Others ask for something else, some in training_step, too.
+_ADAMW = ("adamw_torch", "adamw_torch_fused")
+#: Our names of `lr_scheduler_type`; of others there is `Table`.
+_SCHEDULES = {
+    "linear": "Linear",
+    "cosine": "Cosine",
+    "cosine_with_restarts": "CosineRestarts",
+    "polynomial": "Polynomial",
+    "constant": "Constant",
+    "constant_with_warmup": "Constant",
+    "cosine_with_min_lr": "Cosine",
+    "warmup_stable_decay": "WSD",
+}
+
+
+def check_trainer(trainer: Any, methods: Sequence[str]) -> None:
+    """Refuse a Trainer that has an optimizer already, or that FusedAdamW cannot train for.
+
+    Args:
+        trainer: what `use_fused_adamw` was given.
+        methods: those that it needs.
+
+    Raises:
+        TypeError: not a Trainer.
+        RuntimeError: says which, and what to do.
+    """
+    if not isinstance(trainer, Trainer):
+        raise TypeError(
+            f"use_fused_adamw() got {trainer!r}, allowed is an object of transformers.Trainer or a subclass; pass "
+            "the trainer itself, before its train()"
+        )
+    if missing := [name for name in methods if not hasattr(trainer, name)]:
+        raise RuntimeError(
+            f"use_fused_adamw() got a Trainer of transformers {transformers_version} without {', '.join(missing)}, "
+            "allowed are those of transformers 5.17 or later; upgrade transformers"
+        )
+    if vars(trainer).keys() >= set(methods):
+        raise _refused("was given to it before", "one call", "drop the second call")
+    if trainer.optimizer is not None or trainer.lr_scheduler is not None or trainer.optimizer_cls_and_kwargs:
+        remedy = "leave out optimizers= and optimizer_cls_and_kwargs=, and call it before train()"
+        raise _refused("has an optimizer or a scheduler", "one without", remedy)
+    if trainer.is_deepspeed_enabled:
+        raise _refused("trains with DeepSpeed, which steps by itself", "one without", "use FSDP, or DDP")
+    if trainer.is_model_parallel:
+        remedy = "load the model on one device, or use FSDP"
+        raise _refused("has its model on several devices", "one device per process", remedy)
+    if str(getattr(trainer.args.optim, "value", trainer.args.optim)) not in _ADAMW:
+        allowed = f"optim={' or '.join(map(repr, _ADAMW))}, which FusedAdamW replaces"
+        raise _refused(f"was told optim={str(trainer.args.optim)!r}", allowed, "leave optim out")
+
+
+def _refused(got: str, allowed: str, remedy: str) -> RuntimeError:
+    return RuntimeError(f"use_fused_adamw() got a Trainer that {got}, allowed is {allowed}; {remedy}")
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse what is no option of FusedAdamW, or is one of the TrainingArguments.
+
+    Raises:
+        TypeError: names it.
+    """
+    known = [name for name in inspect.signature(FusedAdamW).parameters if name not in (*_OF_ARGUMENTS, *_NO_OPTIONS)]
+    for name in options:
+        if name in _OF_ARGUMENTS:
+            raise TypeError(
+                f"use_fused_adamw() got {name}=, allowed is to give it to the TrainingArguments; write "
+                f"{_OF_ARGUMENTS[name]} there"
+            )
+        if name not in known:
+            raise TypeError(f"use_fused_adamw() got {name}=, allowed are schedule, {', '.join(known)}; correct it")
+
+
+def is_function(schedule: Any) -> bool:
+    """Whether it is a function that returns the schedule, rather than one; a class is neither."""
+    return callable(schedule) and not isinstance(schedule, (type, LossSchedule, StepSchedule))
+
+
+def steps_of(trainer: Trainer) -> int:
+    """The number of training steps, which the Trainer knows once it trains.
+
+    Raises:
+        RuntimeError: it does not yet.
+    """
+    if trainer.state.max_steps <= 0:
+        raise RuntimeError(
+            "use_fused_adamw(schedule=...) got a function of the number of training steps, which is not known before "
+            "train(); leave it to train() to create the optimizer, or pass a schedule, such as Cosine(10_000)"
+        )
+    return int(trainer.state.max_steps)
+
+
+def check_returned(schedule: Any) -> None:
+    """Refuse what the function given as schedule returned.
+
+    Raises:
+        TypeError: it is not a schedule.
+    """
+    if schedule is None:
+        raise TypeError(
+            "use_fused_adamw(schedule=...) got a function that returned None, allowed is one that returns a schedule; "
+            "let it return one, or pass schedule=None"
+        )
+    check_schedule(schedule)
+
+
+def check_created(trainer: Trainer, optimizer: Any) -> None:
+    """Refuse a subclass whose `create_optimizer` makes another optimizer.
+
+    Raises:
+        RuntimeError: names both.
+    """
+    if not isinstance(optimizer, FusedAdamW):
+        raise RuntimeError(
+            f"{type(trainer).__name__}.create_optimizer() made a {type(optimizer).__name__}, allowed after "
+            "use_fused_adamw() is the FusedAdamW of self.optimizer_cls_and_kwargs; let it call "
+            "super().create_optimizer(), or construct that class with those arguments"
+        )
+
+
+def warn_of_lost(trainer: Trainer, schedule: Schedule | None) -> None:
+    """Warn of what the TrainingArguments or a subclass ask for, and FusedAdamW with this schedule does not do."""
+    args, lost = trainer.args, [] if schedule is None else _not_in(schedule, trainer.args)
+    if lost:
+        kind, _ = lost[0]
+        warnings.warn(
+            f"{' and '.join(asked for _, asked in lost)} of the TrainingArguments: not used, since "
+            f"{type(schedule).__name__} decides the LR; write use_fused_adamw(trainer, schedule=lambda steps: "
+            f"{_instead(kind, args.warmup_steps)}), or leave it out there",
+            stacklevel=2,
+        )
+    replaced = {"create_scheduler": schedule is not None, "_clip_grad_norm": args.max_grad_norm}
+    for name in (name for name, used in replaced.items() if used):
+        if getattr(type(trainer), name) is not getattr(Trainer, name):
+            warnings.warn(
+                f"{type(trainer).__name__}.{name}(): not used, since FusedAdamW does its work; drop it", stacklevel=2
+            )
+
+
+def _not_in(schedule: Schedule, args: Any) -> list[tuple[str, str]]:
+    """What of the two scheduler options of the Trainer a schedule has not: kind of scheduler, and option with value."""
+    curve = getattr(schedule, "base", schedule)
+    kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    lost = []
+    if kind != "linear" and not isinstance(curve, StepSchedule):  # "linear" is what stands there unasked
+        lost.append((kind, f"lr_scheduler_type={kind!r}"))
+    if args.warmup_steps and (not isinstance(curve, StepSchedule) or getattr(curve, "warmup_steps", None) == 0):
+        lost.append((kind, f"warmup_steps={args.warmup_steps!r}"))
+    return lost
+
+
+def _instead(kind: str, warmup: float) -> str:
+    name = _SCHEDULES.get(kind, "Linear")
+    options = [] if name == "Constant" else ["steps"]
+    if warmup:
+        options.append(f"warmup_steps={warmup:g}" if warmup >= 1 else f"warmup_steps=math.ceil({warmup:g} * steps)")
+    return f"GreedyLR(base={name}({', '.join(options)}))"

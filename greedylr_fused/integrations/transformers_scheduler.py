@@ -1,0 +1,62 @@
+"""What a Trainer holds for a learning-rate scheduler: it decides nothing, and shows what the device decided."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim.lr_scheduler import LRScheduler
+
+from greedylr_fused.optimizer import FusedAdamW
+
+
+class ShownLR(LRScheduler):
+    """The learning rate of a FusedAdamW with a schedule, in the form of a `torch.optim.lr_scheduler`.
+
+    Only in form: torch's constructor would put itself between the optimizer and its `step`, and write the LR.
+
+    Args:
+        optimizer: whose LR is shown.
+
+    Attributes:
+        base_lrs: starting learning rate, or peak, of each parameter group.
+    """
+
+    def __init__(self, optimizer: FusedAdamW) -> None:
+        self.optimizer = optimizer
+        self.base_lrs = [own["initial_lr"] for own in optimizer._control.numbers()]
+        self.last_epoch, self._step_count = 0, 1  # torch's names, which accelerate and checkpoints know
+        self._used: list[Any] | None = None
+        optimizer.register_step_pre_hook(self._before_step)
+
+    def _before_step(self, optimizer: FusedAdamW, args: Any, kwargs: Any) -> None:
+        optimizer.metrics()  # takes over what has arrived since the last step
+        self._used = self._shown()
+
+    def _shown(self) -> list[Any]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def get_last_lr(self) -> list[Any]:
+        """What the last step used, one number per parameter group; before the first, what that will use. Nothing is
+        waited for: on a GPU it may be that of a step before.
+        """
+        return self._shown() if self._used is None else list(self._used)
+
+    def get_lr(self) -> list[Any]:
+        """What stands in the parameter groups: as far as is known, what the next step will use."""
+        return self._shown()
+
+    def step(self, *_: Any) -> None:
+        """Count, as torch's do. The optimizer has decided already."""
+        self.last_epoch += 1
+        self._step_count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a LambdaLR saves: a checkpoint of the Trainer goes on without us as well as with us."""
+        state: dict[str, Any] = {name: vars(self)[name] for name in ("base_lrs", "last_epoch", "_step_count")}
+        return state | {"_last_lr": self._shown(), "lr_lambdas": [None] * len(self.base_lrs)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the count, from any scheduler of torch. The LR comes back with the optimizer."""
+        self.last_epoch = state_dict.get("last_epoch", 0)
+        self._step_count = state_dict.get("_step_count", self.last_epoch + 1)
+        self._used = None
