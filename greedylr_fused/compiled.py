@@ -59,11 +59,10 @@ def zero_grad(optimizer: FusedAdamW, set_to_none: bool) -> None:
     """`FusedAdamW.zero_grad` as the compiler traces it: torch's reads the groups, and with them every LR."""
     _read_params(optimizer._name)
     for param in optimizer._traced.params:
-        if param.grad is not None:
-            if set_to_none:
-                param.grad = None
-            else:
-                param.grad.zero_()
+        if set_to_none:
+            param.grad = optimizer._traced.nothing  # whether or not there is one, of which the graph need not know
+        elif param.grad is not None:
+            param.grad.zero_()
 
 
 def _as_tensor(value: Any) -> Tensor | None:
@@ -114,17 +113,19 @@ def _moments(optimizer: FusedAdamW, i: int) -> list[Tensor]:
 
 
 def _owned(optimizer: FusedAdamW, which: Sequence[int], declared: Sequence[Tensor]) -> list[Tensor]:
-    """What stands behind the declared tensors: parameters, then moments. Moments that were replaced since the trace are
-    the optimizer's business; nobody reads the old ones, and they stand for themselves.
+    """What stands behind the declared tensors: parameters, then moments. A moment that was replaced since the trace is
+    the optimizer's business; nobody reads the old one, and it stands for itself.
     """
     traced, key = optimizer._traced, tuple(which)
     if (known := traced.owned.get(key)) is not None:
         return known
-    moments = [moment for i in which for moment in _moments(optimizer, i)]
-    if not _same(moments, [moment for i in which for moment in traced.moments.get(i, [])]):
-        return [*(traced.params[i] for i in which), *declared]
-    traced.owned[key] = owned = [*(traced.params[i] for i in which), *moments]
-    return owned
+    params = [traced.params[i] for i in which]
+    now = {id(moment) for i in which for moment in _moments(optimizer, i)}
+    moments = [moment for i in which for moment in traced.moments[i]]
+    owned = [m if id(m) in now else itself for m, itself in zip(moments, declared, strict=True)]
+    if _same(owned, moments):
+        traced.owned[key] = [*params, *moments]
+    return [*params, *owned]
 
 
 def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

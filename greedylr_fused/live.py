@@ -23,12 +23,15 @@ class Traced:
         moments: of those parameters that a trace has found gradients of, by position.
         owned: by the positions of the parameters that are stepped: their memory and that of their moments, as the
             operator found them last.
+        nothing: None, to be assigned to `grad`. The compiler of PyTorch 2.13 keeps one None for all in a trace, and if
+            that one is assigned and read again, notes where it came from in it: other traces then look for it there.
     """
 
     def __init__(self) -> None:
         self.params: list[Tensor] = []
         self.moments: dict[int, list[Tensor]] = {}
         self.owned: dict[tuple[int, ...], list[Tensor]] = {}
+        self.nothing = None
 
     def forget(self) -> None:
         """Parameters or moments were replaced: traces that read them are outdated."""
