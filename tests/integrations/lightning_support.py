@@ -17,7 +17,7 @@ class Recorder:
     """The body of the module, for `LightningModule` of either package.
 
     Attributes:
-        micro: raw losses since the last step; `sums`: of each step, their sum and number; `lrs`: the LR after each step.
+        micro: raw losses since the last step; `sums`: their sum and number, for each step; `lrs`: the LR after it.
     """
 
     def __init__(self, manual="", none_at=(), infinite_at=(), **options):

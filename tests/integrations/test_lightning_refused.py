@@ -125,6 +125,7 @@ def test_one_callback_serves_one_fit_after_the_other(tmp_path):
     for _ in range(2):
         net = Net()
         assert_traced(net, fit(net, tmp_path, callback, accumulate_grad_batches=3), 6)
+        assert callback._optimizer is None  # kept no longer than the fit
 
 
 class OtherNet(Recorder, pytorch_lightning.LightningModule):
