@@ -51,6 +51,13 @@ def assert_equal(params, others, opt, other):
             assert torch.equal(own.full_tensor() if name != "step" else own, value)
 
 
+def test_a_dtensor_is_refused_within_torch_compile(mesh):
+    opt = FusedAdamW([sharded(mesh, 4)], schedule=SCHEDULE)
+    compiled = torch.compile(lambda: opt.step(loss=torch.tensor(1.0)), backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="DTensor parameters within torch.compile.*outside of what is compiled"):
+        compiled()
+
+
 def test_a_dtensor_is_updated_as_its_values_are(mesh, backend):
     params = [sharded(mesh, *shape) for shape in ((6, 3), (5,), (0, 2), (1,))]
     plain = twins(params)
