@@ -18,17 +18,13 @@ import os
 import warnings
 import weakref
 from collections import deque
-from pathlib import Path
 from time import monotonic
-from typing import Any
 
-import torch
-
+from greedylr_fused import telemetry_checks as checks
 from greedylr_fused.device_schedule import DeviceSchedule
 from greedylr_fused.history import History, Step
 from greedylr_fused.loggers import Feed, Log, tensorboard
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.options import is_number
 from greedylr_fused.ring import Copy, Ring
 from greedylr_fused.run_log import RunLog
 
@@ -82,8 +78,8 @@ class Recorder:
         run: str | None = None,
         seconds: float = 10.0,
     ) -> None:
-        _check(opt, sinks, capacity, every, seconds)
-        _refuse_capture("Recorder()", opt._control.device)
+        checks.check(opt, sinks, capacity, every, seconds)
+        checks.refuse_capture("Recorder()", opt._control.device)
         norms = opt._control.norms.numel() > 0
         self._files: list[RunLog] = []
         self._feeds: list[Feed] = []
@@ -100,6 +96,7 @@ class Recorder:
         self._copies: deque[Copy] = deque()
         self._unseen, self._asked = 0, monotonic()
         self._captured: Ring | None = None
+        self._lost = 0  # and not yet warned of
         self._delivering = self._closed = False
         opt._listeners.append(self)
         _OPEN.add(self)
@@ -107,7 +104,7 @@ class Recorder:
     def stepped(self) -> None:
         """The optimizer's: a step was enqueued."""
         self._ring.write()
-        if _captures(self._ring.device):
+        if checks.captures(self._ring.device):
             self._keep_memory()
         else:
             self.replayed()
@@ -118,13 +115,14 @@ class Recorder:
         if 2 * self._unseen >= self._capacity or monotonic() - self._asked >= self._seconds:
             self._ask()
         if self._copies and self._copies[0].arrived():
-            self._hand_over(self._arrived())
+            self._take_over()
+            self._hand_over()
 
     def restarted(self) -> None:
         """The optimizer's: steps go on from another state, maybe in other memory."""
         opt = self._opt()
+        self._ask()
         if opt is not None and not self._ring.records(opt._control):
-            self._ask()
             self._ring = Ring(opt._control, self._capacity)
         self._ring.mark()
 
@@ -135,9 +133,10 @@ class Recorder:
         Args:
             wait: for the device, so that all recorded steps are handed over now, as beside a checkpoint.
         """
-        if not _captures(self._ring.device):
+        if not checks.captures(self._ring.device):
             self._ask()
-            self._hand_over(self._arrived(wait=wait))
+            self._take_over(wait=wait)
+            self._hand_over()
 
     def detach(self) -> None:
         """Record no more steps. Those that were recorded still come to the sinks, by `drain()` or `close()`."""
@@ -154,10 +153,13 @@ class Recorder:
         """
         if self._closed:
             return
-        _refuse_capture("Recorder.close()", self._ring.device)
+        checks.refuse_capture("Recorder.close()", self._ring.device)
         self.detach()
-        self._ask()
-        self._hand_over(self._arrived(wait=True), closing=True)
+        try:
+            self._ask()
+            self._take_over(wait=True)
+        finally:  # also if the device has failed
+            self._hand_over(closing=True)
         self._closed = True
         _OPEN.discard(self)
 
@@ -174,35 +176,35 @@ class Recorder:
         self._copies.append(self._ring.copy())
         self._unseen, self._asked = 0, monotonic()
 
-    def _arrived(self, *, wait: bool = False) -> int:
-        """Let the sinks take down what has arrived; how many steps before that were lost."""
-        lost = 0
+    def _take_over(self, *, wait: bool = False) -> None:
+        """Let the sinks take down what has arrived."""
         while self._copies and (wait or self._copies[0].arrived()):
             if wait:
                 self._copies[0].wait()
             for step in self._history.take(*self._copies.popleft().take()):
-                lost += step.lost
+                self._lost += step.lost
                 for file in self._files:
                     file.put(step)
                 for feed in self._feeds:
                     feed.put(step)
-        return lost
 
-    def _hand_over(self, lost: int, *, closing: bool = False) -> None:
+    def _hand_over(self, *, closing: bool = False) -> None:
         """Let the sinks hand on what they took down, and say what went wrong."""
         if self._delivering:  # a logger has called drain()
             return
         self._delivering = True
         try:
-            problems, failed = self._flush_feeds(), self._flush_files()
+            failed = self._flush_files()
+            problems = self._flush_feeds()
         finally:
             self._delivering = False
-        if lost:
+        if self._lost:
             problems.append(
-                f"{lost} steps were lost: overwritten before drain() was called, or replayed from a graph that was "
+                f"{self._lost} steps were lost: overwritten before drain() was called, or replayed from a graph that was "
                 f"captured without this recorder; allowed are {self._capacity} steps between two calls; call it more "
                 "often, or construct the recorder with a larger capacity, before the capture"
             )
+            self._lost = 0
         if not closing:
             problems += [
                 f"{file.path} was not written ({error.strerror}); its last {file.waiting} lines are kept, and tried "
@@ -248,39 +250,6 @@ class Recorder:
 
 def _let_go(*_: object) -> None:
     """Nothing is done with what was kept until now."""
-
-
-def _captures(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _refuse_capture(what: str, device: torch.device) -> None:
-    if _captures(device):
-        raise RuntimeError(
-            f"{what}: got a call while a CUDA graph is captured, allowed is before or after; construct the recorder "
-            "before the warm-up steps, and close it when all is trained"
-        )
-
-
-def _check(opt: Any, sinks: tuple[Any, ...], capacity: Any, every: Any, seconds: Any) -> None:
-    if not isinstance(opt, (FusedAdamW, DeviceSchedule)):
-        raise TypeError(
-            f"Recorder: got {type(opt).__name__}, allowed is a FusedAdamW or a DeviceSchedule; pass the optimizer "
-            "itself, not what a framework has wrapped around it (its .optimizer or .optim)"
-        )
-    if not sinks:
-        raise TypeError('Recorder: got no sink, allowed are paths and loggers; write Recorder(opt, "run.jsonl")')
-    for sink in sinks:
-        if not callable(sink) and not isinstance(sink, (str, Path, os.PathLike)):
-            raise TypeError(
-                f"Recorder: got {sink!r} as a sink, allowed is a path or log(metrics, step); write "
-                "tensorboard(writer) for a SummaryWriter, run.log for a run of W&B"
-            )
-    for name, value, least in (("capacity", capacity, 2), ("every", every, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: got {value!r}, allowed is an integer >= {least}; leave it out for its default")
-    if not is_number(seconds) or not seconds >= 0:
-        raise ValueError(f"seconds: got {seconds!r}, allowed is a number >= 0; leave it out for its default")
 
 
 @atexit.register

@@ -1,0 +1,56 @@
+"""Checks of a recorder's arguments, and of when it may enqueue anything."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from greedylr_fused.device_schedule import DeviceSchedule
+from greedylr_fused.optimizer import FusedAdamW
+from greedylr_fused.options import is_number
+
+
+def captures(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured, so that nothing but what its replays shall do may be enqueued."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def refuse_capture(what: str, device: torch.device) -> None:
+    """Refuse a call that enqueues other things.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured.
+    """
+    if captures(device):
+        raise RuntimeError(
+            f"{what}: got a call while a CUDA graph is captured, allowed is before or after; construct the recorder "
+            "before the warm-up steps, and close it when all is trained"
+        )
+
+
+def check(opt: Any, sinks: tuple[Any, ...], capacity: Any, every: Any, seconds: Any) -> None:
+    """Check the arguments of a Recorder.
+
+    Raises:
+        TypeError, ValueError: says which.
+    """
+    if not isinstance(opt, (FusedAdamW, DeviceSchedule)):
+        raise TypeError(
+            f"Recorder: got {type(opt).__name__}, allowed is a FusedAdamW or a DeviceSchedule; pass the optimizer "
+            "itself, not what a framework has wrapped around it (its .optimizer or .optim)"
+        )
+    if not sinks:
+        raise TypeError('Recorder: got no sink, allowed are paths and loggers; write Recorder(opt, "run.jsonl")')
+    for sink in sinks:
+        if not callable(sink) and not isinstance(sink, (str, os.PathLike)):
+            raise TypeError(
+                f"Recorder: got {sink!r} as a sink, allowed is a path or log(metrics, step); write "
+                "tensorboard(writer) for a SummaryWriter, run.log for a run of W&B"
+            )
+    for name, value, least in (("capacity", capacity, 2), ("every", every, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: got {value!r}, allowed is an integer >= {least}; leave it out for its default")
+    if not is_number(seconds) or not seconds >= 0:
+        raise ValueError(f"seconds: got {seconds!r}, allowed is a number >= 0; leave it out for its default")
