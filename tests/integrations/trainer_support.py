@@ -100,7 +100,7 @@ class Record(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         grads = [param.grad for param in model.parameters() if param.grad is not None]
-        self.grads.append(float(torch.nn.utils.get_total_norm([grad.double() for grad in grads])))
+        self.grads.append(float(torch.nn.utils.get_total_norm(grads)))
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         metrics = inner(optimizer).metrics()
