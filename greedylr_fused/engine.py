@@ -60,6 +60,14 @@ class Engine:
             )
         return self.backend
 
+    def stale(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
+        """Whether the table describes something else by now; what else has changed is kept for the next step."""
+        if self.watch is None or self.table is None or self.ranks.moved or self.copies.moved():
+            return True
+        found = self.watch.look(groups, state)
+        self.table.remember(found)
+        return bool(found & STALE)
+
     def _refreshed(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
         assert self.table is not None and self.backend is not None
         with self._subclass_overrides_off() if self.table.sharded else contextlib.nullcontext():
@@ -76,6 +84,11 @@ class Engine:
         """After the step: see `Table.release`."""
         if self.table is not None:
             self.table.release()
+
+    def replayed(self) -> None:
+        """After the replay of a captured graph: see `Table.replayed`."""
+        if self.table is not None:
+            self.table.replayed()
 
     def discard(self) -> None:
         """Forget the table: parameters, groups or states were replaced. What a captured graph reads is kept."""

@@ -190,6 +190,13 @@ class FusedAdamW(Optimizer):
         for listener in self._listeners:
             listener.stepped()
 
+    def _replayed(self) -> None:
+        """A graph that was captured with a step in it was replayed: show what is known by now."""
+        self._engine.replayed()
+        self._rates.stepped(self.param_groups)
+        for listener in self._listeners:
+            listener.replayed()
+
     def observe(self, loss: Any, weight: Any = 1.0) -> None:
         """Add the loss of one micro-batch, on the device; the next step uses the weighted mean of all.
 

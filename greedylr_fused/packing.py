@@ -143,6 +143,14 @@ class Table:
                 entry.dense_copy.copy_(entry.memory)  # type: ignore[union-attr]
         return True
 
+    def remember(self, found: int) -> None:
+        """What a look found that no step has followed: the next one has to send it, too."""
+        self._due |= found
+
+    def replayed(self) -> None:
+        """Tell autograd that a captured graph has changed the parameters."""
+        increment_version(self._stepped)
+
     def release(self) -> None:
         """After the step: write dense copies back, let go of temporary gradients, tell autograd, which a kernel writes
         behind the back of, that the parameters have changed, and write their copies if no kernel did.

@@ -1,0 +1,106 @@
+"""What a captured training step is made of, and what must be as it was when it is replayed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from greedylr_fused.optimizer import FusedAdamW
+
+#: Where graphs can be captured.
+_DEVICES = ("cuda",)
+_HYPER = ("betas", "eps", "weight_decay", "maximize", "amsgrad")
+_ANEW = "call reset(): the next call is an eager step, and the one after it captures anew"
+
+
+def check_arguments(body: Any, optimizer: Any, warmup: Any) -> None:
+    """Check what a CapturedStep is made of.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: see `CapturedStep`.
+    """
+    if not isinstance(optimizer, FusedAdamW):
+        raise TypeError(
+            f"CapturedStep: got a {type(optimizer).__name__} as optimizer, allowed is a FusedAdamW; write "
+            "CapturedStep(body, optimizer)"
+        )
+    if not callable(body):
+        raise TypeError(
+            f"CapturedStep: got a {type(body).__name__} as body, allowed is a function of the batch that computes the "
+            "loss, calls backward() and optimizer.step(loss=loss)"
+        )
+    if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 1:
+        raise ValueError(f"CapturedStep: got warmup={warmup!r}, allowed is an integer >= 1; leave it out for 3")
+    if (device := optimizer._device()).type not in _DEVICES:
+        raise RuntimeError(
+            f"CapturedStep: got parameters on {device}, allowed is a GPU, since a CUDA graph is one of GPU launches; "
+            "call the body itself, or move the model first and then construct optimizer and CapturedStep"
+        )
+
+
+def check_input(place: int, own: Any, given: Any) -> None:
+    """Refuse an input that the graph cannot take in the place of that of the first call.
+
+    Raises:
+        ValueError: another shape, dtype or constant.
+    """
+    got = own_is = ""
+    if isinstance(own, Tensor) and isinstance(given, Tensor):
+        if (own.shape, own.dtype) != (given.shape, given.dtype):
+            got, own_is = (f"a {t.dtype} tensor of shape {tuple(t.shape)}" for t in (given, own))
+    elif isinstance(own, Tensor) or isinstance(given, Tensor) or own != given:
+        got, own_is = repr(given), repr(own)
+    if got:
+        raise ValueError(
+            f"CapturedStep: got {got} as input number {place}, allowed is {own_is}, as at the first call, whose shapes "
+            "and constants the graph has; leave an incomplete last batch out (drop_last=True), pass what changes as a "
+            f"tensor, or {_ANEW}"
+        )
+
+
+class Frozen:
+    """What a graph has of an optimizer as it was at the capture.
+
+    Args:
+        optimizer: was stepped in the capture that has just ended.
+    """
+
+    def __init__(self, optimizer: FusedAdamW) -> None:
+        self._optimizer, self._table = optimizer, optimizer._engine.table
+        self._hyper = [{name: group[name] for name in _HYPER} for group in optimizer.param_groups]
+        self._grads = self._addresses()
+
+    def check(self) -> None:
+        """Refuse a replay that would do something else than an eager step.
+
+        Raises:
+            RuntimeError: names what was changed.
+        """
+        optimizer, what = self._optimizer, None
+        for index, (group, then) in enumerate(zip(optimizer.param_groups, self._hyper, strict=False)):
+            for name in _HYPER:
+                if group[name] != then[name]:
+                    what = f"{name} of parameter group {index} changed from {then[name]!r} to {group[name]!r}"
+        if optimizer._engine.table is not self._table or optimizer._engine.stale(
+            optimizer.param_groups, optimizer.state
+        ):
+            what = (
+                "parameters, their states or the groups were replaced (by load_state_dict(), add_param_group(), "
+                "write_copies(), or moving the model), or a step had gradients of other parameters"
+            )
+        if what is not None:
+            raise RuntimeError(f"CapturedStep: since the capture {what}, of which the graph knows nothing; {_ANEW}")
+        for param, before, now in zip(self._params(), self._grads, self._addresses(), strict=True):
+            if now not in (0, before):
+                raise RuntimeError(
+                    f"CapturedStep: since the capture the gradient of a parameter of shape {tuple(param.shape)} was "
+                    "replaced by one in other memory, which the graph does not read: it computes its own; call "
+                    f"opt.zero_grad() after what was done with that gradient, or, if it is to be used, {_ANEW}"
+                )
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self._optimizer.param_groups for param in group["params"]]
+
+    def _addresses(self) -> list[int]:
+        return [0 if param.grad is None else param.grad.data_ptr() for param in self._params()]

@@ -1,0 +1,194 @@
+"""A whole training step as one CUDA graph: captured once, replayed, and refused once it would do something outdated.
+
+    train_step = CapturedStep(body, opt)     # body: forward, backward, opt.step(loss=loss)
+    for batch in loader:
+        loss = train_step(*batch)
+
+A graph repeats its launches with the addresses and numbers of the capture. What the optimizer reads on the device at
+each step (LR, schedule, loss) follows the run; what the host had put there (hyper-parameters, addresses) does not, and
+is compared before each replay with what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from greedylr_fused.graph_checks import Frozen, check_arguments, check_input
+from greedylr_fused.optimizer import FusedAdamW
+
+
+class CapturedStep:
+    """Runs a training step eagerly a few times, captures it as a CUDA graph, and replays it from then on.
+
+    Every call is one training step, those before the capture too; the bits are those of eager steps if the body's
+    operations have the same bits in a graph. Gradients are cleared before each step; `.grad` shows those of the last
+    replay, unless the body clears them. An LR written to `param_groups` or by `set_lr` takes effect at the next call,
+    and `metrics()` and telemetry go on. Eager steps in between are possible, with `opt.zero_grad()` after them.
+
+    Args:
+        body: a function of tensors (in any nesting of lists and dictionaries) that computes the loss, calls
+            `backward()` and `optimizer.step(loss=loss)`, and waits for nothing: no `loss.item()`, no shapes that
+            depend on values. What it returns is returned by each call; tensors in it are overwritten by the next one.
+        optimizer: the one that is stepped in it, with parameters on a GPU.
+        warmup: calls before the capture, >= 1, as torch.cuda.graph wants them: on another stream. Default: 3.
+        pool: memory pool to share with other graphs, as `torch.cuda.graph_pool_handle()` returns it. Default: its own.
+
+    Raises:
+        TypeError, ValueError: no FusedAdamW, no function, or no number of calls.
+        RuntimeError: the parameters are not on a GPU.
+    """
+
+    def __init__(
+        self, body: Callable[..., Any], optimizer: FusedAdamW, *, warmup: int = 3, pool: Any | None = None
+    ) -> None:
+        check_arguments(body, optimizer, warmup)
+        self._body, self._optimizer, self._pool = body, optimizer, pool
+        self._warmup_left = warmup
+        self._inputs: list[Any] = []
+        self._layout: Any = None
+        self._graph: _Graph | None = None
+        self._frozen: Frozen | None = None
+        self._result: Any = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether the next call is a replay."""
+        return self._graph is not None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One training step on these inputs, copied to where the graph reads them (asynchronously from pinned memory).
+
+        Raises:
+            ValueError: inputs of another nesting, shape or dtype than at the first call, or another constant.
+            RuntimeError: something that the graph has frozen was changed since the capture, or the body cannot be
+                captured; says what, and what to do.
+        """
+        self._take(args, kwargs)
+        if self._warmup_left > 0:
+            self._warmup_left -= 1
+            with _SideStream(self._optimizer._control.device) as stream:
+                result = self._run()
+            stream.keep(result)
+            return result
+        self._optimizer._take_written()
+        graph = self._replayable()
+        graph.replay()
+        self._optimizer._replayed()
+        return self._result
+
+    def reset(self) -> None:
+        """Forget the graph: hyper-parameters, groups, states or inputs have changed. The next call is an eager step,
+        and the one after it captures anew.
+        """
+        self._graph = self._frozen = self._result = None
+        self._inputs, self._layout = [], None
+        self._warmup_left = max(self._warmup_left, 1)  # tables are built in it, which no capture may do
+
+    def _run(self) -> Any:
+        self._optimizer.zero_grad()
+        args, kwargs = pytree.tree_unflatten(self._inputs, self._layout)
+        return self._body(*args, **kwargs)
+
+    def _replayable(self) -> _Graph:
+        """The graph, captured if there is none, and checked if there is."""
+        if self._graph is not None and self._frozen is not None:
+            self._frozen.check()
+            return self._graph
+        counted = _Counted()
+        self._optimizer._listeners.append(counted)
+        try:
+            graph = _Graph(self._pool)
+            self._result = graph.capture(self._run)
+        finally:
+            self._optimizer._listeners.remove(counted)
+        if not counted.steps:
+            raise RuntimeError(
+                "CapturedStep: got a body that does not step the optimizer it was given, allowed is one that calls "
+                "optimizer.step(loss=loss); add the call, or pass the optimizer that it steps"
+            )
+        self._graph, self._frozen = graph, Frozen(self._optimizer)
+        return graph
+
+    def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        leaves, layout = pytree.tree_flatten((args, kwargs))
+        if self._layout is None:
+            device = self._optimizer._control.device
+            self._inputs = [
+                leaf.detach().to(device, copy=True) if isinstance(leaf, Tensor) else leaf for leaf in leaves
+            ]
+            self._layout = layout
+            return
+        if layout != self._layout:
+            raise ValueError(
+                f"CapturedStep: got inputs nested as {layout}, allowed is {self._layout}, as at the first call; "
+                "make a CapturedStep for each kind of batch"
+            )
+        for place, (own, leaf) in enumerate(zip(self._inputs, leaves, strict=True)):
+            check_input(place, own, leaf)
+            if isinstance(own, Tensor) and own is not leaf:
+                own.copy_(leaf, non_blocking=True)
+
+
+class _Counted:
+    """Counts steps."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def stepped(self) -> None:
+        self.steps += 1
+
+    def replayed(self) -> None:
+        """Is not there then."""
+
+    def restarted(self) -> None:
+        """Counts on."""
+
+
+class _Graph:
+    """torch's, with what is said if a body cannot be captured."""
+
+    def __init__(self, pool: Any) -> None:
+        self._graph, self._pool = torch.cuda.CUDAGraph(), pool
+
+    def capture(self, run: Callable[[], Any]) -> Any:
+        try:
+            with torch.cuda.graph(self._graph, pool=self._pool):
+                return run()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"CapturedStep: the body could not be captured as a CUDA graph ({error}), allowed is one in which the "
+                "host never waits for the device; look for loss.item(), float(loss), print(loss), .cpu(), boolean "
+                "masks as indices, and gradient scalers, and move them out of the body"
+            ) from error
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+class _SideStream:
+    """Waits for what is under way, and the current stream then for it: where steps before a capture run."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._within = torch.cuda.stream(self._stream)
+
+    def __enter__(self) -> _SideStream:
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        self._within.__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._within.__exit__(*failure)
+        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+
+    def keep(self, result: Any) -> None:
+        """Tell the allocator that the current stream goes on with what was made on this one."""
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_cuda:
+                leaf.record_stream(torch.cuda.current_stream(leaf.device))

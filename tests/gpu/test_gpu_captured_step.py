@@ -1,0 +1,85 @@
+"""CapturedStep with real graphs: the bits of eager steps, and what cannot be captured said in words."""
+
+import pytest
+import torch
+from machines import Training
+from support import assert_same, snapshot
+
+from greedylr_fused.graphs import CapturedStep
+
+STEPS = 12
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.01}, {"schedule": None}], ids=["plain", "clip", "none"])
+def test_calls_are_eager_steps(gpu, options):
+    eager, ours = (Training(gpu, **options) for _ in range(2))
+
+    def body(data):
+        ours._input = data
+        loss = ours.loss()
+        loss.backward()
+        ours.opt.step(loss=loss)
+        return loss.detach()
+
+    step = CapturedStep(body, ours.opt)
+    for i in range(STEPS):
+        if i == STEPS // 2:
+            for training in (eager, ours):
+                training.opt.set_lr(0.02)
+        eager.step(i)
+        loss = step(ours._data[i])
+        assert ours.opt.last_lr() == eager.opt.last_lr()
+        assert torch.isfinite(loss)
+    assert step.captured
+    assert_same(snapshot(ours.opt), snapshot(eager.opt))
+    assert gpu.metrics(ours.opt).step == STEPS
+
+
+def test_the_host_waits_for_nothing_in_a_replay(gpu):
+    training = Training(gpu)
+
+    def body(data):
+        training._input = data
+        training.body()
+
+    step = CapturedStep(body, training.opt)
+    for i in range(5):
+        step(training._data[i])
+    with gpu.refusing_to_wait():
+        for i in range(5, 9):
+            step(training._data[i])
+
+
+def test_a_body_that_waits_is_refused_in_words(gpu):
+    training = Training(gpu)
+
+    def body(data):
+        training._input = data
+        loss = training.loss()
+        loss.backward()
+        training.opt.step(loss=loss.item())
+
+    step = CapturedStep(body, training.opt, warmup=1)
+    step(training._data[0])
+    with pytest.raises(RuntimeError, match=r"could not be captured.*look for loss.item\(\)"):
+        step(training._data[1])
+
+
+def test_changed_hyper_parameters_are_captured_anew(gpu):
+    eager, ours = (Training(gpu) for _ in range(2))
+
+    def body(data):
+        ours._input = data
+        ours.body()
+
+    step = CapturedStep(body, ours.opt)
+    for i in range(STEPS):
+        if i == 6:
+            for training in (eager, ours):
+                training.opt.param_groups[0]["weight_decay"] = 0.5
+            with pytest.raises(RuntimeError, match="weight_decay of parameter group 0 changed"):
+                step(ours._data[i])
+            step.reset()
+        eager.step(i)
+        step(ours._data[i])
+    assert_same(snapshot(ours.opt), snapshot(eager.opt))
