@@ -123,6 +123,8 @@ class Driver:
 
     def _before_step(self, optimizer: FusedAdamW, args: Any, kwargs: Any) -> None:
         """Each rank observes its sum with the same weight: of gradients, too, the ranks' mean is taken."""
+        if isinstance(self._trainer.lr_scheduler, ShownLR):
+            self._trainer.lr_scheduler.before_step()
         if self._loss is not None:
             optimizer.observe(self._loss)
             self._loss = None

@@ -26,10 +26,10 @@ class ShownLR(LRScheduler):
         self.base_lrs = [own["initial_lr"] for own in optimizer._control.numbers()]
         self.last_epoch, self._step_count = 0, 1  # torch's names, which accelerate and checkpoints know
         self._used: list[Any] | None = None
-        optimizer.register_step_pre_hook(self._before_step)
 
-    def _before_step(self, optimizer: FusedAdamW, args: Any, kwargs: Any) -> None:
-        optimizer.metrics()  # takes over what has arrived since the last step
+    def before_step(self) -> None:
+        """The optimizer is about to step: keep what it will use."""
+        self.optimizer.metrics()  # takes over what has arrived since the last step
         self._used = self._shown()
 
     def _shown(self) -> list[Any]:

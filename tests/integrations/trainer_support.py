@@ -103,6 +103,8 @@ class Record(TrainerCallback):
         self.grads.append(float(torch.nn.utils.get_total_norm(grads)))
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        if not hasattr(inner(optimizer), "metrics"):
+            return  # torch's
         metrics = inner(optimizer).metrics()
         self.observed.append(metrics.loss)
         self.norms.append(metrics.grad_norm)
