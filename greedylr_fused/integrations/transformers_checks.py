@@ -27,16 +27,16 @@ _OF_ARGUMENTS = {
 _NO_OPTIONS = ("params", "schedule", "foreach", "capturable", "differentiable", "fused")
 #: `optim` of the TrainingArguments for what FusedAdamW is. Others ask for something else, some in training_step, too.
 _ADAMW = ("adamw_torch", "adamw_torch_fused")
-#: Our names of `lr_scheduler_type`; of others there is `Table`.
+#: Our form of each `lr_scheduler_type`, with a place for the warm-up; of others there is `Table`.
 _SCHEDULES = {
-    "linear": "Linear",
-    "cosine": "Cosine",
-    "cosine_with_restarts": "CosineRestarts",
-    "polynomial": "Polynomial",
-    "constant": "Constant",
-    "constant_with_warmup": "Constant",
-    "cosine_with_min_lr": "Cosine",
-    "warmup_stable_decay": "WSD",
+    "linear": "Linear(steps, {})",
+    "cosine": "Cosine(steps, {})",
+    "cosine_with_restarts": "CosineRestarts(steps, {})",
+    "polynomial": "Polynomial(steps, {})",
+    "constant": "Constant({})",
+    "constant_with_warmup": "Constant({})",
+    "cosine_with_min_lr": "Cosine(steps, min_lr_ratio=0.1, {})",
+    "warmup_stable_decay": "WSD(steps, decay_steps=steps // 10, {})",
 }
 
 
@@ -71,9 +71,9 @@ def check_trainer(trainer: Any, methods: Sequence[str]) -> None:
     if trainer.is_model_parallel:
         remedy = "load the model on one device, or use FSDP"
         raise _refused("has its model on several devices", "one device per process", remedy)
-    if str(getattr(trainer.args.optim, "value", trainer.args.optim)) not in _ADAMW:
+    if (optim := _text(trainer.args.optim)) not in _ADAMW:
         allowed = f"optim={' or '.join(map(repr, _ADAMW))}, which FusedAdamW replaces"
-        raise _refused(f"was told optim={str(trainer.args.optim)!r}", allowed, "leave optim out")
+        raise _refused(f"was told optim={optim!r}", allowed, "leave optim out")
 
 
 def _refused(got: str, allowed: str, remedy: str) -> RuntimeError:
@@ -166,7 +166,7 @@ def warn_of_lost(trainer: Trainer, schedule: Schedule | None) -> None:
 def _not_in(schedule: Schedule, args: Any) -> list[tuple[str, str]]:
     """What of the two scheduler options of the Trainer a schedule has not: kind of scheduler, and option with value."""
     curve = getattr(schedule, "base", schedule)
-    kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    kind = _text(args.lr_scheduler_type)
     lost = []
     if kind != "linear" and not isinstance(curve, StepSchedule):  # "linear" is what stands there unasked
         lost.append((kind, f"lr_scheduler_type={kind!r}"))
@@ -176,8 +176,11 @@ def _not_in(schedule: Schedule, args: Any) -> list[tuple[str, str]]:
 
 
 def _instead(kind: str, warmup: float) -> str:
-    name = _SCHEDULES.get(kind, "Linear")
-    options = [] if name == "Constant" else ["steps"]
-    if warmup:
-        options.append(f"warmup_steps={warmup:g}" if warmup >= 1 else f"warmup_steps=math.ceil({warmup:g} * steps)")
-    return f"GreedyLR(base={name}({', '.join(options)}))"
+    steps = f"{warmup:g}" if warmup >= 1 else f"math.ceil({warmup:g} * steps)"
+    curve = _SCHEDULES.get(kind, "Table(values, {})").format(f"warmup_steps={steps}" if warmup else "")
+    return f"GreedyLR(base={curve.replace(', )', ')')})"
+
+
+def _text(option: Any) -> str:
+    """An option of the TrainingArguments that may be an enumeration of texts."""
+    return str(getattr(option, "value", option))

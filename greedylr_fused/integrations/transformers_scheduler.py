@@ -21,9 +21,11 @@ class ShownLR(LRScheduler):
         base_lrs: starting learning rate, or peak, of each parameter group.
     """
 
+    optimizer: FusedAdamW
+
     def __init__(self, optimizer: FusedAdamW) -> None:
         self.optimizer = optimizer
-        self.base_lrs = [own["initial_lr"] for own in optimizer._control.numbers()]
+        self.base_lrs = self._starting()
         self.last_epoch, self._step_count = 0, 1  # torch's names, which accelerate and checkpoints know
         self._used: list[Any] | None = None
 
@@ -31,6 +33,9 @@ class ShownLR(LRScheduler):
         """The optimizer is about to step: keep what it will use."""
         self.optimizer.metrics()  # takes over what has arrived since the last step
         self._used = self._shown()
+
+    def _starting(self) -> list[float]:
+        return [own["initial_lr"] for own in self.optimizer._control.numbers()]
 
     def _shown(self) -> list[Any]:
         return [group["lr"] for group in self.optimizer.param_groups]
@@ -51,12 +56,13 @@ class ShownLR(LRScheduler):
         self._step_count += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """What a LambdaLR saves: a checkpoint of the Trainer goes on without us as well as with us."""
+        """What a LambdaLR saves, so that a checkpoint of the Trainer goes on without us, too. Waits for the device."""
         state: dict[str, Any] = {name: vars(self)[name] for name in ("base_lrs", "last_epoch", "_step_count")}
-        return state | {"_last_lr": self._shown(), "lr_lambdas": [None] * len(self.base_lrs)}
+        return state | {"_last_lr": self.optimizer.last_lr(), "lr_lambdas": [None] * len(self.base_lrs)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the count, from any scheduler of torch. The LR comes back with the optimizer."""
+        """Take over the count, from any scheduler of torch. The LRs came back with the optimizer."""
+        self.base_lrs = self._starting()
         self.last_epoch = state_dict.get("last_epoch", 0)
         self._step_count = state_dict.get("_step_count", self.last_epoch + 1)
         self._used = None
