@@ -82,10 +82,12 @@ class Record(TrainerCallback):
         norms: the norm of each step, as the optimizer has it.
         lrs: the LR after each step, of the first group.
         grads: norm of the `.grad` of all parameters as the optimizer was about to find them.
+        skipped: how many steps were skipped so far, after each step.
     """
 
     def __init__(self):
-        self.windows, self.observed, self.norms, self.lrs, self.grads = [], [], [], [], []
+        self.windows, self.observed, self.norms = [], [], []
+        self.lrs, self.grads, self.skipped = [], [], []
 
     def watch(self, model):
         def after(module, args, kwargs, output):
@@ -109,6 +111,7 @@ class Record(TrainerCallback):
         self.observed.append(metrics.loss)
         self.norms.append(metrics.grad_norm)
         self.lrs.append(metrics.lr[0])
+        self.skipped.append(metrics.skipped)
 
 
 def logged(trainer, name):
