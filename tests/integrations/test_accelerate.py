@@ -110,6 +110,7 @@ def test_prepare_in_the_middle_of_a_run_changes_nothing(schedule):
             run.opt.start_decay(3)
         run.opt.param_groups[0]["lr"] = LR / 2  # that is the next step's, and nobody has looked yet
     before = copy.deepcopy(parts.opt).state_dict()
+    parts.opt.observe(1e6)  # but this is lost
     parts.accelerator._optimizers.clear()
     parts.prepared = AcceleratedOptimizer(parts.opt)
     assert repr(parts.opt.state_dict()["param_groups"]) == repr(before["param_groups"])  # NaN, too

@@ -1,5 +1,7 @@
 """`max_grad_norm` of a Trainer: applied once, in the update; the norm is logged, and nobody waits for it."""
 
+import contextlib
+
 import pytest
 import torch
 from host_reads import no_host_read
@@ -96,22 +98,31 @@ def test_options_reach_the_optimizer(tmp_path):
     assert torch.equal(inner(trainer.optimizer).grad_norms()[0], opt.grad_norms()[0])
 
 
+def test_the_norm_is_shown_where_the_step_will_write_it(tmp_path, monkeypatch):
+    """FSDP2 moves the parameters once the optimizer is there; the optimizer follows before training begins."""
+    trainer, _ = trainer_of("net", tmp_path)
+    use_fused_adamw(trainer, schedule=SCHEDULE)
+    opt, moved = trainer.create_optimizer(), []
+    monkeypatch.setattr(opt._control, "to", moved.append)
+    monkeypatch.setattr(opt, "_device", lambda: torch.device("meta"))
+    trainer.create_scheduler(8)
+    assert moved == [torch.device("meta")]
+
+
 class Guard(TrainerCallback):
     """Refuses every read of the host, from the beginning of a step to its end."""
 
     def __init__(self, monkeypatch):
-        self.monkeypatch, self.steps = monkeypatch, 0
+        self.monkeypatch, self.steps, self.guards = monkeypatch, 0, contextlib.ExitStack()
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
         if state.global_step:  # the first builds tables
             params = [param for group in optimizer.param_groups for param in group["params"]]
-            self.guard = no_host_read(self.monkeypatch, [*params, inner(optimizer)._control.vector])
-            self.guard.__enter__()
+            self.guards.enter_context(no_host_read(self.monkeypatch, [*params, inner(optimizer)._control.vector]))
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step > 1:
-            self.guard.__exit__(None, None, None)
-            self.steps += 1
+        self.guards.close()
+        self.steps += state.global_step > 1
 
 
 def test_nothing_is_read_back(tmp_path, monkeypatch):
@@ -133,7 +144,8 @@ def test_a_read_would_be_noticed(tmp_path, monkeypatch):
             loss.item()
             return loss
 
-    trainer, _ = trainer_of("net", tmp_path, Reads, callbacks=[Guard(monkeypatch)], logging_nan_inf_filter=False)
+    guard = Guard(monkeypatch)
+    trainer, _ = trainer_of("net", tmp_path, Reads, callbacks=[guard], logging_nan_inf_filter=False)
     use_fused_adamw(trainer, schedule=SCHEDULE)
-    with pytest.raises(AssertionError, match="host read"):
+    with guard.guards, pytest.raises(AssertionError, match="host read"):
         trainer.train()

@@ -123,7 +123,10 @@ def test_without_a_schedule_the_trainers_scheduler_decides(tmp_path):
     assert logged(trainer, "learning_rate") == logged(plain, "learning_rate")
     assert type(trainer.lr_scheduler) is type(plain.lr_scheduler)
     assert record.observed == losses(record.windows)
-    assert inner(trainer.optimizer).max_grad_norm == 0.05
+    made = inner(trainer.optimizer)
+    assert made.max_grad_norm == 0.05
+    trainer.train()  # as the Trainer does it: a new scheduler for the same optimizer
+    assert inner(trainer.optimizer) is made and made.metrics().step == 16
 
 
 def test_callbacks_find_a_scheduler_of_torchs_kind(tmp_path):
