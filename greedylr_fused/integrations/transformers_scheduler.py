@@ -34,7 +34,7 @@ class ShownLR(LRScheduler):
         self.optimizer.metrics()  # takes over what has arrived since the last step
         self._used = self._shown()
 
-    def _starting(self) -> list[float]:
+    def _starting(self) -> list[Any]:
         return [own["initial_lr"] for own in self.optimizer._control.numbers()]
 
     def _shown(self) -> list[Any]:
