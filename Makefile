@@ -16,7 +16,7 @@ BUILT := $(VENV)/.built
 # another has before it. ARGS come later and win: ARGS="-n0 -s" runs in one process and shows what is printed.
 PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: help train test bench gpu-check lint format doctor clean
+.PHONY: help train test bench gpu-check lint format doctor wheel clean
 
 help:
 	@echo "make train    pretrain a small GPT on real text, beside the unfused baseline (about 3 minutes on 2 cores)"
@@ -29,6 +29,7 @@ help:
 	@echo "make lint     check style, types and the rules of csrc/"
 	@echo "make format   put Python and C++ in shape"
 	@echo "make doctor   show what was detected, and why each backend is on or off"
+	@echo "make wheel    sdist and wheel into dist/; with the CUDA module if nvcc is found (GREEDYLR_FUSED_CUDA=0: without)"
 	@echo "make clean    remove what was built and .venv; runs/ stays"
 	@echo "The first of them sets up $(VENV). Variables: PYTHON=$(PYTHON) TORCH='$(TORCH)' VENV=$(VENV) ARGS='...'"
 
@@ -78,7 +79,10 @@ format: $(BUILT)
 	@$(BIN)/clang-format -i $(CPP)
 
 doctor: $(BUILT)
-	@$(BIN)/python -m greedylr_fused.doctor
+	@$(BIN)/python -m greedylr_fused doctor
+
+wheel: $(INSTALLED)
+	@$(BIN)/python -m build --no-isolation $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
