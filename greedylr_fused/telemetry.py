@@ -200,9 +200,9 @@ class Recorder:
             self._delivering = False
         if self._lost:
             problems.append(
-                f"{self._lost} steps were lost: overwritten before drain() was called, or replayed from a graph that was "
-                f"captured without this recorder; allowed are {self._capacity} steps between two calls; call it more "
-                "often, or construct the recorder with a larger capacity, before the capture"
+                f"{self._lost} steps were lost: overwritten before drain() was called, or replayed from a graph that "
+                f"was captured before; allowed are {self._capacity} steps between two calls; call it more often, or "
+                "construct the recorder with a larger capacity, before the capture"
             )
             self._lost = 0
         if not closing:

@@ -1,0 +1,79 @@
+"""What the tests of telemetry share: small optimizers to step, and a sink that keeps the steps as they come."""
+
+import torch
+
+from greedylr_fused import FusedAdamW, GreedyLR
+from greedylr_fused.telemetry import Recorder
+
+#: Every observation changes the LR, unless it is at a bound.
+RESTLESS = GreedyLR(patience=0, factor=0.8, smooth=False)
+
+
+class Kept:
+    """Stands in for a file: the steps that would be written."""
+
+    def __init__(self):
+        self.steps, self._waiting = [], []
+
+    def put(self, step):
+        self._waiting.append(step)
+
+    def flush(self):
+        self.steps += self._waiting
+        self._waiting = []
+
+    @property
+    def numbers(self):
+        return [step.number for step in self.steps]
+
+
+def optimizer(**options):
+    """Two groups of one parameter; gradients are measured, and non-finite ones skipped."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    groups = [{"params": [params[0]]}, {"params": [params[1]], "lr": 0.02}]
+    return FusedAdamW(groups, **({"lr": 0.01, "schedule": RESTLESS, "max_grad_norm": 1.0} | options))
+
+
+def step(opt, loss=1.0, *, skip=False):
+    """One step, of gradients that are random, or one NaN in them."""
+    for group in opt.param_groups:
+        for param in group["params"]:
+            param.grad = torch.randn(param.shape)
+    if skip:
+        param.grad.view(-1)[0] = torch.nan
+    opt.step(loss=loss)
+
+
+def recorded(opt, *sinks, **options):
+    """A recorder and what it hands over."""
+    recorder = Recorder(opt, *(sinks or [lambda metrics, step: None]), **options)
+    kept = Kept()
+    recorder._files.append(kept)
+    return recorder, kept
+
+
+class Raw:
+    """A captured graph: writes the rows of a recorder, which is told nothing."""
+
+    def __init__(self, recorder):
+        self._recorder = recorder
+
+    def stepped(self):
+        self._recorder._ring.write()
+
+    def replayed(self):
+        """Nothing is recorded of it."""
+
+    def restarted(self):
+        self._recorder.restarted()
+
+
+def replay(opt, recorder, *, told=False, **options):
+    """A step as the replay of a graph makes it."""
+    before, opt._listeners = opt._listeners, [Raw(recorder)]
+    try:
+        step(opt, **options)
+    finally:
+        opt._listeners = before
+    if told:
+        recorder.replayed()
