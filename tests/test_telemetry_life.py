@@ -20,6 +20,7 @@ from greedylr_fused.telemetry import Recorder
 @contextlib.contextmanager
 def no_collection():
     """Whatever goes away goes because nothing refers to it."""
+    step(optimizer())  # the first of a process imports, and is held by the tracebacks of what cannot be
     gc.disable()
     try:
         yield
