@@ -199,10 +199,11 @@ class Recorder:
         finally:
             self._delivering = False
         if self._lost:
+            lost = "1 step was" if self._lost == 1 else f"{self._lost} steps were"
             problems.append(
-                f"{self._lost} steps were lost: overwritten before drain() was called, or replayed from a graph that "
-                f"was captured before; allowed are {self._capacity} steps between two calls; call it more often, or "
-                "construct the recorder with a larger capacity, before the capture"
+                f"{lost} lost: overwritten before drain() was called, or replayed from a graph that was captured "
+                f"before; allowed are {self._capacity} steps between two calls; call it more often, or construct the "
+                "recorder with a larger capacity, before the capture"
             )
             self._lost = 0
         if not closing:

@@ -162,7 +162,7 @@ def test_while_a_graph_is_captured(monkeypatch):
             with pytest.raises(RuntimeError, match="while a CUDA graph is captured, allowed is before or after"):
                 call()
     step(opt)
-    with pytest.warns(RuntimeWarning, match="1 steps were lost"):
+    with pytest.warns(RuntimeWarning, match="1 step was lost"):
         recorder.close()
     assert kept.numbers == [1, 3, 4, 5, 6]
 
