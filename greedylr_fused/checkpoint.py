@@ -86,7 +86,7 @@ def load_state_dict(self: FusedAdamW, state_dict: dict[str, Any]) -> None:
         restore(self, found["loaded"], previous)
         self._control.take(found["control"])
         self._control.warn_of_end()
-        self._observed = 0
+        self._control.observed = 0
         self._engine.begun = True
         self._restart()
 

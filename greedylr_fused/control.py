@@ -53,6 +53,7 @@ class Control:
         reads_gradients: whether each step reads all gradients before the update.
         bounds: of the level of each group, on the host.
         decay_steps: length of the late decay, 0 until it begins.
+        observed: how many losses are pending, as the host knows.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Control:
         self.reads_gradients = max_grad_norm is not None or skip_nonfinite or record_grad_norms > 0
         self.n_groups = len(lrs)
         self._scaled = False
-        self.decay_steps = 0
+        self.decay_steps = self.observed = 0
         self.bounds = self.bounds_for(lrs)
         self.curve = Curve(schedule, device) if curve is None else curve
         fraction = self.curve.fraction(0, math.inf, 0)
@@ -200,6 +201,7 @@ class Control:
         """Add `weight * loss` to what is pending; each is a number or a tensor of one element. A DTensor is added up
         over its mesh, all ranks of which must call this.
         """
+        self.observed += 1
         total, weights = self._pending
         scalar = type(loss) is Tensor and loss.dim() == 0 and loss.device == total.device
         if (
@@ -214,6 +216,11 @@ class Control:
         elif weight != 0:
             total.add_(loss * weight)
         weights.add_(weight)
+
+    def forget_observed(self) -> None:
+        """A step that failed has used up its loss, or it would count twice."""
+        self.pending.zero_()
+        self.observed = 0
 
     def set_amp(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
         """Take over what GradScaler says of this step. True if `decide` is due for it."""
@@ -239,6 +246,7 @@ class Control:
         control = self.anew([own["initial_lr"] for own in numbers])
         control.load(numbers)
         control.pending.copy_(self.pending)
+        control.observed = self.observed
         return control
 
     def take(self, other: Control) -> None:

@@ -84,7 +84,7 @@ class DeviceSchedule:
         self._mirror = Mirror(self._control)
         self._lrs = tensors
         self._decided = [lr.reshape(own.shape) for lr, own in zip(self._control.lr.unbind(), tensors, strict=True)]
-        self._observed = False
+        self._control.observed = 0
         self._listeners: list[Listener] = []
         _DRIVEN[optimizer] = weakref.ref(self)
         self._put_back()
@@ -105,12 +105,12 @@ class DeviceSchedule:
         self._check_groups()
         if loss is not None:
             losses.check_loss(loss)
-            if self._observed:
+            if self._control.observed:
                 raise ValueError(
                     "DeviceSchedule.step(): got the loss more than once, allowed is step(loss), or observe() before "
                     "step(); drop one of them"
                 )
-        elif self._control.needs_loss and not self._observed:
+        elif self._control.needs_loss and not self._control.observed:
             raise RuntimeError(
                 f"DeviceSchedule.step(): got no loss, but {type(self.schedule).__name__} decides from it; write "
                 "step(loss), or observe(loss) per micro-batch and then step()"
@@ -125,10 +125,9 @@ class DeviceSchedule:
                 self._ranks.add_up(shared, norm=False).wait()
             self._backend.commit()
         except BaseException:
-            self._control.pending.zero_()  # a step that failed has used up its loss, or it would count twice
+            self._control.forget_observed()
             raise
-        finally:
-            self._observed = False
+        self._control.observed = 0
         self._write()
         self._mirror.update()
         for listener in self._listeners:
@@ -148,7 +147,6 @@ class DeviceSchedule:
         losses.check_weight(weight)
         with torch.no_grad():
             self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
-        self._observed = True
 
     def metrics(self) -> Metrics:
         """The latest snapshot of the device state that has arrived; never waits. On a CPU that of the last step."""
@@ -208,7 +206,7 @@ class DeviceSchedule:
         loaded.load(numbers)
         self._check_number_of_groups()
         self._control.take(loaded)
-        self._observed = False
+        self._control.observed = 0
         self._put_back()
         self._mirror = Mirror(self._control)
         for listener in self._listeners:

@@ -78,7 +78,8 @@ def no_loss(schedule: Any) -> str:
     return (
         f"FusedAdamW.step() got no loss, but its schedule {type(schedule).__name__} decides from the loss; give it in "
         "one of three ways: step(loss=loss), or a closure that returns it: step(closure), or observe(loss) per "
-        "micro-batch and then step()"
+        "micro-batch and then step(). Each step needs the loss of its own batch; to decide from losses of evaluations "
+        "alone, drive torch.optim.AdamW by a DeviceSchedule. For Trainers see greedylr_fused.integrations"
     )
 
 
@@ -95,3 +96,20 @@ def call(closure: Any) -> Any:
         )
     with torch.enable_grad():
         return closure()
+
+
+def check_whole(closure: Any) -> None:
+    """Refuse the loss of a closure that stands for one of several micro-batches: Lightning's returns that of the last
+    one, divided by their number, and runs the others outside of the step.
+
+    Raises:
+        RuntimeError: it is Lightning's, with gradient accumulation.
+    """
+    module = next(iter(getattr(closure, "args", ())), None)  # a partial function of the LightningModule
+    parts = getattr(getattr(module, "_trainer", None), "accumulate_grad_batches", 1)
+    if parts > 1:
+        raise RuntimeError(
+            f"FusedAdamW.step() got from Lightning the loss of the last of {parts} micro-batches alone, divided by "
+            f"{parts}, allowed is that of the whole step; pass Trainer(callbacks=[ObserveLoss()]), from "
+            "greedylr_fused.integrations.lightning"
+        )

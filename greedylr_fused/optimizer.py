@@ -98,7 +98,6 @@ class FusedAdamW(Optimizer):
         # For torch's AdamW, should it load our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
         super().__init__(params, defaults | dict(decoupled_weight_decay=True))
-        self._observed = 0  # losses since the last step
         self._name, self._traced = live.named(self), live.Traced()
         self._listeners: list[Listener] = []
         for index, group in enumerate(self.param_groups):
@@ -142,27 +141,29 @@ class FusedAdamW(Optimizer):
 
             return compiled.step(self, closure, loss)
         options.warn_of_scheduler(self)
-        before = self._observed
+        before = self._control.observed
         result = None if closure is None else losses.call(closure)
-        self._take_step(loss, result if self._observed == before else None)  # or it has observed what it returns
+        returned = result if self._control.observed == before else None  # otherwise it has observed what it returns
+        if returned is not None and self._control.needs_loss:
+            losses.check_whole(closure)
+        self._take_step(loss, returned)
         return result
 
     def _take_step(self, loss: Any, returned: Any = None) -> None:
         """`step` without its closure, which has returned this."""
-        given = losses.one_loss(loss, returned, observed=self._observed > 0, driven=self._control.needs_loss)
+        given = losses.one_loss(loss, returned, observed=self._control.observed > 0, driven=self._control.needs_loss)
         if given is None and self._materialised():
             return
         try:
             self._step(given)
         except BaseException:
-            self._control.pending.zero_()  # a step that failed has used up its loss, or it would count twice
+            self._control.forget_observed()
             raise
-        finally:
-            self._observed = 0
+        self._control.observed = 0
 
     def _materialised(self) -> bool:
         zeroed, needs_loss = self._rates.zeroed, self._control.needs_loss
-        observed = self._observed > 0
+        observed = self._control.observed > 0
         if self._engine.materialise(self.param_groups, self.state, zeroed, driven=needs_loss, observed=observed):
             return True
         if needs_loss and not observed:
@@ -215,7 +216,6 @@ class FusedAdamW(Optimizer):
         losses.check_weight(weight)
         with torch.no_grad():
             self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
-        self._observed += 1
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch, and within torch.compile without a break in the graph."""

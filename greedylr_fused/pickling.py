@@ -17,7 +17,7 @@ from greedylr_fused.rates import Rates
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW
 
-_OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite", "_record_grad_norms", "_observed")
+_OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite", "_record_grad_norms")
 
 
 def get_state(self: FusedAdamW) -> dict[str, Any]:
@@ -29,6 +29,7 @@ def get_state(self: FusedAdamW) -> dict[str, Any]:
         "state_dtype": engine.state_dtype,
         "numbers": self._numbers(),
         "pending": self._control.pending.tolist(),
+        "observed": self._control.observed,
         "group": None if ranks.given is None else ranks.given.group_name,
         "partitions": ranks.partitions,
         "begun": engine.begun,
@@ -64,6 +65,7 @@ def set_state(self: FusedAdamW, state: dict[str, Any]) -> None:
     self._control.load(made["numbers"])
     self._control.restore_decay()
     self._control.pending.copy_(torch.tensor(made["pending"], dtype=torch.float64, device="cpu"))
+    self._control.observed = made["observed"]
     self._rates = Rates(self._control, self.param_groups, driven=driven)
 
 

@@ -73,7 +73,7 @@ class ObserveLoss(*_bases()):  # type: ignore[misc]  # a base that is known when
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Let a step pass for which `training_step` returned None: there are no gradients either."""
         ours = self._optimizer
-        if ours is not None and pl_module.automatic_optimization and ours._observed == 0:
+        if ours is not None and pl_module.automatic_optimization and ours._control.observed == 0:
             ours.observe(0.0, weight=0.0)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
