@@ -75,8 +75,9 @@ def _chosen(given: argparse.Namespace) -> dict[str, Run]:
     if not found:
         begin, end = min(run.steps[0] for run in runs.values()), max(run.steps[-1] for run in runs.values())
         raise ValueError(
-            f"{given.source}: got no step from {given.first} to {given.last}, allowed are --from and --to that enclose "
-            f"some of {begin} to {end}"
+            f"{given.source}: got no step from {'the first' if given.first is None else given.first} to "
+            f"{'the last' if given.last is None else given.last}, allowed are --from and --to that enclose some of "
+            f"{begin} to {end}"
         )
     return found
 

@@ -40,6 +40,7 @@ class Ring:
         self._written = self._memory[:1].view(torch.int64)
         self._rows = self._memory[1:].view(capacity, width)
         self._at, self._one, self._capacity = (torch.tensor([n], device="cpu").to(device) for n in (0, 1, capacity))
+        self._free = [self._new_host() for _ in range(2)]  # pinned memory is waited for where it is new
 
     @property
     def device(self) -> torch.device:
@@ -72,12 +73,22 @@ class Ring:
 
     def copy(self) -> Copy:
         """Ask for what is there after all that was enqueued so far, without waiting."""
-        return Copy(self, *to_host(self._memory))
+        host = self._free.pop() if self._free else self._new_host()
+        return Copy(self, host, to_host(self._memory, host))
+
+    def give_back(self, host: Tensor) -> None:
+        """Let another copy have this memory."""
+        self._free.append(host)
+
+    def _new_host(self) -> Tensor:
+        return torch.empty(self._memory.shape, dtype=torch.float64, device="cpu", pin_memory=self._memory.is_cuda)
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A ring's memory on its way to the host. Copies of one ring are taken over in the order they were asked for."""
+    """A ring's memory on its way to the host. Copies of one ring are taken over once each, in the order of
+    the calls.
+    """
 
     ring: Ring
     _host: Tensor
@@ -102,18 +113,18 @@ class Copy:
         first, count = begin % ring.capacity, written - begin
         found: list[list[float]] = rows[first : first + count].tolist()
         found += rows[: count - len(found)].tolist()
+        ring.give_back(self._host)
         return lost, found
 
 
-def to_host(memory: Tensor) -> tuple[Tensor, Any]:
-    """A copy, and the event after which it is there; None if it is there already."""
+def to_host(memory: Tensor, host: Tensor) -> Any:
+    """Copy there without waiting; returns the event after which it is there, None if it is at once."""
+    host.copy_(memory, non_blocking=memory.is_cuda)
     if not memory.is_cuda:
-        return memory.to("cpu", copy=True), None
-    host = torch.empty(memory.shape, dtype=memory.dtype, device="cpu", pin_memory=True)
-    host.copy_(memory, non_blocking=True)
+        return None
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record(torch.cuda.current_stream(memory.device))
-    return host, arrived
+    return arrived
 
 
 def _state_of(control: Control) -> Tensor:

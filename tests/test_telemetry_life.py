@@ -108,7 +108,7 @@ def test_the_device_fails_at_the_end(monkeypatch):
     recorder.drain()
     recorder._delivering = False
 
-    def fails(_):
+    def fails(*_):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     with monkeypatch.context() as patch:
