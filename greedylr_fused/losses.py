@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -96,6 +97,16 @@ def call(closure: Any) -> Any:
         )
     with torch.enable_grad():
         return closure()
+
+
+def warn_of_number(loss: Any, device: torch.device) -> None:
+    """Warn of a number as the loss of a step on a device that works behind the host's back: it was waited for."""
+    if device.type != "cpu" and is_number(loss):
+        warnings.warn(
+            f"FusedAdamW.step() got the number {loss!r} as loss for parameters on {device}: loss.item() and "
+            "float(loss) wait for the device at each step; pass the tensor itself, step(loss=loss)",
+            stacklevel=6,  # the caller of step(), through the wrappers of hooks and no_grad
+        )
 
 
 def check_whole(closure: Any) -> None:

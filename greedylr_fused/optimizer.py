@@ -107,6 +107,7 @@ class FusedAdamW(Optimizer):
         self._engine = Engine(backend, self._device(), state_dtype, ranks)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
         self._rates = Rates(self._control, self.param_groups, driven=schedule is not None)
+        self._clipped_twice = norms.ClippedTwice(max_grad_norm)
 
     schedule = property(attrgetter("_schedule"), doc="The schedule, as constructed.")
     max_grad_norm = property(attrgetter("_max_grad_norm"), doc="The clipping limit, as constructed.")
@@ -152,6 +153,7 @@ class FusedAdamW(Optimizer):
     def _take_step(self, loss: Any, returned: Any = None) -> None:
         """`step` without its closure, which has returned this."""
         given = losses.one_loss(loss, returned, observed=self._control.observed > 0, driven=self._control.needs_loss)
+        losses.warn_of_number(given, self._control.device)
         if given is None and self._materialised():
             return
         try:
@@ -187,7 +189,10 @@ class FusedAdamW(Optimizer):
             flow.run(backend, self._control, self._engine.ranks, *amp)
         finally:
             self._engine.release()
+        if not self.state:
+            options.warn_of_no_gradient(self.param_groups)
         self._rates.stepped(self.param_groups)
+        self._clipped_twice.look(self._rates)
         for listener in self._listeners:
             listener.stepped()
 

@@ -193,3 +193,19 @@ def check_groups(found: int, known: int) -> None:
             f"FusedAdamW: param_groups has {found} entries, allowed are the {known} that came through the constructor "
             "and add_param_group(); use add_param_group(), or construct a new optimizer to drop a group"
         )
+
+
+def warn_of_no_gradient(groups: Sequence[dict[str, Any]]) -> None:
+    """Warn of a step that found no gradient, before which there was none either."""
+    params = [param for group in groups for param in group["params"]]
+    if not params:  # as on some ranks of ZeroRedundancyOptimizer
+        return
+    frozen = sum(not param.requires_grad for param in params)
+    why = (
+        f"all {frozen} are frozen (requires_grad=False)" if frozen == len(params) else "loss.backward() was not called"
+    )
+    warnings.warn(
+        f"FusedAdamW.step(): no parameter has a gradient, so nothing is updated: {why}, or zero_grad() came between; "
+        "call loss.backward() before step(), and pass the parameters that are to be trained",
+        stacklevel=6,  # the caller of step(), through the wrappers of hooks and no_grad
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import checkpoint, live
+from greedylr_fused import checkpoint, live, norms
 from greedylr_fused.distributed import Ranks
 from greedylr_fused.engine import Engine
 from greedylr_fused.options import needs_loss
@@ -55,6 +55,7 @@ def set_state(self: FusedAdamW, state: dict[str, Any]) -> None:
         return
     made = state["_made_of"]
     self.state = defaultdict(dict, self.state)
+    self._clipped_twice = norms.ClippedTwice(self.max_grad_norm)
     self._listeners = []  # those of the original go on with it
     self._name, self._traced = live.named(self), live.Traced()
     driven = self.schedule is not None
