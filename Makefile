@@ -16,7 +16,7 @@ BUILT := $(VENV)/.built
 # another has before it. ARGS come later and win: ARGS="-n0 -s" runs in one process and shows what is printed.
 PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: help train test bench gpu-check lint format doctor wheel clean
+.PHONY: help train test bench docs gpu-check lint format doctor wheel clean
 
 help:
 	@echo "make train    pretrain a small GPT on real text, beside the unfused baseline (about 3 minutes on 2 cores)"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench    measure speed beside other optimizers and the memory's own: minutes; results in runs/bench"
 	@echo "make gpu-check   on a machine with a GPU: its tests, sanitizers and benchmarks, in 9 minutes; with the"
 	@echo "              $(PYTHON) at hand, no network; results in \$$OUT or gpu-check-out"
+	@echo "make docs     build the documentation as a site in build/site"
 	@echo "make lint     check style, types and the rules of csrc/"
 	@echo "make format   put Python and C++ in shape"
 	@echo "make doctor   show what was detected, and why each backend is on or off"
@@ -62,6 +63,9 @@ test: $(BUILT)
 
 bench: $(BUILT)
 	@$(BIN)/python -m benchmarks $(if $(findstring --out,$(ARGS)),,--out runs/bench) $(ARGS)
+
+docs: $(BUILT)
+	@$(BIN)/mkdocs build --strict
 
 gpu-check:
 	@$(PYTHON) -m benchmarks.gpu_check $(ARGS)
