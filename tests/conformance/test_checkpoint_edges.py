@@ -58,6 +58,7 @@ def test_a_copy_in_mid_accumulation_goes_on(device, backend):
     opt = FusedAdamW([param], schedule=GreedyLR(smooth=False), backend=backend)
     opt.observe(10.0)
     for twin in (copy.deepcopy(opt), opt):
+        twin.param_groups[0]["params"][0].grad = torch.ones(2, device=device)
         twin.observe(0.0)
         twin.step()
         assert twin.last_lr() and twin._control.numbers()[0]["loss"] == 5.0
