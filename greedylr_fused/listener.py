@@ -6,8 +6,8 @@ from typing import Protocol
 
 
 class Listener(Protocol):
-    """Is told in `_listeners` of FusedAdamW and DeviceSchedule; nothing in it may wait for the device, or raise for what
-    it finds.
+    """Is told in `_listeners` of FusedAdamW and DeviceSchedule. Nothing in it may wait for the device, or raise for
+    what it finds.
     """
 
     def stepped(self) -> None:

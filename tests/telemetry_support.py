@@ -34,13 +34,18 @@ def optimizer(**options):
     return FusedAdamW(groups, **({"lr": 0.01, "schedule": RESTLESS, "max_grad_norm": 1.0} | options))
 
 
-def step(opt, loss=1.0, *, skip=False):
-    """One step, of gradients that are random, or one NaN in them."""
+def give_gradients(opt, *, skip=False):
+    """Random ones, or one NaN in them."""
     for group in opt.param_groups:
         for param in group["params"]:
             param.grad = torch.randn(param.shape)
     if skip:
         param.grad.view(-1)[0] = torch.nan
+
+
+def step(opt, loss=1.0, *, skip=False):
+    """One step, with gradients of its own."""
+    give_gradients(opt, skip=skip)
     opt.step(loss=loss)
 
 

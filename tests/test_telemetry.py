@@ -206,3 +206,21 @@ def test_a_compiled_step(compiler):
         shown.append(latest(opt))
     recorder.close()
     assert [each.metrics for each in kept.steps] == shown and len(shown) == 4
+
+
+def test_steps_that_a_loss_scaler_skips():
+    """And the plain one after them, in which nobody decides anew whether to skip."""
+    opt = optimizer(max_grad_norm=None)
+    recorder, kept = recorded(opt)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    param = opt.param_groups[0]["params"][0]
+    for factor in (1.0, math.inf, 1.0):
+        opt.zero_grad()
+        loss = (param * factor).sum()
+        scaler.scale(loss).backward()
+        scaler.step(opt, loss=1.0)
+        scaler.update()
+    step(opt)
+    recorder.close()
+    assert [each.skipped for each in kept.steps] == [False, True, False, False]
+    assert [each.metrics.skipped for each in kept.steps] == [0, 1, 1, 1]

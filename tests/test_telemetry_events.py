@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from telemetry_support import recorded, step
+from telemetry_support import give_gradients, recorded, step
 
 from greedylr_fused import Constant, Cosine, FusedAdamW, GreedyLR, ReduceOnPlateau
 from greedylr_fused.schedules.loss_spec import LossSpec
@@ -91,6 +91,7 @@ def test_events_are_the_specifications_decisions(seed):
             step(opt, loss, skip=True)
             expected.append(None)
         elif kind < 0.1:
+            give_gradients(opt)
             opt.observe(loss, weight=0.0)
             opt.step()
             expected.append(None)
