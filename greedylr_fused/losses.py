@@ -80,7 +80,8 @@ def no_loss(schedule: Any) -> str:
         f"FusedAdamW.step() got no loss, but its schedule {type(schedule).__name__} decides from the loss; give it in "
         "one of three ways: step(loss=loss), or a closure that returns it: step(closure), or observe(loss) per "
         "micro-batch and then step(). Each step needs the loss of its own batch; to decide from losses of evaluations "
-        "alone, drive torch.optim.AdamW by a DeviceSchedule. For Trainers see greedylr_fused.integrations"
+        "alone, drive torch.optim.AdamW by a DeviceSchedule. Under transformers' Trainer write "
+        "use_fused_adamw(trainer), under Lightning callbacks=[ObserveLoss()] (both in greedylr_fused.integrations), with Accelerate opt.observe(loss)"
     )
 
 

@@ -190,7 +190,7 @@ class FusedAdamW(Optimizer):
         finally:
             self._engine.release()
         if not self.state:
-            options.warn_of_no_gradient(self.param_groups)
+            options.warn_of_frozen(self.param_groups)
         self._rates.stepped(self.param_groups)
         self._clipped_twice.look(self._rates)
         for listener in self._listeners:

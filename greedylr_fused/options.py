@@ -28,6 +28,13 @@ def check_schedule(schedule: Any) -> None:
     if isinstance(schedule, type) and issubclass(schedule, (LossSchedule, StepSchedule)):
         name = schedule.__name__
         raise TypeError(f"schedule: got the class {name}, allowed is one of its objects; write {name}(...)")
+    kind = type(schedule)
+    if isinstance(schedule, torch.optim.lr_scheduler.LRScheduler) or kind.__name__ == "GreedyLR":
+        raise TypeError(
+            f"schedule: got a {kind.__module__}.{kind.__name__}, which steps on the host, allowed is a schedule of "
+            "greedylr_fused; write from greedylr_fused import GreedyLR and schedule=GreedyLR(...), or pass "
+            "schedule=None and drive the optimizer by the one you have"
+        )
     raise TypeError(
         f"schedule: got {type(schedule).__name__}, allowed is a schedule of greedylr_fused, such as GreedyLR() or "
         "Cosine(total_steps=10_000), or None; a torch.optim.lr_scheduler drives the optimizer with schedule=None"
@@ -195,17 +202,12 @@ def check_groups(found: int, known: int) -> None:
         )
 
 
-def warn_of_no_gradient(groups: Sequence[dict[str, Any]]) -> None:
-    """Warn of a step that found no gradient, before which there was none either."""
+def warn_of_frozen(groups: Sequence[dict[str, Any]]) -> None:
+    """Warn of a step of parameters none of which can ever have a gradient."""
     params = [param for group in groups for param in group["params"]]
-    if not params:  # as on some ranks of ZeroRedundancyOptimizer
-        return
-    frozen = sum(not param.requires_grad for param in params)
-    why = (
-        f"all {frozen} are frozen (requires_grad=False)" if frozen == len(params) else "loss.backward() was not called"
-    )
-    warnings.warn(
-        f"FusedAdamW.step(): no parameter has a gradient, so nothing is updated: {why}, or zero_grad() came between; "
-        "call loss.backward() before step(), and pass the parameters that are to be trained",
-        stacklevel=6,  # the caller of step(), through the wrappers of hooks and no_grad
-    )
+    if params and not any(param.requires_grad for param in params):  # some ranks of ZeroRedundancyOptimizer have none
+        warnings.warn(
+            f"FusedAdamW.step(): no parameter has a gradient, so nothing is updated: all {len(params)} are frozen "
+            "(requires_grad=False); pass the parameters that are to be trained, or requires_grad_(True) those first",
+            stacklevel=6,  # the caller of step(), through the wrappers of hooks and no_grad
+        )

@@ -110,6 +110,14 @@ def test_5_transformers_scheduler_beside_ours():
     assert opt.metrics().step == 1
 
 
+def test_5_transformers_schedule_in_the_place_of_ours():
+    scheduler = optimization.GreedyLR(torch.optim.SGD(model().parameters(), lr=0.1), min_lr=1e-6)
+    with pytest.raises(
+        TypeError, match="transformers.optimization.GreedyLR, which steps on the host.*from greedylr_fused"
+    ):
+        FusedAdamW(model().parameters(), schedule=scheduler)
+
+
 def test_6_parameters_on_two_devices():
     params = [parameter(torch.ones(2), torch.ones(2)), parameter(torch.ones(2, device="meta"))]
     opt = FusedAdamW(params)
@@ -117,13 +125,14 @@ def test_6_parameters_on_two_devices():
         opt.step()
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_7_frozen_parameters(frozen):
+def test_7_frozen_parameters():
     net = model()
     opt = FusedAdamW(net.parameters(), schedule=GreedyLR())
-    net.requires_grad_(not frozen)
-    why = r"all 2 are frozen \(requires_grad=False\)" if frozen else r"loss.backward\(\) was not called"
-    with pytest.warns(UserWarning, match=f"no parameter has a gradient, so nothing is updated: {why}"):
+    opt.step(loss=1.0)  # that a step finds no gradient is usual on one of several ranks
+    net.requires_grad_(False)
+    with pytest.warns(
+        UserWarning, match=r"no parameter has a gradient.*all 2 are frozen \(requires_grad=False\); pass"
+    ):
         opt.step(loss=1.0)
 
 
@@ -182,5 +191,4 @@ def test_under_lightning_s_accumulation_without_its_callback():
     opt = FusedAdamW(model().parameters(), schedule=GreedyLR())
     with pytest.raises(RuntimeError, match=r"last of 3 micro-batches.*callbacks=\[ObserveLoss\(\)\]"):
         opt.step(Closure())
-    with pytest.warns(UserWarning, match="no parameter has a gradient"):
-        FusedAdamW(model().parameters()).step(Closure())  # nothing is decided from it
+    FusedAdamW(model().parameters()).step(Closure())  # nothing is decided from it

@@ -43,8 +43,7 @@ def test_missing_gradients_keep_their_own_step_count(params, opt):
 
 
 def test_no_gradients_at_all(params, opt):
-    with pytest.warns(UserWarning, match="no parameter has a gradient"):
-        stepped(opt)
+    stepped(opt)
     assert not opt.state
     fill(params)
     stepped(opt)
@@ -55,8 +54,7 @@ def test_no_gradients_at_all(params, opt):
 
 def test_no_gradients_with_clipping(params, backend):
     opt = FusedAdamW(params, max_grad_norm=1.0, backend=backend)
-    with pytest.warns(UserWarning, match="no parameter has a gradient"):
-        stepped(opt)
+    stepped(opt)
     assert latest(opt).grad_norm == 0.0 and latest(opt).skipped == 0
 
 
