@@ -81,7 +81,8 @@ def no_loss(schedule: Any) -> str:
         "one of three ways: step(loss=loss), or a closure that returns it: step(closure), or observe(loss) per "
         "micro-batch and then step(). Each step needs the loss of its own batch; to decide from losses of evaluations "
         "alone, drive torch.optim.AdamW by a DeviceSchedule. Under transformers' Trainer write "
-        "use_fused_adamw(trainer), under Lightning callbacks=[ObserveLoss()] (both in greedylr_fused.integrations), with Accelerate opt.observe(loss)"
+        "use_fused_adamw(trainer), under Lightning callbacks=[ObserveLoss()] (both in "
+        "greedylr_fused.integrations), with Accelerate opt.observe(loss)"
     )
 
 
