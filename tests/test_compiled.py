@@ -25,7 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.fixture(autouse=True)
 def _fresh():
     torch._dynamo.reset()
-    yield
+    with torch.enable_grad():  # an error within a compiled no_grad leaves gradients disabled (torch 2.13)
+        yield
     torch._dynamo.reset()
 
 

@@ -13,6 +13,14 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 PAGES = [README, *sorted(set((README.parent / "docs").glob("*.md")) - {README.parent / "docs/distributed.md"})]
 
 
+def _forget_accelerate():
+    """Its state is one for the whole process, and another test, or page, may have chosen another precision."""
+    if "accelerate" in sys.modules:
+        state = sys.modules["accelerate"].state
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
     if not page.exists():
@@ -23,6 +31,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
     ]
     assert blocks, "a page without an example"
     monkeypatch.chdir(tmp_path)
+    _forget_accelerate()
     torch.manual_seed(0)
     namespace = {"__name__": "page"}
     for line, source in blocks:
