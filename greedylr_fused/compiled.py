@@ -29,9 +29,11 @@ _TAGS = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") 
 
 def step(optimizer: FusedAdamW, closure: Callable[[], Any] | None, loss: Any) -> Any:
     """`FusedAdamW.step` as the compiler traces it."""
-    result = None if closure is None else losses.call(closure)
-    given = losses.one_loss(loss, result, observed=False, driven=optimizer._control.needs_loss)
     name, traced = optimizer._name, optimizer._traced
+    traced.observed = False
+    result = None if closure is None else losses.call(closure)
+    returned = None if traced.observed else result  # otherwise the closure has observed what it returns
+    given = losses.one_loss(loss, returned, observed=False, driven=optimizer._control.needs_loss)
     _read_params(name)
     which = [i for i, param in enumerate(traced.params) if param.grad is not None]
     _create_moments(name, tuple(which))
@@ -51,8 +53,11 @@ def observe(optimizer: FusedAdamW, loss: Any, weight: Any) -> None:
     """`FusedAdamW.observe` as the compiler traces it."""
     losses.check_loss(loss)
     losses.check_weight(weight)
-    weights, factor = (weight, 1.0) if isinstance(weight, Tensor) else (None, float(weight))
-    torch.ops.greedylr_fused.observe(optimizer._name, _as_tensor(loss), weights, factor, optimizer._control.vector)
+    optimizer._traced.observed = True
+    number = not isinstance(weight, Tensor)
+    torch.ops.greedylr_fused.observe(
+        optimizer._name, _as_tensor(loss), _as_tensor(weight), number, optimizer._control.vector
+    )
 
 
 def zero_grad(optimizer: FusedAdamW, set_to_none: bool) -> None:
@@ -80,15 +85,15 @@ def _read_params(name: str) -> None:
         RuntimeError: one is a DTensor.
     """
     optimizer = live.found(name)
-    params = [param for group in optimizer.param_groups for param in group["params"]]
+    params = live.params_of(optimizer)
     if any(hasattr(param, "device_mesh") for param in params):
         raise RuntimeError(
             "FusedAdamW: got DTensor parameters within torch.compile, allowed are plain tensors; compile forward and "
             "backward, and call opt.step(loss=loss) outside of what is compiled"
         )
-    if not _same(params, optimizer._traced.params):
+    if not live.same(params, optimizer._traced.params):
         optimizer._traced.params = params
-        optimizer._traced.forget()
+        optimizer._traced.forget(params)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -100,7 +105,7 @@ def _create_moments(name: str, which: tuple[int, ...]) -> None:
     optimizer._engine.init_states(optimizer.param_groups, optimizer.state, chosen.__contains__)
     for i in which:
         moments = _moments(optimizer, i)
-        if not _same(moments, traced.moments.get(i, [])):
+        if not live.same(moments, traced.moments.get(i, [])):
             traced.moments[i] = moments
         for tensor in (traced.params[i], *moments):
             torch._dynamo.mark_static_address(tensor)
@@ -123,19 +128,15 @@ def _owned(optimizer: FusedAdamW, which: Sequence[int], declared: Sequence[Tenso
     now = {id(moment) for i in which for moment in _moments(optimizer, i)}
     moments = [moment for i in which for moment in traced.moments[i]]
     owned = [m if id(m) in now else itself for m, itself in zip(moments, declared, strict=True)]
-    if _same(owned, moments):
+    if live.same(owned, moments):
         traced.owned[key] = [*params, *moments]
     return [*params, *owned]
-
-
-def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    return len(a) == len(b) and all(one is other for one, other in zip(a, b, strict=True))
 
 
 _SCHEMAS = {
     "step": "(str optimizer, int[] which, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] moments, "
     "Tensor(c!) control, Tensor? loss) -> ()",
-    "observe": "(str optimizer, Tensor loss, Tensor? weights, float weight, Tensor(a!) control) -> ()",
+    "observe": "(str optimizer, Tensor loss, Tensor weight, bool number, Tensor(a!) control) -> ()",
 }
 for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"greedylr_fused::{_name}", _schema, lib=_LIBRARY, tags=_TAGS)
@@ -153,6 +154,12 @@ def _run_step(
 ) -> None:
     optimizer = live.found(name)
     traced = optimizer._traced
+    if not live.same(traced.params, now := live.params_of(optimizer)):
+        traced.forget(now)
+        raise RuntimeError(
+            "FusedAdamW: got a compiled step of parameters that have been replaced in param_groups since, allowed are "
+            "those that it was compiled for; call the compiled function again, and it is compiled anew"
+        )
     options.warn_of_scheduler(optimizer)
     with (
         torch.no_grad(),
@@ -163,10 +170,10 @@ def _run_step(
 
 
 @torch.library.impl("greedylr_fused::observe", "CompositeExplicitAutograd", lib=_LIBRARY)
-def _run_observe(name: str, loss: Tensor, weights: Tensor | None, weight: float, control: Tensor) -> None:
+def _run_observe(name: str, loss: Tensor, weight: Tensor, number: bool, control: Tensor) -> None:
     optimizer = live.found(name)
     with torch.no_grad(), _standing_in([control], [optimizer._control.vector]):
-        optimizer.observe(loss, weight if weights is None else weights)
+        optimizer.observe(loss, weight.item() if number else weight)  # a number is one in host memory
 
 
 @torch.library.register_fake("greedylr_fused::step", lib=_LIBRARY)  # type: ignore[untyped-decorator]

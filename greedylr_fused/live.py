@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -23,6 +24,7 @@ class Traced:
         moments: of those parameters that a trace has found gradients of, by position.
         owned: by the positions of the parameters that are stepped: their memory and that of their moments, as the
             operator found them last.
+        observed: at trace time, whether `observe` was traced since this was last set to False.
         nothing: None, to be assigned to `grad`. The compiler of PyTorch 2.13 keeps one None for all in a trace, and if
             that one is assigned and read again, notes where it came from in it: other traces then look for it there.
     """
@@ -31,12 +33,27 @@ class Traced:
         self.params: list[Tensor] = []
         self.moments: dict[int, list[Tensor]] = {}
         self.owned: dict[tuple[int, ...], list[Tensor]] = {}
+        self.observed = False
         self.nothing = None
 
-    def forget(self) -> None:
-        """Parameters or moments were replaced: traces that read them are outdated."""
+    def forget(self, params: list[Tensor]) -> None:
+        """Parameters or moments were replaced, and these are the parameters now: traces that read the former ones are
+        outdated, be it to clear their gradients.
+        """
         self.moments.clear()
         self.owned.clear()
+        if self.params and not same(self.params, params):
+            self.params = params
+
+
+def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Whether both hold the same tensors in the same order."""
+    return len(a) == len(b) and all(one is other for one, other in zip(a, b, strict=True))
+
+
+def params_of(optimizer: FusedAdamW) -> list[Tensor]:
+    """Of all groups, in order."""
+    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def named(optimizer: FusedAdamW) -> str:

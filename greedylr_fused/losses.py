@@ -105,7 +105,7 @@ def warn_of_number(loss: Any, device: torch.device) -> None:
     """Warn of a number as the loss of a step on a device that works behind the host's back: it was waited for."""
     if device.type != "cpu" and is_number(loss):
         warnings.warn(
-            f"FusedAdamW.step() got the number {loss!r} as loss for parameters on {device}: loss.item() and "
+            f"FusedAdamW.step() got a number as loss for parameters on {device}: loss.item() and "
             "float(loss) wait for the device at each step; pass the tensor itself, step(loss=loss)",
             stacklevel=6,  # the caller of step(), through the wrappers of hooks and no_grad
         )

@@ -284,7 +284,7 @@ class FusedAdamW(Optimizer):
     def _restart(self) -> None:
         """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
         self._engine.discard()
-        self._traced.forget()
+        self._traced.forget(live.params_of(self))
         for group in self.param_groups:
             group.pop(checkpoint.KEY, None)
         driven = self.schedule is not None

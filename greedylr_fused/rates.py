@@ -37,6 +37,8 @@ class Rates:
         before: those of the same optimizer until now, if there were any.
 
     Attributes:
+        taken: whether tensors in the groups were taken over already for the step that is being captured: a graph would
+            go on copying from those of its capture.
         stamps: tells copies of the groups from what was written to them; None if their checkpoints are torch's.
     """
 
@@ -48,6 +50,7 @@ class Rates:
         self._mirror = Mirror(control)
         self._known: list[Any] = self._mirror.lr
         self._stale = False  # the snapshot under way is older than what the host wrote
+        self.taken = False
         self.stamps: Stamps | None = None
         if driven:
             for group, lr in zip(groups, self._known, strict=True):
@@ -75,6 +78,8 @@ class Rates:
         for index, group in enumerate(groups):
             lr = group["lr"]
             if isinstance(lr, Tensor):
+                if self.taken:
+                    continue
                 self._control.write_lr(index, lr)
                 if self._driven:
                     group["lr"] = self._known[index]

@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import gc
 
 import pytest
 import torch
+from compiled_training import COMPILERS, RESTLESS, STEPS, TRACES_BACKWARD, Training, fresh_compiler, no_recompile
 from support import assert_same, generator, latest, parameter, snapshot
 
 from greedylr_fused import WSD, FusedAdamW, GreedyLR
 
-#: Every observation changes the LR, unless it is at a bound.
-RESTLESS = GreedyLR(patience=0, factor=0.9, window_size=3)
-#: What the compiler makes of the graph: nothing; one without side effects, on copies; C++.
-COMPILERS = ["eager", "aot_eager", "inductor"]
-STEPS = 100
-TRACES_BACKWARD = hasattr(torch._dynamo.config, "trace_autograd_ops")
+__all__ = ["fresh_compiler"]
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    with torch.enable_grad():  # an error within a compiled no_grad leaves gradients disabled (torch 2.13)
-        yield
-    torch._dynamo.reset()
-
-
-@contextlib.contextmanager
-def no_recompile():
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
-
-
-class Training:
-    """Parameters of several shapes and a loss over them, the same for the same seed."""
-
-    def __init__(self, compiler: str | None = None, **options):
-        self.params = [parameter(torch.randn(n, generator=generator(n))) for n in (7, 64, 1, 0)]
-        self.params.append(parameter(torch.ones(3)))  # never has a gradient
-        self.opt = FusedAdamW(self.params, **({"lr": 0.01, "schedule": RESTLESS} | options))
-        self.compiler = compiler
-        self.compiled = None
-
-    def feed(self, i: int) -> torch.Tensor:
-        """Gradients of step i, new ones each time, and its loss."""
-        random = generator(1000 + i)
-        for param in self.params[:-1]:
-            param.grad = torch.randn(param.shape, generator=random)
-        return torch.rand((), generator=random)
-
-    def steps(self, begin: int, end: int, body=None) -> list[list[float]]:
-        body = body or (lambda loss: self.opt.step(loss=loss))
-        if self.compiler is not None and self.compiled is None:
-            self.compiled = torch.compile(body, backend=self.compiler, fullgraph=True)
-        rates = []
-        for i in range(begin, end):
-            (self.compiled or body)(self.feed(i))
-            rates.append(self.opt.last_lr())
-        return rates
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"), pytest.mark.usefixtures("fresh_compiler")]
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
@@ -200,92 +152,3 @@ def test_moments_that_were_replaced_by_hand():
         own["exp_avg"] = own["exp_avg"] * 2
         training.steps(3, 6)
     assert_same(snapshot(ours.opt), snapshot(eager.opt))
-
-
-def test_two_optimizers_in_one_graph():
-    pairs = [[Training(lr=lr) for lr in (0.01, 0.02)] for _ in range(2)]
-
-    def body(trainings, loss):
-        for training in trainings:
-            training.opt.step(loss=loss)
-
-    compiled = torch.compile(lambda loss: body(pairs[0], loss), backend="aot_eager", fullgraph=True)
-    with no_recompile():
-        for i in range(4):
-            for trainings, run in zip(pairs, (compiled, lambda loss: body(pairs[1], loss)), strict=True):
-                losses = [training.feed(i) for training in trainings]
-                run(losses[0])
-    for ours, eager in zip(*pairs, strict=True):
-        assert_same(snapshot(ours.opt), snapshot(eager.opt))
-
-
-def test_gradients_outside_of_the_graph_stay_outside():
-    """A parameter whose gradient the graph has cleared is not stepped with the one it had before."""
-    training = Training("eager")
-    left_out = training.params[0]
-
-    def body(loss):
-        left_out.grad = None
-        training.opt.step(loss=loss)
-
-    before = left_out.detach().clone()
-    training.steps(0, 2, body)
-    assert torch.equal(left_out, before) and left_out not in training.opt.state
-
-
-@pytest.mark.parametrize("compiler", COMPILERS[:2])
-def test_mistakes_say_the_same_as_eager_ones(compiler):
-    training = Training(compiler)
-    with pytest.raises(RuntimeError, match="got no loss.*three ways"):
-        training.steps(0, 1, lambda loss: training.opt.step())
-    other = Training(compiler)
-    other.opt.observe(1.0)
-    with pytest.raises(ValueError, match="more than once"):
-        other.steps(0, 1)
-    assert int(other.opt._control.slot("step")) == 0
-
-
-def test_a_copied_optimizer_steps_itself():
-    training = Training()
-    training.steps(0, 2)
-    other = copy.deepcopy(training.opt)
-    assert other._name != training.opt._name
-    for param in other.param_groups[0]["params"]:
-        param.grad = torch.ones_like(param)
-    before = snapshot(training.opt)
-    torch.compile(lambda: other.step(loss=torch.tensor(1.0)), backend="eager", fullgraph=True)()
-    assert_same(snapshot(training.opt), before)
-    assert latest(other).step == 3
-
-
-def test_an_optimizer_that_is_gone():
-    training = Training("eager")
-    training.steps(0, 1)
-    name, vector = training.opt._name, training.opt._control.vector
-    del training
-    torch._dynamo.reset()
-    gc.collect()
-    with pytest.raises(RuntimeError, match=f"compiled step of {name}, which no longer exists"):
-        torch.ops.greedylr_fused.step(name, [], [], [], [], vector, None)
-
-
-def test_the_operators_declare_what_they_change():
-    """torch's own checks of a custom operator; and its step is kept out of CUDA graphs that the compiler captures."""
-    training = Training()
-    training.steps(0, 1)
-    torch.compile(lambda: training.opt.step(loss=torch.tensor(1.0)), backend="eager", fullgraph=True)()
-    opt, which = training.opt, [0, 1]
-    params = [training.params[i] for i in which]
-    grads, moments = [param.grad for param in params], [m for i in which for m in opt._traced.moments[i]]
-    step, observe = torch.ops.greedylr_fused.step.default, torch.ops.greedylr_fused.observe.default
-    checks = ("test_schema", "test_faketensor")
-    with torch.no_grad():
-        loss = torch.tensor(1.0)
-        torch.library.opcheck(
-            step, (opt._name, which, params, grads, moments, opt._control.vector, loss), test_utils=checks
-        )
-        torch.library.opcheck(observe, (opt._name, loss, None, 2.0, opt._control.vector), test_utils=checks)
-    written = [argument.name for argument in step._schema.arguments if argument.is_write]
-    assert written == ["params", "moments", "control"]
-    if hasattr(torch.Tag, "cudagraph_unsafe"):
-        assert torch.Tag.cudagraph_unsafe in step.tags and torch.Tag.cudagraph_unsafe in observe.tags
