@@ -112,6 +112,11 @@ class Control:
         return [self._loss_driven.bounds(lr, group) for group, lr in enumerate(initial_lrs)]
 
     @property
+    def scaled(self) -> bool:
+        """Whether the last step had a gradient scaler, of which the slots still tell."""
+        return self._scaled
+
+    @property
     def needs_loss(self) -> bool:
         """Whether the loss decides anything."""
         return self._loss_driven is not None

@@ -85,14 +85,11 @@ class Engine:
         if self.table is not None:
             self.table.release()
 
-    def replayed(self) -> None:
-        """After the replay of a captured graph: see `Table.replayed`."""
-        if self.table is not None:
-            self.table.replayed()
-
     def discard(self) -> None:
-        """Forget the table: parameters, groups or states were replaced. What a captured graph reads is kept."""
-        if self.table is not None and self.table.captured:
+        """Forget the table: parameters, groups or states were replaced. What a captured graph reads is kept, unless a
+        CapturedStep keeps it.
+        """
+        if self.table is not None and self.table.kept:
             self._captured.append((self.table, self.backend))
         self.table = self.backend = self.watch = None
 

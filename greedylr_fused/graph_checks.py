@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -49,7 +50,7 @@ def check_input(place: int, own: Any, given: Any) -> None:
     if isinstance(own, Tensor) and isinstance(given, Tensor):
         if (own.shape, own.dtype) != (given.shape, given.dtype):
             got, own_is = (f"a {t.dtype} tensor of shape {tuple(t.shape)}" for t in (given, own))
-    elif isinstance(own, Tensor) or isinstance(given, Tensor) or own != given:
+    elif type(own) is not type(given) or not (own is given or own == given or (own != own and given != given)):
         got, own_is = repr(given), repr(own)
     if got:
         raise ValueError(
@@ -59,15 +60,47 @@ def check_input(place: int, own: Any, given: Any) -> None:
         )
 
 
+def check_constant(leaf: Any) -> None:
+    """Refuse an input that is neither a tensor nor something to compare.
+
+    Raises:
+        TypeError: an array of numpy.
+    """
+    if hasattr(leaf, "__array__") and not isinstance(leaf, (Tensor, Real)):
+        raise TypeError(
+            f"CapturedStep: got a {type(leaf).__name__} as input, allowed are tensors and constants; pass "
+            "torch.from_numpy(x)"
+        )
+
+
+def check_nothing_observed(optimizer: FusedAdamW) -> None:
+    """Refuse losses that were observed outside of the graph, which would be mixed into its own.
+
+    Raises:
+        RuntimeError: names their number.
+    """
+    if observed := optimizer._control.observed:
+        raise RuntimeError(
+            f"CapturedStep: got {observed} losses observed outside of the body, allowed are those observed in it, "
+            "which the graph repeats; move opt.observe(loss) into the body"
+        )
+
+
 class Frozen:
     """What a graph has of an optimizer as it was at the capture.
 
     Args:
         optimizer: was stepped in the capture that has just ended.
+
+    Attributes:
+        stepped: the parameters that the graph changes.
     """
 
     def __init__(self, optimizer: FusedAdamW) -> None:
         self._optimizer, self._table = optimizer, optimizer._engine.table
+        self._backend = optimizer._engine.backend  # it and the table are memory that the graph reads
+        self.stepped: list[Tensor] = [] if self._table is None else list(self._table.stepped)
+        self._scaled = optimizer._control.scaled
         self._hyper = [{name: group[name] for name in _HYPER} for group in optimizer.param_groups]
         self._grads = self._addresses()
 
@@ -89,6 +122,8 @@ class Frozen:
                 "parameters, their states or the groups were replaced (by load_state_dict(), add_param_group(), "
                 "write_copies(), or moving the model), or a step had gradients of other parameters"
             )
+        if optimizer._control.scaled != self._scaled:
+            what = "a step was made with a gradient scaler, whose scale is on the device until a step without one"
         if what is not None:
             raise RuntimeError(f"CapturedStep: since the capture {what}, of which the graph knows nothing; {_ANEW}")
         for param, before, now in zip(self._params(), self._grads, self._addresses(), strict=True):

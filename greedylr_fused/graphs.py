@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.utils import _pytree as pytree
 
-from greedylr_fused.graph_checks import Frozen, check_arguments, check_input
+from greedylr_fused.graph_checks import Frozen, check_arguments, check_constant, check_input, check_nothing_observed
 from greedylr_fused.optimizer import FusedAdamW
 
 
@@ -68,6 +69,7 @@ class CapturedStep:
             RuntimeError: something that the graph has frozen was changed since the capture, or the body cannot be
                 captured; says what, and what to do.
         """
+        check_nothing_observed(self._optimizer)
         self._take(args, kwargs)
         if self._warmup_left > 0:
             self._warmup_left -= 1
@@ -76,15 +78,18 @@ class CapturedStep:
             stream.keep(result)
             return result
         self._optimizer._take_written()
-        graph = self._replayable()
+        graph, frozen = self._replayable()
         graph.replay()
+        increment_version(frozen.stepped)  # autograd sees no graph change a parameter
         self._optimizer._replayed()
         return self._result
 
     def reset(self) -> None:
         """Forget the graph: hyper-parameters, groups, states or inputs have changed. The next call is an eager step,
-        and the one after it captures anew.
+        and the one after it captures anew. Waits for the device, which may be reading what the graph used.
         """
+        if self._optimizer._control.vector.is_cuda:
+            torch.cuda.synchronize(self._optimizer._control.device)
         self._graph = self._frozen = self._result = None
         self._inputs, self._layout = [], None
         self._warmup_left = max(self._warmup_left, 1)  # tables are built in it, which no capture may do
@@ -94,16 +99,16 @@ class CapturedStep:
         args, kwargs = pytree.tree_unflatten(self._inputs, self._layout)
         return self._body(*args, **kwargs)
 
-    def _replayable(self) -> _Graph:
+    def _replayable(self) -> tuple[_Graph, Frozen]:
         """The graph, captured if there is none, and checked if there is."""
         if self._graph is not None and self._frozen is not None:
             self._frozen.check()
-            return self._graph
-        counted = _Counted()
+            return self._graph, self._frozen
+        counted, graph = _Counted(), _Graph(self._pool)
         self._optimizer._listeners.append(counted)
         try:
-            graph = _Graph(self._pool)
-            self._result = graph.capture(self._run)
+            with _Capturing(self._optimizer):
+                self._result = graph.capture(self._run)
         finally:
             self._optimizer._listeners.remove(counted)
         if not counted.steps:
@@ -112,12 +117,14 @@ class CapturedStep:
                 "optimizer.step(loss=loss); add the call, or pass the optimizer that it steps"
             )
         self._graph, self._frozen = graph, Frozen(self._optimizer)
-        return graph
+        return self._graph, self._frozen
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         leaves, layout = pytree.tree_flatten((args, kwargs))
         if self._layout is None:
             device = self._optimizer._control.device
+            for leaf in leaves:
+                check_constant(leaf)
             self._inputs = [
                 leaf.detach().to(device, copy=True) if isinstance(leaf, Tensor) else leaf for leaf in leaves
             ]
@@ -132,6 +139,28 @@ class CapturedStep:
             check_input(place, own, leaf)
             if isinstance(own, Tensor) and own is not leaf:
                 own.copy_(leaf, non_blocking=True)
+
+
+class _Capturing:
+    """Tells the optimizer that it is captured: what the host has written was taken over, and its table is kept. If that
+    fails, nothing has happened on the device: no loss is pending, and the gradients have no values.
+    """
+
+    def __init__(self, optimizer: FusedAdamW) -> None:
+        self._optimizer, self._table = optimizer, optimizer._engine.table
+
+    def __enter__(self) -> None:
+        self._optimizer._rates.taken = True
+        if self._table is not None:
+            self._table.lent = True
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        self._optimizer._rates.taken = False
+        if self._table is not None:
+            self._table.lent = False
+        if kind is not None:
+            self._optimizer._control.observed = 0
+            self._optimizer.zero_grad()
 
 
 class _Counted:
@@ -158,7 +187,8 @@ class _Graph:
 
     def capture(self, run: Callable[[], Any]) -> Any:
         try:
-            with torch.cuda.graph(self._graph, pool=self._pool):
+            # "thread_local": a DataLoader's thread may pin memory meanwhile.
+            with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
                 return run()
         except RuntimeError as error:
             raise RuntimeError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from greedylr_fused.decisions import State, event
 from greedylr_fused.mirror import Metrics
-from greedylr_fused.ring import MARK
+from greedylr_fused.ring import END, MARK
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class History:
 
     Args:
         schedule: what decides the LR.
+
+    Attributes:
+        lost_at_end: steps after the last one that is known, of which there is no row.
     """
 
     def __init__(self, schedule: Any) -> None:
@@ -48,6 +51,7 @@ class History:
         self._before_mark: State | None = None
         self._begins = False  # whether the last one is a mark
         self._overwritten = 0  # rows that are missing before the next
+        self.lost_at_end = 0
 
     def take(self, overwritten: int, rows: Sequence[Sequence[float]]) -> Iterator[Step]:
         """The steps that these rows add.
@@ -59,7 +63,10 @@ class History:
         self._overwritten += overwritten
         for row in rows:
             now = State(row)
-            if now["skip"] == MARK:
+            if now["skip"] == END:
+                behind = 0 if self._last is None else max(0, now.number - self._last.number)
+                self.lost_at_end, self._overwritten = self._overwritten or behind, 0
+            elif now["skip"] == MARK:
                 self._before_mark, self._last, self._begins = self._last, now, True
             elif not self._is_repeated(now):
                 before = self._before(now)

@@ -198,7 +198,6 @@ class FusedAdamW(Optimizer):
 
     def _replayed(self) -> None:
         """A graph that was captured with a step in it was replayed: show what is known by now."""
-        self._engine.replayed()
         self._rates.stepped(self.param_groups)
         for listener in self._listeners:
             listener.replayed()

@@ -46,6 +46,8 @@ class Table:
             `chunk_index[c] * chunk` on, or those that are left.
         launches: one per mix of storage types.
         captured: whether there is a graph that reads and writes all this memory at each replay.
+        lent: whether who captures now keeps this table itself, as long as its graph.
+        kept: whether somebody else has captured, whose graph may live as long as the optimizer.
         sharded: whether a parameter is a DTensor.
     """
 
@@ -76,7 +78,7 @@ class Table:
         self._staged: dict[int, Tensor] = {}
         self._stepped: list[Tensor] = []
         self._due = MOVED | COUNT | HYPER  # what the kernels have not been told yet
-        self.captured = False
+        self.captured = self.lent = self.kept = False
         self._kept: list[Tensor] = []
 
     def _upload(self, values: Any, dtype: torch.dtype) -> Tensor:
@@ -147,10 +149,6 @@ class Table:
         """What a look found that no step has followed: the next one has to send it, too."""
         self._due |= found
 
-    def replayed(self) -> None:
-        """Tell autograd that a captured graph has changed the parameters."""
-        increment_version(self._stepped)
-
     def release(self) -> None:
         """After the step: write dense copies back, let go of temporary gradients, tell autograd, which a kernel writes
         behind the back of, that the parameters have changed, and write their copies if no kernel did.
@@ -161,6 +159,11 @@ class Table:
             if entry.param.grad is not None:
                 entry.memory.copy_(entry.dense_copy)  # type: ignore[arg-type]
         self._copies.finish()
+
+    @property
+    def stepped(self) -> list[Tensor]:
+        """Parameters that the last step had gradients of."""
+        return self._stepped
 
     def gradient(self, i: int) -> Tensor | None:
         """What tensor i is updated with: its gradient, or the copy in the parameter's strides; None if it has none."""
@@ -205,6 +208,7 @@ class Table:
         # A captured graph repeats its copies at each replay: what they read is kept for good, and from then on every
         # other step sends its own values, since a replay may have come between.
         self.captured = self.captured or capturing
+        self.kept = self.kept or (capturing and not self.lent)
         for flag, target, words in ((MOVED, self._grads, self.row), (HYPER, self.hyper, self._hyper)):
             if self.captured or self._due & flag:
                 kept = send(target, words)

@@ -17,6 +17,8 @@ from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SLOT, STATE_BEGIN
 
 #: In the slot "skip" of a row that shows where steps begin, and is none.
 MARK = -1.0
+#: There, of one that shows how far the steps had come when nobody wanted to know more.
+END = -2.0
 
 
 class Ring:
@@ -60,10 +62,10 @@ class Ring:
         """Add a row, without waiting."""
         self._add(self._source)
 
-    def mark(self) -> None:
-        """Add a row that is no step: the state from which the steps after it go on."""
+    def mark(self, kind: float = MARK) -> None:
+        """Add a row that is no step: the state from which the steps after it go on, or in which they end."""
         row = self._source.clone()
-        row[0, SLOT["skip"] - STATE_BEGIN].fill_(MARK)
+        row[0, SLOT["skip"] - STATE_BEGIN].fill_(kind)
         self._add(row)
 
     def _add(self, row: Tensor) -> None:

@@ -25,7 +25,7 @@ from greedylr_fused.device_schedule import DeviceSchedule
 from greedylr_fused.history import History, Step
 from greedylr_fused.loggers import Feed, Log, tensorboard
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.ring import Copy, Ring
+from greedylr_fused.ring import END, Copy, Ring
 from greedylr_fused.run_log import RunLog
 
 __all__ = ["Recorder", "Step", "tensorboard"]
@@ -141,8 +141,10 @@ class Recorder:
     def detach(self) -> None:
         """Record no more steps. Those that were recorded still come to the sinks, by `drain()` or `close()`."""
         opt = self._opt()
-        if opt is not None:
+        if opt is not None and self in opt._listeners:
             opt._listeners = [listener for listener in opt._listeners if listener is not self]
+            if not checks.captures(self._ring.device):
+                self._ring.mark(END)
 
     def close(self) -> None:
         """Record no more steps, and hand over all that were recorded. Waits for the device. Once is enough.
@@ -187,6 +189,7 @@ class Recorder:
                     file.put(step)
                 for feed in self._feeds:
                     feed.put(step)
+            self._lost, self._history.lost_at_end = self._lost + self._history.lost_at_end, 0
 
     def _hand_over(self, *, closing: bool = False) -> None:
         """Let the sinks hand on what they took down, and say what went wrong."""

@@ -70,3 +70,15 @@ def test_without_a_graph_the_table_is_let_go(opt):
     opt._engine.discard()
     gc.collect()
     assert table() is None
+
+
+def test_a_table_that_its_capturer_keeps_is_let_go(opt, pretend):
+    """As a CapturedStep does, which drops it with its graph; captured by another as well, it stays."""
+    opt._engine.table.lent = True
+    pretend(True)
+    refreshed(opt, keeps=False)
+    pretend(False)
+    table = weakref.ref(opt._engine.table)
+    opt._engine.discard()
+    gc.collect()
+    assert table() is None

@@ -182,6 +182,33 @@ def test_steps_that_wrote_no_row_are_counted():
     assert kept.numbers == [1, 5] and kept.steps[1].lost == 3 and kept.steps[1].event is None
 
 
+@pytest.mark.parametrize("before", [0, 2])
+def test_steps_of_a_graph_captured_before_the_recorder_are_counted_at_the_end(before):
+    """Such a graph writes no row, and none may follow."""
+    opt = optimizer()
+    step(opt)
+    recorder, kept = recorded(opt)
+    for _ in range(before):
+        step(opt)
+    unheard, opt._listeners = opt._listeners, []
+    for _ in range(3):
+        step(opt)
+    opt._listeners = unheard
+    with pytest.warns(RuntimeWarning, match="3 steps were lost.*before the capture"):
+        recorder.close()
+    assert len(kept.steps) == before
+
+
+def test_steps_after_detach_are_not_lost():
+    opt = optimizer()
+    recorder, kept = recorded(opt)
+    step(opt)
+    recorder.detach()
+    step(opt)
+    recorder.close()
+    assert kept.numbers == [1]
+
+
 def test_a_step_that_is_told_of_twice_is_one():
     opt = optimizer()
     recorder, kept = recorded(opt)
