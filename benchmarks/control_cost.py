@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from benchmarks import harness, host_syncs, options, peers, report
-from benchmarks.harness import Sample, Spread, Step
+from benchmarks.harness import Sample, Step
 from benchmarks.mixes import MIXES
 from benchmarks.shapes import Shapes, shapes
 from benchmarks.unfused import ADAMW, LR, SCHEDULE
 from benchmarks.workload import MOMENTS, Workload
 from greedylr_fused import FusedAdamW, GreedyLR, available_backends
+from greedylr_fused.spread import Spread
 
 #: Few and small: whatever is added is seen whole. And the shapes of a real model: its share of a step.
 TEN = Shapes("10x64", "ten tensors of 64 elements", ((64,),) * 10)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -35,32 +34,6 @@ class Sample:
     step: float
     host: float
     device: float | None = None
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, 20th and 80th percentile, and of how many values."""
-
-    median: float
-    p20: float
-    p80: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value; percentiles are values that occurred, of few values the outer ones."""
-        ordered = sorted(values)
-        last = len(ordered) - 1
-        p20, p80 = ordered[last // 5], ordered[-(-last * 4 // 5)]
-        return cls(statistics.median(ordered), p20, p80, count=len(ordered))
-
-    def scaled(self, factor: float) -> Spread:
-        """In another unit."""
-        return Spread(self.median * factor, self.p20 * factor, self.p80 * factor, self.count)
-
-    def as_dict(self) -> dict[str, float]:
-        """For JSON."""
-        return asdict(self)
 
 
 class Clock(Protocol):
@@ -213,8 +186,3 @@ def compare(
         if collecting:
             gc.enable()
     return found
-
-
-def paired_ratio(base: Sequence[float], other: Sequence[float]) -> Spread:
-    """How many times faster `other` is than `base`, from times taken in the same rounds."""
-    return Spread.of([b / o for b, o in zip(base, other, strict=True)])

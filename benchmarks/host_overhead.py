@@ -16,12 +16,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks import harness, options, peers, report
-from benchmarks.harness import Spread
 from benchmarks.mixes import MIXES
 from benchmarks.peers import Built, Contender
 from benchmarks.shapes import Shapes
 from benchmarks.workload import Workload
 from greedylr_fused import available_backends
+from greedylr_fused.spread import Spread
 
 #: Numbers of tensors. The first steps of torch's optimizers over 1,000 DTensors take a minute, over 10,000 many (they
 #: decide how each list of operands is laid out): those are for who asks for them.
@@ -115,7 +115,7 @@ def measure_case(
             base=Contender.parse(name).base.name,
             us_per_step=Spread.of(host).scaled(1e6).as_dict(),
             us_per_tensor=Spread.of(host).scaled(1e6 / count).as_dict(),
-            ratio=harness.paired_ratio([sample.host for sample in base], host).as_dict(),
+            ratio=Spread.of_ratios([sample.host for sample in base], host).as_dict(),
         )
 
 

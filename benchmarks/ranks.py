@@ -19,13 +19,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks import harness, options, peers, report
-from benchmarks.harness import Spread
 from benchmarks.host_overhead import ELEMENTS, shard
 from benchmarks.mixes import MIXES
 from benchmarks.peers import Contender
 from benchmarks.shapes import Shapes
 from benchmarks.workload import Workload
 from greedylr_fused import available_backends
+from greedylr_fused.spread import Spread
 
 #: Of one collective, and of the start of all processes.
 LIMIT = datetime.timedelta(seconds=120)
@@ -72,7 +72,7 @@ def write(times: dict[str, list[harness.Sample]], device: torch.device, config: 
     for name, samples in times.items():
         host = [sample.host for sample in samples]
         base = None if name == ALL_REDUCE else "torch-fused" + "+clip" * ("+clip" in name)
-        ratio = harness.paired_ratio([sample.host for sample in times[base]], host).as_dict() if base else None
+        ratio = Spread.of_ratios([sample.host for sample in times[base]], host).as_dict() if base else None
         found.add(contender=name, base=base, us_per_step=Spread.of(host).scaled(1e6).as_dict(), ratio=ratio)
     found.write(folder)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks import harness, roofline
-from benchmarks.harness import Sample, Spread
+from benchmarks import roofline
+from benchmarks.harness import Sample
 from benchmarks.peers import Contender
 from benchmarks.workload import Workload
+from greedylr_fused.spread import Spread
 
 #: Its name among the times.
 ROOFLINE = "roofline"
@@ -35,7 +36,7 @@ def rates(times: dict[str, list[Sample]], name: str, work: Workload, traffic_kno
     if traffic_known and ROOFLINE in times:
         factor = gigabytes * 1e9 / roofline.bytes_moved(work)
         floor = [roofline.device_seconds(sample) * factor for sample in times[ROOFLINE]]
-        result["share_of_roofline"] = harness.paired_ratio(floor, seconds).as_dict()
+        result["share_of_roofline"] = Spread.of_ratios(floor, seconds).as_dict()
     base = contender.base.name
     result["base"], result["ratio"], result["ratio_device"] = base, None, None
     if base in times:

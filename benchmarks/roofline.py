@@ -21,6 +21,7 @@ from benchmarks.options import add_common, common, report_paths
 from benchmarks.shapes import Shapes
 from benchmarks.workload import MOMENTS, Workload, unsupported
 from greedylr_fused import doctor
+from greedylr_fused.spread import Spread
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Elements handed to a thread at a time; None: an equal share to each. The optimizer's own is 16,384.
@@ -51,7 +52,7 @@ def best(workload: Workload, clock: harness.Clock, seconds: float = 1.0) -> tupl
     """The fastest form on this machine, found by trying all."""
     forms = candidates(workload)
     found = harness.compare(forms, clock, seconds=seconds, rounds=(4, 20), warmup=1)
-    name = min(forms, key=lambda name: harness.Spread.of([device_seconds(sample) for sample in found[name]]).median)
+    name = min(forms, key=lambda name: Spread.of([device_seconds(sample) for sample in found[name]]).median)
     return name, forms[name]
 
 
@@ -148,7 +149,7 @@ def _copy(elements: int, device: torch.device) -> harness.Step:
 
 
 def _add(found: report.Report, name: str, form: str, moved: int, samples: list[harness.Sample]) -> None:
-    rates = harness.Spread.of([moved / device_seconds(sample) / 1e9 for sample in samples])
+    rates = Spread.of([moved / device_seconds(sample) / 1e9 for sample in samples])
     found.add(traffic=name, form=form, bytes=moved, gb_per_s=rates.as_dict())
 
 

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from benchmarks import harness, options, peers, report, roofline
-from benchmarks.harness import Sample, Spread
+from benchmarks.harness import Sample
 from benchmarks.mixes import MIXES, Mix
 from benchmarks.peers import Built, Contender
 from benchmarks.presets import FEW, PRESETS
 from benchmarks.rates import ROOFLINE, rates
 from benchmarks.shapes import NAMES, Shapes, shapes
 from benchmarks.workload import Workload, bytes_available, bytes_needed, peak_bytes, unsupported
+from greedylr_fused.spread import Spread
 
 
 def measure_case(

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import harness, host_syncs, options, report
 from benchmarks.gpt_steps import BASE, CONTENDERS, SIZES, GPTStep, NotHere, Size
-from benchmarks.harness import Spread
+from greedylr_fused.spread import Spread
 
 #: Steps per sample on a GPU, waited for at the end only: where nothing stalls it, the host runs ahead of the device.
 IN_A_ROW = 4
@@ -55,7 +55,7 @@ def measure(
             tokens=size.batch * size.shape.context,
             contender=name,
             ms=Spread.of(own).scaled(1e3).as_dict(),
-            speedup=harness.paired_ratio(base, own).as_dict(),
+            speedup=Spread.of_ratios(base, own).as_dict(),
             **_optimizer(step, own, in_a_row),
             host_syncs_per_step=host_syncs.per_step(step, device),
         )

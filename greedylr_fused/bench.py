@@ -16,7 +16,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch
 from greedylr_fused import bench_timing, doctor
 from greedylr_fused.backends import NAMES, resolve
 from greedylr_fused.bench_cases import CLIP, FUSED, MOST, OURS, STEP, cases, that_fit
-from greedylr_fused.bench_timing import Result, Spread
+from greedylr_fused.bench_timing import Result
 from greedylr_fused.version import __version__
 
 _COLUMNS = ("work", "optimizer", "ms", "20-80 %", "GB/s", "speed")
@@ -47,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         about = _about(device, threads, backend)
     except (OSError, RuntimeError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    print("; ".join(f"{name} {text}" for name, text in about.items()), flush=True)
+    busy = _busy()
+    print("; ".join(f"{name} {text}" for name, text in about.items()), *busy, sep="\n", flush=True)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # the contenders share gradients, which torch's clipping has brought to the limit
+        with warnings.catch_warnings():
+            # The contenders share gradients, which torch's clipping has brought to the limit.
             warnings.filterwarnings("ignore", message="FusedAdamW: the gradient norm has been")
             found, complete = _measured(device, given.seconds, threads, backend, given.elements)
     finally:
@@ -63,14 +62,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         content = {"environment": about, "complete": complete, "seconds": given.seconds, "rows": rows}
         given.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     _print_tables(found)
-    print("\n".join(_verdict(found)))
+    print("\n".join([*_verdict(found), *busy]))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m greedylr_fused bench", description=__doc__)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: cuda where there is one")
     parser.add_argument(
-        "--seconds", type=_positive(float), default=55.0, metavar="S", help="for everything; default: %(default)g"
+        "--seconds",
+        type=_positive(float),
+        default=55.0,
+        metavar="S",
+        help="to aim at for everything, beyond two rounds; default: %(default)g",
     )
     parser.add_argument(
         "--threads", type=_positive(int), metavar="N", help="of torch on a CPU; default: its own number"
@@ -126,6 +129,14 @@ def _about(device: torch.device, threads: int, backend: str) -> dict[str, str]:
     }
 
 
+def _busy() -> list[str]:
+    """What to say of a machine that other programs keep busy."""
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if load <= cores:
+        return []
+    return [f"other programs keep this machine busy (load {load:.1f} on {cores} cores): these numbers are not its own"]
+
+
 def _measured(
     device: torch.device, seconds: float, threads: int, backend: str, elements: int | None
 ) -> tuple[list[Result], bool]:
@@ -148,7 +159,7 @@ def _measured(
 
 def _record(result: Result) -> dict[str, Any]:
     """A row of the JSON file; times in milliseconds."""
-    ms = None if result.seconds is None else asdict(_scaled(result.seconds, 1e3))
+    ms = None if result.seconds is None else result.seconds.scaled(1e3).as_dict()
     return {
         "case": result.case.name,
         "tensors": len(result.case.sizes),
@@ -159,13 +170,9 @@ def _record(result: Result) -> dict[str, Any]:
         "ms": ms,
         "bytes_per_parameter": result.case.bytes_moved(result.work),
         "gb_per_s": result.gb_per_s,
-        "speed": {f"over {other}": asdict(spread) for other, spread in result.speed.items()},
+        "speed": {f"over {other}": spread.as_dict() for other, spread in result.speed.items()},
         "why_not": result.why or None,
     }
-
-
-def _scaled(spread: Spread, factor: float) -> Spread:
-    return Spread(spread.median * factor, spread.p20 * factor, spread.p80 * factor, spread.count)
 
 
 def _print_tables(found: Sequence[Result]) -> None:
@@ -181,7 +188,7 @@ def _print_tables(found: Sequence[Result]) -> None:
 def _cells(result: Result) -> tuple[str, ...]:
     if result.seconds is None:
         return (result.work, result.contender, "-", "-", "-", "-")
-    ms = _scaled(result.seconds, 1e3)
+    ms = result.seconds.scaled(1e3)
     ratio = result.speed.get(FUSED)
     return (
         result.work,

@@ -6,9 +6,8 @@ through them backwards, and a ratio is the median over rounds, never that of two
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +15,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from greedylr_fused.bench_cases import CONTENDERS, FUSED, MOST, STEP, WORKS, Case, Step, Workload, build, that_fit
+from greedylr_fused.spread import Spread
 
 #: Rounds that a case has time for where steps are slow, and calls of torch's fused step that this then takes: nine
 #: contenders, each called twice in a round, at three times the time on average, since foreach takes five on a CPU.
@@ -23,23 +23,6 @@ _ROUNDS = 6
 _CALLS = 9 * 2 * 3 * _ROUNDS
 
 Row = TypeVar("Row")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, 20th and 80th percentile, and of how many values."""
-
-    median: float
-    p20: float
-    p80: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value; percentiles are values that occurred, of few values the outer ones."""
-        ordered = sorted(values)
-        last = len(ordered) - 1
-        return cls(statistics.median(ordered), ordered[last // 5], ordered[-(-last * 4 // 5)], len(ordered))
 
 
 @dataclass(frozen=True)
@@ -107,7 +90,7 @@ def measure(case: Case, device: torch.device, seconds: float, threads: int, back
         for contender in CONTENDERS:
             own = times.get((work, contender))
             others = {other: times[work, other] for other in CONTENDERS[1:] if own and (work, other) in times}
-            speed = {other: _ratio(theirs, own) for other, theirs in others.items() if own}
+            speed = {other: Spread.of_ratios(theirs, own) for other, theirs in others.items() if own}
             spread = Spread.of(own) if own else None
             found.append(Result(case, work, contender, spread, speed, reasons.get((work, contender), "")))
     return found
@@ -132,10 +115,6 @@ def in_rounds(timers: Mapping[Row, Timer], seconds: float) -> dict[Row, list[flo
 
 def _timer(step: Step, threads: int) -> Timer:
     return Timer("step()", globals={"step": step}, num_threads=threads)
-
-
-def _ratio(base: Sequence[float], other: Sequence[float]) -> Spread:
-    return Spread.of([b / o for b, o in zip(base, other, strict=True)])
 
 
 def _round(number: int) -> int:

@@ -60,13 +60,13 @@ class Engine:
             )
         return self.backend
 
-    def stale(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
-        """Whether the table describes something else by now; what else has changed is kept for the next step."""
+    def look(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> int:
+        """What a look finds (watch.py), STALE if the table describes something else; kept for the next step."""
         if self.watch is None or self.table is None or self.ranks.moved or self.copies.moved():
-            return True
-        found = self.watch.look(groups, state)
+            return STALE
+        found: int = self.watch.look(groups, state)
         self.table.remember(found)
-        return bool(found & STALE)
+        return found
 
     def _refreshed(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
         assert self.table is not None and self.backend is not None

@@ -5,9 +5,13 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from greedylr_fused.distributed import local
+from greedylr_fused.live import params_of
 from greedylr_fused.optimizer import FusedAdamW
+from greedylr_fused.watch import ODD, STALE
 
 #: Where graphs can be captured.
 _DEVICES = ("cuda",)
@@ -102,6 +106,8 @@ class Frozen:
         self.stepped: list[Tensor] = [] if self._table is None else list(self._table.stepped)
         self._scaled = optimizer._control.scaled
         self._hyper = [{name: group[name] for name in _HYPER} for group in optimizer.param_groups]
+        self._look()
+        self._row = None if self._table is None else self._table.row.clone()
         self._grads = self._addresses()
 
     def check(self) -> None:
@@ -115,9 +121,8 @@ class Frozen:
             for name in _HYPER:
                 if group[name] != then[name]:
                     what = f"{name} of parameter group {index} changed from {then[name]!r} to {group[name]!r}"
-        if optimizer._engine.table is not self._table or optimizer._engine.stale(
-            optimizer.param_groups, optimizer.state
-        ):
+        found = self._look()
+        if optimizer._engine.table is not self._table or found & STALE:
             what = (
                 "parameters, their states or the groups were replaced (by load_state_dict(), add_param_group(), "
                 "write_copies(), or moving the model), or a step had gradients of other parameters"
@@ -126,7 +131,11 @@ class Frozen:
             what = "a step was made with a gradient scaler, whose scale is on the device until a step without one"
         if what is not None:
             raise RuntimeError(f"CapturedStep: since the capture {what}, of which the graph knows nothing; {_ANEW}")
-        for param, before, now in zip(self._params(), self._grads, self._addresses(), strict=True):
+        if found & ODD or not torch.equal(self._table.row, self._row):  # type: ignore[union-attr, arg-type]
+            self._check_gradients()
+
+    def _check_gradients(self) -> None:
+        for param, before, now in zip(params_of(self._optimizer), self._grads, self._addresses(), strict=True):
             if now not in (0, before):
                 raise RuntimeError(
                     f"CapturedStep: since the capture the gradient of a parameter of shape {tuple(param.shape)} was "
@@ -134,8 +143,9 @@ class Frozen:
                     f"opt.zero_grad() after what was done with that gradient, or, if it is to be used, {_ANEW}"
                 )
 
-    def _params(self) -> list[Tensor]:
-        return [param for group in self._optimizer.param_groups for param in group["params"]]
+    def _look(self) -> int:
+        return self._optimizer._engine.look(self._optimizer.param_groups, self._optimizer.state)
 
     def _addresses(self) -> list[int]:
-        return [0 if param.grad is None else param.grad.data_ptr() for param in self._params()]
+        grads = [param.grad for param in params_of(self._optimizer)]
+        return [0 if grad is None else local(grad).data_ptr() for grad in grads]

@@ -44,6 +44,8 @@ class CapturedStep:
         RuntimeError: the parameters are not on a GPU.
     """
 
+    _graph: _Graph | None = None
+
     def __init__(
         self, body: Callable[..., Any], optimizer: FusedAdamW, *, warmup: int = 3, pool: Any | None = None
     ) -> None:
@@ -52,7 +54,6 @@ class CapturedStep:
         self._warmup_left = warmup
         self._inputs: list[Any] = []
         self._layout: Any = None
-        self._graph: _Graph | None = None
         self._frozen: Frozen | None = None
         self._result: Any = None
 
@@ -93,6 +94,10 @@ class CapturedStep:
         self._graph = self._frozen = self._result = None
         self._inputs, self._layout = [], None
         self._warmup_left = max(self._warmup_left, 1)  # tables are built in it, which no capture may do
+
+    def __del__(self) -> None:
+        if self._graph is not None:
+            self.reset()
 
     def _run(self) -> Any:
         self._optimizer.zero_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused import recorded_run
+from greedylr_fused import pyplot, recorded_run
 from greedylr_fused.decisions import CUT, EVENTS, RAISE, RESET
 from greedylr_fused.recorded_run import SKIP, Run
 
@@ -33,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     out = given.out or str(Path(given.source).with_suffix(".png"))
     try:
-        pyplot = _pyplot()
+        figures = pyplot.load()
         runs = _chosen(given)
-        _draw(pyplot, runs, Path(given.source).name, out, log_lr=given.log_lr)
+        _draw(figures, runs, Path(given.source).name, out, log_lr=given.log_lr)
     except (OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     for name, run in runs.items():
@@ -95,21 +94,8 @@ def _lost(run: Run) -> int:
     return sum(run.lost.values())
 
 
-def _pyplot() -> Any:
-    """matplotlib, told to draw into files.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        importlib.import_module("matplotlib").use("agg")
-        return importlib.import_module("matplotlib.pyplot")
-    except ImportError as error:
-        raise ValueError(f"got no matplotlib ({error}), which draws the picture; run: pip install matplotlib") from None
-
-
-def _draw(pyplot: Any, runs: dict[str, Run], title: str, out: str, *, log_lr: bool) -> None:
-    figure, (upper, lower) = pyplot.subplots(2, 1, figsize=(10, 6.5), sharex=True, layout="constrained")
+def _draw(figures: Any, runs: dict[str, Run], title: str, out: str, *, log_lr: bool) -> None:
+    figure, (upper, lower) = figures.subplots(2, 1, figsize=(10, 6.5), sharex=True, layout="constrained")
     single = len(runs) == 1
     for index, (name, run) in enumerate(runs.items()):
         color = f"C{index % 10}"
@@ -127,7 +113,7 @@ def _draw(pyplot: Any, runs: dict[str, Run], title: str, out: str, *, log_lr: bo
         if handles:
             axes.legend(handles.values(), handles.keys(), fontsize="small", loc="best", ncols=2)
     figure.savefig(out, dpi=130)
-    pyplot.close(figure)
+    figures.close(figure)
 
 
 def _loss(axes: Any, run: Run, color: str, name: str | None) -> None:

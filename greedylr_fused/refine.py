@@ -6,14 +6,13 @@ Equal to `Refined.from_norms` (schedules/refined.py), with the norms read from a
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from greedylr_fused import recorded_norms
+from greedylr_fused import pyplot, recorded_norms
 from greedylr_fused.schedules import Refined, refinement
 
 #: A peak within this last share of the run is remarked upon.
@@ -25,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     given = parser.parse_args(argv)
     try:
-        plot = _pyplot() if given.plot else None
+        plot = pyplot.load() if given.plot else None
         recorded = recorded_norms.read(given.source, given.run)
         norms, name = _column(recorded, given)
         schedule = Refined.from_norms(
@@ -111,19 +110,6 @@ def _summary(given: argparse.Namespace, norms: Tensor, name: str, schedule: Refi
 
 def _last_above(values: Sequence[float], level: float) -> int:
     return max(step for step, value in enumerate(values) if value > level)
-
-
-def _pyplot() -> Any:
-    """matplotlib, told to draw into files.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        importlib.import_module("matplotlib").use("agg")
-        return importlib.import_module("matplotlib.pyplot")
-    except ImportError as error:
-        raise ValueError(f"--plot: got no matplotlib ({error}); run: pip install matplotlib") from None
 
 
 def _draw(plot: Any, given: argparse.Namespace, norms: Tensor, name: str, schedule: Refined) -> None:

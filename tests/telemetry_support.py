@@ -49,6 +49,14 @@ def step(opt, loss=1.0, *, skip=False):
     opt.step(loss=loss)
 
 
+def step_unheard(opt, count):
+    """Steps of which no listener is told, as replays of a graph that was captured without a recorder."""
+    listeners, opt._listeners = opt._listeners, []
+    for _ in range(count):
+        step(opt)
+    opt._listeners = listeners
+
+
 def recorded(opt, *sinks, **options):
     """A recorder and what it hands over."""
     recorder = Recorder(opt, *(sinks or [lambda metrics, step: None]), **options)

@@ -214,3 +214,9 @@ def test_what_cannot_be_measured_is_refused_at_once(options, says, capsys, tmp_p
     with pytest.raises(SystemExit) as ended:
         main(["bench", *options])
     assert ended.value.code == 2 and says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("load", "said"), [(0.5, 0), (99.0, 1)])
+def test_a_busy_machine_is_told_of(monkeypatch, load, said):
+    monkeypatch.setattr(bench.os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    assert ["load 99.0 on" in line for line in bench._busy()] == [True] * said

@@ -22,11 +22,12 @@ from benchmarks import (
     shapes,
     step_throughput,
 )
-from benchmarks.harness import Sample, Spread
+from benchmarks.harness import Sample
 from benchmarks.mixes import MIXES
 from benchmarks.peers import Contender
 from benchmarks.shapes import Shapes
 from benchmarks.workload import Workload, peak_bytes
+from greedylr_fused.spread import Spread
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -94,7 +95,7 @@ def test_rounds_alternate_their_order():
 def test_a_ratio_is_of_times_from_the_same_round():
     """A machine that becomes ten times slower halfway: the ratio of each round is 2 or 3, as that of no two medians."""
     base, ours = [2.0, 3.0, 20.0, 30.0, 2.0, 30.0], [1.0, 1.0, 10.0, 10.0, 1.0, 10.0]
-    assert harness.paired_ratio(base, ours).median == 2.5
+    assert Spread.of_ratios(base, ours).median == 2.5
     assert Spread.of(base).median / Spread.of(ours).median != 2.5
     work = Workload(SMALL, MIXES["fp32"], CPU)
     times = {"torch-fused+clip": base, "ours-cpu+clip": ours, "roofline": [0.5 * t for t in ours]}

@@ -96,6 +96,19 @@ def test_a_tensor_lr_is_taken_over_before_the_capture_and_never_in_it(standing_i
     assert ours.opt.last_lr() == [0.5]
 
 
+def test_a_step_that_is_dropped_waits_for_what_its_graph_reads(standing_in, monkeypatch):
+    ours, told = Body(), []
+    StandIn.optimizer = ours.opt
+    step = CapturedStep(ours, ours.opt, warmup=1)
+    monkeypatch.setattr(CapturedStep, "reset", lambda self: told.append((id(self), self.captured)))
+    step(batch(0))
+    step(batch(1))
+    mine = id(step)
+    del step
+    gc.collect()
+    assert (mine, True) in told  # beside those of other tests, perhaps
+
+
 def test_what_the_graph_used_is_let_go_with_it(twins):
     """A run that goes back to a checkpoint and captures anew, again and again, does not grow."""
     _, ours, step = twins

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from late_copies import LateCopies
 from support import latest
-from telemetry_support import optimizer, recorded, replay, step
+from telemetry_support import optimizer, recorded, replay, step, step_unheard
 
 from greedylr_fused import Cosine, GreedyLR
 
@@ -172,10 +172,7 @@ def test_steps_that_wrote_no_row_are_counted():
     opt = optimizer()
     recorder, kept = recorded(opt)
     step(opt)
-    listeners, opt._listeners = opt._listeners, []
-    for _ in range(3):
-        step(opt)
-    opt._listeners = listeners
+    step_unheard(opt, 3)
     step(opt)
     with pytest.warns(RuntimeWarning, match="3 steps were lost"):
         recorder.close()
@@ -190,10 +187,7 @@ def test_steps_of_a_graph_captured_before_the_recorder_are_counted_at_the_end(be
     recorder, kept = recorded(opt)
     for _ in range(before):
         step(opt)
-    unheard, opt._listeners = opt._listeners, []
-    for _ in range(3):
-        step(opt)
-    opt._listeners = unheard
+    step_unheard(opt, 3)
     with pytest.warns(RuntimeWarning, match="3 steps were lost.*before the capture"):
         recorder.close()
     assert len(kept.steps) == before

@@ -101,15 +101,6 @@ def test_5_greedylr_stepped_at_evaluation_only():
     assert schedule.metrics().step == 2
 
 
-def test_5_transformers_scheduler_beside_ours():
-    net = model()
-    opt = FusedAdamW(net.parameters(), schedule=GreedyLR())
-    scheduler = optimization.GreedyLR(opt, min_lr=1e-6, max_lr=1.0)
-    opt.step(loss=backward(net))
-    scheduler.step(0.5)
-    assert opt.metrics().step == 1
-
-
 def test_5_transformers_schedule_in_the_place_of_ours():
     scheduler = optimization.GreedyLR(torch.optim.SGD(model().parameters(), lr=0.1), min_lr=1e-6)
     with pytest.raises(
