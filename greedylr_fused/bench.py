@@ -25,6 +25,7 @@ from greedylr_fused import bench_timing, doctor
 from greedylr_fused.backends import NAMES, resolve
 from greedylr_fused.bench_cases import CLIP, FUSED, MOST, OURS, STEP, cases, that_fit
 from greedylr_fused.bench_timing import Result
+from greedylr_fused.told import told
 from greedylr_fused.version import __version__
 
 _COLUMNS = ("work", "optimizer", "ms", "20-80 %", "GB/s", "speed")
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             given.json.write_text("")  # refused now, or not after a minute
         about = _about(device, threads, backend)
     except (OSError, RuntimeError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.exit(2, f"{parser.prog}: {told(error)}\n")
     busy = _busy()
     print("; ".join(f"{name} {text}" for name, text in about.items()), *busy, sep="\n", flush=True)
     before = torch.get_num_threads()

@@ -4,7 +4,7 @@
 
 The operator finds the optimizer by its name and makes an ordinary step, with the gradients of the graph. So learning
 rates, tables and checks are those of eager steps, nothing of the host's is frozen into the graph, and no number that
-changes from step to step is guarded on. Only `import greedylr_fused` in a traced step imports this module.
+changes from step to step is guarded on. This module is imported where a step is traced.
 """
 
 from __future__ import annotations

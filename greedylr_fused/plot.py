@@ -15,6 +15,7 @@ from torch import Tensor
 from greedylr_fused import pyplot, recorded_run
 from greedylr_fused.decisions import CUT, EVENTS, RAISE, RESET
 from greedylr_fused.recorded_run import SKIP, Run
+from greedylr_fused.told import told
 
 #: Form and colour of the marks.
 _MARKS = {RAISE: ("^", "#2ca02c"), CUT: ("v", "#d62728"), RESET: ("D", "#9467bd"), SKIP: ("x", "#444444")}
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs = _chosen(given)
         _draw(figures, runs, Path(given.source).name, out, log_lr=given.log_lr)
     except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.exit(2, f"{parser.prog}: {told(error)}\n")
     for name, run in runs.items():
         print(_summary(name, run))
     print(out)
@@ -83,11 +84,11 @@ def _chosen(given: argparse.Namespace) -> dict[str, Run]:
 
 def _summary(name: str, run: Run) -> str:
     counts = Counter(run.events)
-    told = [f"{counts[event]} {event}{'s' * (counts[event] != 1)}" for event in EVENTS]
+    parts = [f"{counts[event]} {event}{'s' * (counts[event] != 1)}" for event in EVENTS]
     if not run.tells_decisions:
-        told = ["what was decided is not in the file"]
-    told += [f"{counts[SKIP]} skipped"] + ([f"{_lost(run)} without a line"] if run.lost else [])
-    return f"{name}: steps {run.steps[0]} to {run.steps[-1]}; {', '.join(told)}"
+        parts = ["what was decided is not in the file"]
+    parts += [f"{counts[SKIP]} skipped"] + ([f"{_lost(run)} without a line"] if run.lost else [])
+    return f"{name}: steps {run.steps[0]} to {run.steps[-1]}; {', '.join(parts)}"
 
 
 def _lost(run: Run) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from greedylr_fused import pyplot, recorded_norms
 from greedylr_fused.schedules import Refined, refinement
+from greedylr_fused.told import told
 
 #: A peak within this last share of the run is remarked upon.
 _LATE = 0.1
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if plot:
             _draw(plot, given, norms, name, schedule)
     except (OSError, TypeError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.exit(2, f"{parser.prog}: {told(error)}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ What a process that was killed has left behind the last whole line is taken away
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -35,6 +36,8 @@ class RunLog:
         self._run = {} if run is None else {"run": run}
         self._norms = norms
         self._lines: list[str] = []
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "its folder does not exist; create that first", str(self.path))
         with self.path.open("ab"):
             pass
         _check_end(self.path)

@@ -175,7 +175,7 @@ def test_averaged():
     [
         ("", "got no line of a step"),
         ('{"step": 1, "lr": [1]}\noh\n{"step": 2, "lr": [1]}\n', "line 2: got 'oh"),
-        (None, "No such file"),
+        (None, "No such file or directory; name a file that is there"),
     ],
 )
 def test_files_that_cannot_be_drawn(tmp_path, capsys, text, says):

@@ -138,7 +138,7 @@ def test_files_that_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"begins with b'i', allowed is a new one or a run.jsonl"):
         Recorder(optimizer(), other)
     assert other.read_text() == "import torch"
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="its folder does not exist; create that first"):
         Recorder(optimizer(), tmp_path / "none" / "run.jsonl")
 
 
