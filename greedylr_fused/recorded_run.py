@@ -151,8 +151,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             row = parsed_line(line)
             if row is None:
                 damaged = (
-                    f"{path}, line {number}: got {line[:60]!r}, allowed is one JSON object; correct the line, or name the "
-                    "run.jsonl of a run"
+                    f"{path}, line {number}: got {line[:60]!r}, allowed is one JSON object; correct the line, or "
+                    "name the run.jsonl of a run"
                 )
             else:
                 yield number, row
