@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from greedylr_fused import distributed
-from greedylr_fused.control import Control
-from greedylr_fused.slots import BLOCKS, SLOT, SLOTS
+from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS
+from greedylr_fused.control.vector import Control
 
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW

@@ -11,8 +11,8 @@ from typing import Any
 
 from greedylr_fused import norms
 from greedylr_fused.checkpoint_checks import as_float, check_count, refuse
-from greedylr_fused.control import Control
-from greedylr_fused.slots import SAVED, SAVED_BLOCKS
+from greedylr_fused.control.slots import SAVED, SAVED_BLOCKS
+from greedylr_fused.control.vector import Control
 
 KEY = "control"
 NORMS = "grad_norms"

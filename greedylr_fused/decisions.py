@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT, STATE_BEGIN
 from greedylr_fused.schedules.loss_driven import LossSchedule
 from greedylr_fused.schedules.loss_spec import LossSpec
-from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SLOT, STATE_BEGIN
 
 RAISE, CUT, RESET = "raise", "cut", "reset"
 EVENTS = (RAISE, CUT, RESET)

@@ -18,7 +18,7 @@ from greedylr_fused import device_schedule_checks as checks
 from greedylr_fused import losses, options
 from greedylr_fused.backends import resolve
 from greedylr_fused.checkpoint_numbers import KEY, fitted, read_control, saved
-from greedylr_fused.control import Control, Schedule
+from greedylr_fused.control.vector import Control, Schedule
 from greedylr_fused.copies import Copies
 from greedylr_fused.distributed import Ranks
 from greedylr_fused.listener import Listener

@@ -13,7 +13,7 @@ from torch import Tensor
 from greedylr_fused import agreement
 
 if TYPE_CHECKING:
-    from greedylr_fused.control import Control
+    from greedylr_fused.control.vector import Control
 
 
 class Ranks:

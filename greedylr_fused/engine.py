@@ -11,7 +11,7 @@ from torch import Tensor
 
 from greedylr_fused import options
 from greedylr_fused.backends import Backend, Choice, resolve
-from greedylr_fused.control import Control
+from greedylr_fused.control.vector import Control
 from greedylr_fused.copies import Copies
 from greedylr_fused.distributed import Ranks
 from greedylr_fused.entry import Entry

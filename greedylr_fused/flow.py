@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from greedylr_fused.backends import Backend
-from greedylr_fused.control import Control
+from greedylr_fused.control.vector import Control
 from greedylr_fused.distributed import Ranks
 
 

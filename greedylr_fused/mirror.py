@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from greedylr_fused.control import Control
-from greedylr_fused.slots import GROUPS_BEGIN, SLOT, STATE_BEGIN
+from greedylr_fused.control.slots import GROUPS_BEGIN, SLOT, STATE_BEGIN
+from greedylr_fused.control.vector import Control
 
 
 @dataclass(frozen=True, eq=False)

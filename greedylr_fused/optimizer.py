@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused import agreement, checkpoint, copies, flow, live, losses, norms, options, pickling, rates
-from greedylr_fused.control import Control, Schedule
+from greedylr_fused.control.vector import Control, Schedule
 from greedylr_fused.distributed import Ranks
 from greedylr_fused.engine import Engine
 from greedylr_fused.listener import Listener

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from greedylr_fused.control import Control
+from greedylr_fused.control.vector import Control
 from greedylr_fused.copies import Copies
 from greedylr_fused.distributed import alike
 from greedylr_fused.entry import Entry

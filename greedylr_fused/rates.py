@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused import checkpoint, options
-from greedylr_fused.control import Control
+from greedylr_fused.control.vector import Control
 from greedylr_fused.mirror import Metrics, Mirror
 from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO
 from greedylr_fused.wrapped import Stamps

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.control import Control
-from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SLOT, STATE_BEGIN
+from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT, STATE_BEGIN
+from greedylr_fused.control.vector import Control
 
 #: In the slot "skip" of a row that shows where steps begin, and is none.
 MARK = -1.0

@@ -12,9 +12,9 @@ from support import parameter
 from greedylr_fused import FusedAdamW, GreedyLR, available_backends, backends
 from greedylr_fused.backends import BACKENDS, Choice, resolve
 from greedylr_fused.backends.base import Backend
-from greedylr_fused.control import Control
+from greedylr_fused.control.slots import GROUPS_BEGIN, SLOTS
+from greedylr_fused.control.vector import Control
 from greedylr_fused.formats import MIXES, DType, Hyper, Row
-from greedylr_fused.slots import GROUPS_BEGIN, SLOTS
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

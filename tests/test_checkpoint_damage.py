@@ -9,7 +9,7 @@ import torch
 from support import assert_same
 from twins import Twins
 
-from greedylr_fused.slots import SAVED
+from greedylr_fused.control.slots import SAVED
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from support import assert_same_bits
 
 from greedylr_fused import FusedAdamW, formats
-from greedylr_fused.slots import BLOCKS, SLOTS
+from greedylr_fused.control.slots import BLOCKS, SLOTS
 
 native = pytest.importorskip("greedylr_fused._cpu", reason="the CPU module was not built", exc_type=ImportError)
 

@@ -29,8 +29,8 @@ from machine_code import (
 )
 
 import greedylr_fused
+from greedylr_fused.control.slots import BLOCKS
 from greedylr_fused.formats import MIXES, DType
-from greedylr_fused.slots import BLOCKS
 
 pytestmark = needs_tools
 CASES = [(target, mix) for target in TARGETS for mix in sorted(MIXES)]

@@ -7,7 +7,7 @@ from lagging import install
 from support import assert_same, parameter, snapshot
 
 from greedylr_fused import FusedAdamW, GreedyLR
-from greedylr_fused.slots import GROUPS_BEGIN
+from greedylr_fused.control.slots import GROUPS_BEGIN
 
 GREEDY = GreedyLR(patience=0, factor=0.5, smooth=False)
 

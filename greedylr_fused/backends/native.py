@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from greedylr_fused.control.slots import SLOTS
 from greedylr_fused.formats import MIXES, Row
 from greedylr_fused.packing import Table
-from greedylr_fused.slots import SLOTS
 
 #: Written by the installation: why each module was built, or not.
 BUILD_REPORT = Path(__file__).parent.parent / "_build.json"

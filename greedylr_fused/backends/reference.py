@@ -9,9 +9,9 @@ from torch import Tensor
 
 from greedylr_fused.adamw import Scalars, adamw
 from greedylr_fused.backends.base import staged
+from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT
 from greedylr_fused.formats import Row, real
 from greedylr_fused.packing import Table
-from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SLOT
 
 #: Elements that are added up by one thread, whatever the number of threads.
 _ROW = 16384

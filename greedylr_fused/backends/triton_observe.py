@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from greedylr_fused.backends.triton_access import loop_bound
-from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SLOT
+from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT
 
 
 def slots(names):

@@ -1,4 +1,4 @@
-"""Checkpoints written before the package had rooms load, and their runs go on with the bits that they went on with then.
+"""Checkpoints written before the package had rooms load, and their runs go on with the bits that they had then.
 
 Each file in `before_rooms/` holds a `state_dict` of one kind of schedule, written after some steps of `continued`, and
 how that run went on: its learning rates after each later step, and its parameters at the end.

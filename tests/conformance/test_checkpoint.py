@@ -20,7 +20,7 @@ from support import (
 )
 
 from greedylr_fused import FusedAdamW, GreedyLR, available_backends
-from greedylr_fused.slots import GROUPS_BEGIN, SLOT
+from greedylr_fused.control.slots import GROUPS_BEGIN, SLOT
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 MIXES = [*((t, t) for t in FLOATS), (BF16, F32), (F16, F32), (F32, BF16)]

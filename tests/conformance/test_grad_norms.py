@@ -8,7 +8,7 @@ from support import FLOATS, assert_same, generator, latest, parameter, set_grad,
 
 from greedylr_fused import FusedAdamW, GreedyLR
 from greedylr_fused.backends import BACKENDS
-from greedylr_fused.control import SLOT
+from greedylr_fused.control.vector import SLOT
 from greedylr_fused.formats import MIXES, DType
 
 DTYPES = {DType.F32: torch.float32, DType.F64: torch.float64, DType.BF16: torch.bfloat16, DType.F16: torch.float16}

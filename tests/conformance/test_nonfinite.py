@@ -18,7 +18,7 @@ from support import (
 )
 
 from greedylr_fused import FusedAdamW, GreedyLR
-from greedylr_fused.slots import GROUPS_BEGIN, SLOT
+from greedylr_fused.control.slots import GROUPS_BEGIN, SLOT
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 MIXES = [

@@ -5,7 +5,7 @@ import torch
 from support import assert_same, snapshot
 
 from greedylr_fused import FusedAdamW, GreedyLR
-from greedylr_fused.slots import SLOT
+from greedylr_fused.control.slots import SLOT
 
 SHAPES = ((130,), (7, 33), (0,), (1,), (16_500,))  # the last is of several chunks, wherever they are shorter
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float32, torch.float32)

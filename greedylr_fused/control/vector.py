@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused import control_numbers, norms
-from greedylr_fused.curve import Curve
+from greedylr_fused import norms
+from greedylr_fused.control import numbers as control_numbers
+from greedylr_fused.control.curve import Curve
+from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT, SLOTS, TABLE
 from greedylr_fused.schedules import GreedyLR, LossSchedule, StepSchedule
 from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO
-from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SLOT, SLOTS, TABLE
 
 Schedule = LossSchedule | StepSchedule
 

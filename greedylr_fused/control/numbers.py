@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from greedylr_fused import norms
-from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SAVED, SAVED_BLOCKS, SLOT, STATE_BEGIN, TABLE
+from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SAVED, SAVED_BLOCKS, SLOT, STATE_BEGIN, TABLE
 
 if TYPE_CHECKING:
-    from greedylr_fused.control import Control
+    from greedylr_fused.control.vector import Control
 
 
 def numbers(self: Control) -> list[dict[str, Any]]:
