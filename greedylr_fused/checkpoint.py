@@ -24,7 +24,7 @@ from greedylr_fused import schedules
 from greedylr_fused.checkpoint_numbers import KEY as KEY
 from greedylr_fused.checkpoint_numbers import check_decay, fitted, read_control, saved
 from greedylr_fused.control.vector import Control
-from greedylr_fused.formats import DTYPES, MIXES, MOMENTS
+from greedylr_fused.tensors.formats import DTYPES, MIXES, MOMENTS
 from greedylr_fused.wrapped import MIRROR
 
 if TYPE_CHECKING:

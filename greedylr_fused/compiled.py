@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused import live, losses, options
-from greedylr_fused.formats import MOMENTS
+from greedylr_fused.tensors.formats import MOMENTS
 
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW

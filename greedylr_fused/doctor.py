@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 
-from greedylr_fused import available_backends, watch
+from greedylr_fused import available_backends
 from greedylr_fused.backends import resolve
+from greedylr_fused.tensors import watch
 from greedylr_fused.version import __version__
 
 _BUILD_REPORT = Path(__file__).parent / "_build.json"

@@ -12,11 +12,11 @@ from torch import Tensor
 from greedylr_fused import options
 from greedylr_fused.backends import Backend, Choice, resolve
 from greedylr_fused.control.vector import Control
-from greedylr_fused.copies import Copies
 from greedylr_fused.distributed import Ranks
-from greedylr_fused.entry import Entry
-from greedylr_fused.packing import Table
-from greedylr_fused.watch import STALE, watch
+from greedylr_fused.tensors.copies import Copies
+from greedylr_fused.tensors.entry import Entry
+from greedylr_fused.tensors.table import Table
+from greedylr_fused.tensors.watch import STALE, watch
 
 
 class Engine:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.distributed import local
 from greedylr_fused.live import params_of
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.watch import ODD, STALE
+from greedylr_fused.tensors.dtensor import local
+from greedylr_fused.tensors.watch import ODD, STALE
 
 #: Where graphs can be captured.
 _DEVICES = ("cuda",)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.formats import DTYPES, MIXES
 from greedylr_fused.schedules import LossSchedule, StepSchedule
+from greedylr_fused.tensors.formats import DTYPES, MIXES
 
 _STATE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

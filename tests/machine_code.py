@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from greedylr_fused.formats import DType
+from greedylr_fused.tensors.formats import DType
 
 triton = pytest.importorskip("triton", reason="triton, which brings the disassemblers, is not installed")
 

@@ -15,9 +15,9 @@ from greedylr_fused import GreedyLR
 from greedylr_fused.backends import BACKENDS
 from greedylr_fused.control.slots import GROUPS_BEGIN, SLOT
 from greedylr_fused.control.vector import Control
-from greedylr_fused.copies import Copies
-from greedylr_fused.packing import Table
 from greedylr_fused.schedules import LossSchedule, LossSpec
+from greedylr_fused.tensors.copies import Copies
+from greedylr_fused.tensors.table import Table
 
 #: What is compared, in this order, after the LR of every group.
 COMPARED = ("best", "good", "bad", "cooldown_left", "warmup_left", "resets_left", "window_sum", "window_count")

@@ -14,7 +14,7 @@ from greedylr_fused.backends import BACKENDS, Choice, resolve
 from greedylr_fused.backends.base import Backend
 from greedylr_fused.control.slots import GROUPS_BEGIN, SLOTS
 from greedylr_fused.control.vector import Control
-from greedylr_fused.formats import MIXES, DType, Hyper, Row
+from greedylr_fused.tensors.formats import MIXES, DType, Hyper, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from support import parameter
 
-from greedylr_fused import FusedAdamW, packing
+from greedylr_fused import FusedAdamW
+from greedylr_fused.tensors import table as packing
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 import torch
 from support import assert_same_bits
 
-from greedylr_fused import FusedAdamW, formats
+from greedylr_fused import FusedAdamW
 from greedylr_fused.control.slots import BLOCKS, SLOTS
+from greedylr_fused.tensors import formats
 
 native = pytest.importorskip("greedylr_fused._cpu", reason="the CPU module was not built", exc_type=ImportError)
 

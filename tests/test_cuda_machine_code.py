@@ -30,7 +30,7 @@ from machine_code import (
 
 import greedylr_fused
 from greedylr_fused.control.slots import BLOCKS
-from greedylr_fused.formats import MIXES, DType
+from greedylr_fused.tensors.formats import MIXES, DType
 
 pytestmark = needs_tools
 CASES = [(target, mix) for target in TARGETS for mix in sorted(MIXES)]

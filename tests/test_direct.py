@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from greedylr_fused import direct
+from greedylr_fused.tensors import direct
 
 
 def test_the_functions_see_what_python_sees():

@@ -35,7 +35,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from greedylr_fused.backends import triton_access, triton_control, triton_elements, triton_measure  # noqa: E402
 from greedylr_fused.backends.triton import OPTIONS, TritonBackend, blocks  # noqa: E402
-from greedylr_fused.formats import MIXES, DType  # noqa: E402
+from greedylr_fused.tensors.formats import MIXES, DType  # noqa: E402
 
 pytestmark = [
     pytest.mark.skipif(triton_access.INTERPRETED.value, reason="TRITON_INTERPRET=1: nothing is compiled"),

@@ -4,8 +4,9 @@ import pytest
 import torch
 from support import parameter, set_grad
 
-from greedylr_fused import FusedAdamW, watch
-from greedylr_fused.watch import COUNT, HYPER, MOVED, ODD, STALE, Watch
+from greedylr_fused import FusedAdamW
+from greedylr_fused.tensors import watch
+from greedylr_fused.tensors.watch import COUNT, HYPER, MOVED, ODD, STALE, Watch
 
 
 class Case:

@@ -1,5 +1,5 @@
 // What must be looked at before each step: has anything that the table of addresses was built for changed,
-// and where do the gradients lie? `greedylr_fused/watch.py` is the specification of this class, and its
+// and where do the gradients lie? `greedylr_fused/tensors/watch.py` is the specification of this class, and its
 // stand-in.
 #pragma once
 

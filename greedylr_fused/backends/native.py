@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from greedylr_fused.control.slots import SLOTS
-from greedylr_fused.formats import MIXES, Row
-from greedylr_fused.packing import Table
+from greedylr_fused.tensors.formats import MIXES, Row
+from greedylr_fused.tensors.table import Table
 
 #: Written by the installation: why each module was built, or not.
 BUILD_REPORT = Path(__file__).parent.parent / "_build.json"

@@ -10,8 +10,8 @@ from torch import Tensor
 from greedylr_fused.adamw import Scalars, adamw
 from greedylr_fused.backends.base import staged
 from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT
-from greedylr_fused.formats import Row, real
-from greedylr_fused.packing import Table
+from greedylr_fused.tensors.formats import Row, real
+from greedylr_fused.tensors.table import Table
 
 #: Elements that are added up by one thread, whatever the number of threads.
 _ROW = 16384

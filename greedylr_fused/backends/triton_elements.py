@@ -23,7 +23,7 @@ from greedylr_fused.backends.triton_access import (
 )
 from greedylr_fused.backends.triton_control import commit
 from greedylr_fused.control.slots import SLOT
-from greedylr_fused.formats import Hyper, Row
+from greedylr_fused.tensors.formats import Hyper, Row
 
 _PARAM, _GRAD = tl.constexpr(int(Row.PARAM)), tl.constexpr(int(Row.GRAD))
 _EXP_AVG, _EXP_AVG_SQ = tl.constexpr(int(Row.EXP_AVG)), tl.constexpr(int(Row.EXP_AVG_SQ))

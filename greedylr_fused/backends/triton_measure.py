@@ -22,7 +22,7 @@ from greedylr_fused.backends.triton_access import (
     widen,
 )
 from greedylr_fused.backends.triton_control import add_sums, add_up, conclude
-from greedylr_fused.formats import Row
+from greedylr_fused.tensors.formats import Row
 
 #: Chunks whose sums are added together.
 GROUP = 512

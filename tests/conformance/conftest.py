@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from greedylr_fused import watch
+from greedylr_fused.tensors import watch
 
 WAYS = ["compiled", "dlpack", "python"]
 if os.environ.get("TRITON_INTERPRET") == "1":

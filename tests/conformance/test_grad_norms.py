@@ -9,7 +9,7 @@ from support import FLOATS, assert_same, generator, latest, parameter, set_grad,
 from greedylr_fused import FusedAdamW, GreedyLR
 from greedylr_fused.backends import BACKENDS
 from greedylr_fused.control.vector import SLOT
-from greedylr_fused.formats import MIXES, DType
+from greedylr_fused.tensors.formats import MIXES, DType
 
 DTYPES = {DType.F32: torch.float32, DType.F64: torch.float64, DType.BF16: torch.bfloat16, DType.F16: torch.float16}
 SIZES = (1500, 129, 0, 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from greedylr_fused import FusedAdamW, available_backends
-from greedylr_fused.formats import Row
+from greedylr_fused.tensors.formats import Row
 
 FAULT = """
 import sys

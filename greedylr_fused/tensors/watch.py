@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused import direct
-from greedylr_fused.distributed import local
-from greedylr_fused.entry import Entry
-from greedylr_fused.formats import EMPTY
+from greedylr_fused.tensors import direct
+from greedylr_fused.tensors.dtensor import local
+from greedylr_fused.tensors.entry import Entry
+from greedylr_fused.tensors.formats import EMPTY
 
 #: What a look may find; any of them together, but STALE alone.
 MOVED = 1  # an address in the row changed

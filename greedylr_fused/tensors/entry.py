@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.distributed import arrived, local, local_gradient, local_part, spec_of
-from greedylr_fused.formats import DLPACK, DTYPES, MIXES, MOMENTS, DType
+from greedylr_fused.tensors.dtensor import arrived, local, local_gradient, local_part, spec_of
+from greedylr_fused.tensors.formats import DLPACK, DTYPES, MIXES, MOMENTS, DType
 
 
 class Entry:

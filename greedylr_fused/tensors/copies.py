@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from greedylr_fused.distributed import local, local_part, spec_of
-from greedylr_fused.entry import Entry
-from greedylr_fused.formats import Row
+from greedylr_fused.tensors.dtensor import local, local_part, spec_of
+from greedylr_fused.tensors.entry import Entry
+from greedylr_fused.tensors.formats import Row
 
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from greedylr_fused.control.vector import Control
-from greedylr_fused.copies import Copies
-from greedylr_fused.distributed import alike
-from greedylr_fused.entry import Entry
-from greedylr_fused.formats import EMPTY, MOMENTS, Hyper, Launch, Row, real
-from greedylr_fused.watch import COUNT, HYPER, MOVED, ODD
+from greedylr_fused.tensors.copies import Copies
+from greedylr_fused.tensors.dtensor import alike
+from greedylr_fused.tensors.entry import Entry
+from greedylr_fused.tensors.formats import EMPTY, MOMENTS, Hyper, Launch, Row, real
+from greedylr_fused.tensors.watch import COUNT, HYPER, MOVED, ODD
 
 #: `Backend.send`.
 Send = Callable[[Tensor, Tensor], "Tensor | None"]

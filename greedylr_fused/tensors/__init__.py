@@ -1,0 +1,8 @@
+"""Addresses, sizes and the list of work of an optimizer's tensors, in memory that does not move.
+
+What is looked at before a step? `watch.py` (compiled: `csrc/host/watch.cpp`), in this order: that groups and states
+hold the same objects; that parameters and moments lie where they lay; whether hyper-parameters changed; where each
+gradient lies, and whether a kernel can read it there. `table.py` is what a backend is given, `entry.py` one parameter
+of it, `formats.py` the names that tables and kernels share, `copies.py` parameters kept in 16 bits beside their
+masters, `dtensor.py` the part of a distributed tensor on this rank, `direct.py` where an object holds its memory.
+"""
