@@ -141,12 +141,12 @@ FORMS = {
     "csrc/core/adamw.h": "A",
     "csrc/core/control.h": "GNS",
     "csrc/core/observe.h": "C",
-    "greedylr_fused/adamw.py": "A",
+    "greedylr_fused/backends/adamw.py": "A",
     "greedylr_fused/schedules/loss_spec.py": "C",
     "greedylr_fused/backends/reference.py": "GNCS",
-    "greedylr_fused/backends/triton_control.py": "GNS",
-    "greedylr_fused/backends/triton_observe.py": "C",
-    "greedylr_fused/backends/triton_elements.py": "A",
+    "greedylr_fused/backends/triton/control.py": "GNS",
+    "greedylr_fused/backends/triton/observe.py": "C",
+    "greedylr_fused/backends/triton/elements.py": "A",
 }
 COUNT = {"A": 6, "G": 4, "N": 1, "C": 9, "S": 3}
 

@@ -33,8 +33,11 @@ from machine_code import (  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from greedylr_fused.backends import triton_access, triton_control, triton_elements, triton_measure  # noqa: E402
-from greedylr_fused.backends.triton import OPTIONS, TritonBackend, blocks  # noqa: E402
+from greedylr_fused.backends.triton import access as triton_access  # noqa: E402
+from greedylr_fused.backends.triton import control as triton_control  # noqa: E402
+from greedylr_fused.backends.triton import elements as triton_elements  # noqa: E402
+from greedylr_fused.backends.triton import measure as triton_measure  # noqa: E402
+from greedylr_fused.backends.triton.backend import OPTIONS, TritonBackend, blocks  # noqa: E402
 from greedylr_fused.tensors.formats import MIXES, DType  # noqa: E402
 
 pytestmark = [

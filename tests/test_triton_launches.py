@@ -17,11 +17,11 @@ SIZES = {torch.float32: (9 * CHUNK + 5, CHUNK, 0), torch.bfloat16: (3 * CHUNK + 
 
 @pytest.fixture
 def small_chunks(device, monkeypatch):
-    backend = pytest.importorskip("greedylr_fused.backends.triton").TritonBackend
+    backend = pytest.importorskip("greedylr_fused.backends.triton.backend").TritonBackend
     if (reason := backend.unavailable(device)) is not None:
         pytest.skip(reason)
     monkeypatch.setattr(backend, "chunk_size", CHUNK)
-    monkeypatch.setattr("greedylr_fused.backends.triton_measure.GROUP", GROUP)
+    monkeypatch.setattr("greedylr_fused.backends.triton.measure.GROUP", GROUP)
 
 
 def optimizer(backend, device, **options):

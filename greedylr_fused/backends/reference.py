@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from greedylr_fused.adamw import Scalars, adamw
+from greedylr_fused.backends.adamw import Scalars, adamw
 from greedylr_fused.backends.base import staged
 from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT
 from greedylr_fused.tensors.formats import Row, real

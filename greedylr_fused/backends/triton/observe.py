@@ -1,12 +1,12 @@
 """What the loss does to the level of the learning rate (C1-C9), in Triton.
 
-One thread stores, as `triton_control` explains, and no barrier may come in here.
+One thread stores, as `control.py` explains, and no barrier may come in here.
 """
 
 import triton
 import triton.language as tl
 
-from greedylr_fused.backends.triton_access import loop_bound
+from greedylr_fused.backends.triton.access import loop_bound
 from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT
 
 

@@ -8,7 +8,7 @@ fewer is no time where memory is the limit.
 import triton
 import triton.language as tl
 
-from greedylr_fused.backends.triton_access import (
+from greedylr_fused.backends.triton.access import (
     address,
     body_of,
     chunk_of,
@@ -21,7 +21,7 @@ from greedylr_fused.backends.triton_access import (
     wide,
     widen,
 )
-from greedylr_fused.backends.triton_control import commit
+from greedylr_fused.backends.triton.control import commit
 from greedylr_fused.control.slots import SLOT
 from greedylr_fused.tensors.formats import Hyper, Row
 

@@ -1,4 +1,4 @@
-"""The control vector in Triton: G1-G4, N1, S1-S3, and by `triton_observe` C1-C9, run by the last program of a
+"""The control vector in Triton: G1-G4, N1, S1-S3, and by `observe.py` C1-C9, run by the last program of a
 launch or as a tiny program of their own.
 
 Scalars are stored by one thread of the program, which sees its own stores in order; what the others compute is
@@ -10,8 +10,8 @@ written in Python floats that these decisions are compared with bit for bit.
 import triton
 import triton.language as tl
 
-from greedylr_fused.backends.triton_access import loop_bound
-from greedylr_fused.backends.triton_observe import GROUPS, LEVEL, observe, slots
+from greedylr_fused.backends.triton.access import loop_bound
+from greedylr_fused.backends.triton.observe import GROUPS, LEVEL, observe, slots
 from greedylr_fused.tensors.formats import Row
 
 _MAX_GRAD_NORM, _SKIP_NONFINITE, _N_GROUPS = slots("max_grad_norm skip_nonfinite n_groups")

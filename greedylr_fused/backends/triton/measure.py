@@ -11,7 +11,7 @@ compilation: without it nothing is paid for it.
 import triton
 import triton.language as tl
 
-from greedylr_fused.backends.triton_access import (
+from greedylr_fused.backends.triton.access import (
     address,
     chunk_of,
     last_to_finish,
@@ -21,7 +21,7 @@ from greedylr_fused.backends.triton_access import (
     wide,
     widen,
 )
-from greedylr_fused.backends.triton_control import add_sums, add_up, conclude
+from greedylr_fused.backends.triton.control import add_sums, add_up, conclude
 from greedylr_fused.tensors.formats import Row
 
 #: Chunks whose sums are added together.

@@ -49,7 +49,7 @@ def _types(dtypes: Sequence[DType]) -> list[Any]:
 
 def _shape(table: Table, dtypes: Sequence[DType]) -> tuple[int, int, int]:
     """Elements per chunk, and of both paths per iteration."""
-    from greedylr_fused.backends.triton_access import INTERPRETED
+    from greedylr_fused.backends.triton.access import INTERPRETED
 
     return (table.chunk, *((_INTERPRETED_BLOCK,) * 2 if INTERPRETED.value else blocks(dtypes)))
 
@@ -99,14 +99,14 @@ class TritonBackend:
     writes_copies: ClassVar[bool] = False
 
     def __init__(self, table: Table) -> None:
-        from greedylr_fused.backends import triton_control
+        from greedylr_fused.backends.triton import control
 
         self._table, self._device = table, table.control.device
         self._n_tensors = len(table.entries)
-        self._decide = _Kernel(triton_control.decide_kernel, 1, (table.control,))
+        self._decide = _Kernel(control.decide_kernel, 1, (table.control,))
         steps = self._plan_steps()
         closing = (table.control, table.curve, table.norms, table.ptrs, table.steps, *steps)
-        self._commit = _Kernel(triton_control.commit_kernel, 1, closing)
+        self._commit = _Kernel(control.commit_kernel, 1, closing)
         # Kernels compile at their first call: those of a process of several ranks never do in a single one.
         self._measures = {decides: self._plan_measures(decides) for decides in (False, True)}
         self._updates = {commits: self._plan_updates(steps, commits) for commits in (False, True)}
@@ -123,7 +123,7 @@ class TritonBackend:
 
     def _plan_updates(self, steps: tuple[int, Tensor, int], commits: bool) -> list[_Kernel]:
         """One launch per mix; the last closes the step if it `commits`."""
-        from greedylr_fused.backends.triton_elements import update_kernel
+        from greedylr_fused.backends.triton.elements import update_kernel
 
         table = self._table
         if not table.launches:
@@ -143,8 +143,8 @@ class TritonBackend:
         """One launch per type of gradient (mixes of the same that follow each other); the last adds up, and `decides`
         or not.
         """
-        from greedylr_fused.backends.triton_control import conclude_kernel
-        from greedylr_fused.backends.triton_measure import GROUP, measure_kernel
+        from greedylr_fused.backends.triton.control import conclude_kernel
+        from greedylr_fused.backends.triton.measure import GROUP, measure_kernel
 
         table = self._table
         spans = []  # (type, first chunk, chunks, first group of chunks)
@@ -194,7 +194,7 @@ class TritonBackend:
     def unavailable(device: torch.device) -> str | None:
         """Why it cannot run on `device`, None if it can."""
         try:
-            from greedylr_fused.backends.triton_access import INTERPRETED
+            from greedylr_fused.backends.triton.access import INTERPRETED
         except ImportError as error:
             return f"triton cannot be imported: {error}"
         interpreted = INTERPRETED.value
