@@ -19,9 +19,9 @@ from greedylr_fused import losses, options
 from greedylr_fused.backends import resolve
 from greedylr_fused.checkpoint_numbers import KEY, fitted, read_control, saved
 from greedylr_fused.control.vector import Control, Schedule
-from greedylr_fused.distributed import Ranks
 from greedylr_fused.listener import Listener
 from greedylr_fused.mirror import Metrics, Mirror
+from greedylr_fused.ranks.ranks import Ranks
 from greedylr_fused.tensors.copies import Copies
 from greedylr_fused.tensors.table import Table
 

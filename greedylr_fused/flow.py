@@ -6,7 +6,7 @@ from torch import Tensor
 
 from greedylr_fused.backends import Backend
 from greedylr_fused.control.vector import Control
-from greedylr_fused.distributed import Ranks
+from greedylr_fused.ranks.ranks import Ranks
 
 
 def run(backend: Backend, control: Control, ranks: Ranks, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import agreement, checkpoint, flow, live, losses, norms, options, pickling, rates
+from greedylr_fused import checkpoint, flow, live, losses, norms, options, pickling, rates
 from greedylr_fused.control.vector import Control, Schedule
-from greedylr_fused.distributed import Ranks
 from greedylr_fused.engine import Engine
 from greedylr_fused.listener import Listener
 from greedylr_fused.mirror import Metrics
+from greedylr_fused.ranks import agreement
+from greedylr_fused.ranks.ranks import Ranks
 from greedylr_fused.rates import Rates
 from greedylr_fused.tensors import copies
 

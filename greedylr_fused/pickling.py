@@ -9,9 +9,9 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused import checkpoint, live, norms
-from greedylr_fused.distributed import Ranks
 from greedylr_fused.engine import Engine
 from greedylr_fused.options import needs_loss
+from greedylr_fused.ranks.ranks import Ranks
 from greedylr_fused.rates import Rates
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from ranks import run
 from support import assert_same, snapshot
 
 from greedylr_fused import FusedAdamW, GreedyLR
-from greedylr_fused.distributed import Ranks
+from greedylr_fused.ranks.ranks import Ranks
 
 STEPS = 12
 OPTIONS = {"before_the_update": {"max_grad_norm": 0.01}, "during_the_update": {}}

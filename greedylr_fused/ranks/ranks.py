@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from greedylr_fused import agreement
+from greedylr_fused.ranks import agreement
 from greedylr_fused.tensors.dtensor import is_flattened, layout, sharded_dims
 
 if TYPE_CHECKING:
