@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from greedylr_fused.mirror import Metrics
+from greedylr_fused.step.mirror import Metrics
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from greedylr_fused.mirror import Metrics
+from greedylr_fused.step.mirror import Metrics
 
 from checkpoint import write_atomically
 from config import Config

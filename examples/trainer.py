@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from greedylr_fused import FusedAdamW
-from greedylr_fused.mirror import Metrics
+from greedylr_fused.step.mirror import Metrics
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

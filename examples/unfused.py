@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from greedylr_fused.mirror import Metrics
+from greedylr_fused.step.mirror import Metrics
 from torch import Tensor
 
 from host_schedules import host_schedule

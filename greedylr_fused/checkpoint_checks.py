@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from greedylr_fused import options
+from greedylr_fused.step import options
 from greedylr_fused.tensors.dtensor import alike, spec_of
 from greedylr_fused.tensors.formats import DTYPES, MOMENTS
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from greedylr_fused import live, losses, options
+from greedylr_fused import live
+from greedylr_fused.step import losses, options
 from greedylr_fused.tensors.formats import MOMENTS
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused import device_schedule_checks as checks
-from greedylr_fused import losses, options
 from greedylr_fused.backends import resolve
 from greedylr_fused.checkpoint_numbers import KEY, fitted, read_control, saved
 from greedylr_fused.control.vector import Control, Schedule
-from greedylr_fused.listener import Listener
-from greedylr_fused.mirror import Metrics, Mirror
 from greedylr_fused.ranks.ranks import Ranks
+from greedylr_fused.step import losses, options
+from greedylr_fused.step.listener import Listener
+from greedylr_fused.step.mirror import Metrics, Mirror
 from greedylr_fused.tensors.copies import Copies
 from greedylr_fused.tensors.table import Table
 

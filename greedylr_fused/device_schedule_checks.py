@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import options
 from greedylr_fused.optimizer import FusedAdamW
+from greedylr_fused.step import options
 
 _TENSOR_LR = "lr=torch.tensor(1e-3, device=device) with fused=True, or with capturable=True on a GPU"
 

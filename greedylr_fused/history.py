@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from greedylr_fused.decisions import State, event
-from greedylr_fused.mirror import Metrics
 from greedylr_fused.ring import END, MARK
+from greedylr_fused.step.mirror import Metrics
 
 
 @dataclass(frozen=True)

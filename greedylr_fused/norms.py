@@ -22,7 +22,7 @@ from greedylr_fused.schedules.checks import MAX_STEPS
 
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW
-    from greedylr_fused.rates import Rates
+    from greedylr_fused.step.rates import Rates
 
 #: Bytes of a row: two float32.
 _ROW = 8

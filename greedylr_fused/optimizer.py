@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import checkpoint, flow, live, losses, norms, options, pickling, rates
+from greedylr_fused import checkpoint, live, norms, pickling
 from greedylr_fused.control.vector import Control, Schedule
-from greedylr_fused.engine import Engine
-from greedylr_fused.listener import Listener
-from greedylr_fused.mirror import Metrics
 from greedylr_fused.ranks import agreement
 from greedylr_fused.ranks.ranks import Ranks
-from greedylr_fused.rates import Rates
+from greedylr_fused.step import flow, losses, options, rates
+from greedylr_fused.step.engine import Engine
+from greedylr_fused.step.listener import Listener
+from greedylr_fused.step.mirror import Metrics
+from greedylr_fused.step.rates import Rates
 from greedylr_fused.tensors import copies
 
 

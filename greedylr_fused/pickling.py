@@ -9,10 +9,10 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused import checkpoint, live, norms
-from greedylr_fused.engine import Engine
-from greedylr_fused.options import needs_loss
 from greedylr_fused.ranks.ranks import Ranks
-from greedylr_fused.rates import Rates
+from greedylr_fused.step.engine import Engine
+from greedylr_fused.step.options import needs_loss
+from greedylr_fused.step.rates import Rates
 
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW

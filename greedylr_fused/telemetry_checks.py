@@ -9,7 +9,7 @@ import torch
 
 from greedylr_fused.device_schedule import DeviceSchedule
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.options import is_number
+from greedylr_fused.step.options import is_number
 
 
 def captures(device: torch.device) -> bool:

@@ -1,6 +1,6 @@
 """A mirror that shows the state of one update ago, as a GPU's does at best: its copies are under way meanwhile."""
 
-from greedylr_fused.mirror import Mirror
+from greedylr_fused.step.mirror import Mirror
 
 
 class LaggingMirror(Mirror):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused import FusedAdamW
-from greedylr_fused.mirror import Metrics
+from greedylr_fused.step.mirror import Metrics
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 #: For float64 the oracle is itself rounded. Most with clipping: the coefficient by three half ulp (norm, sum,

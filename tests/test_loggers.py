@@ -8,7 +8,7 @@ from support import latest
 from telemetry_support import optimizer, step
 
 from greedylr_fused import FusedAdamW
-from greedylr_fused.mirror import Metrics
+from greedylr_fused.step.mirror import Metrics
 from greedylr_fused.telemetry import Recorder, tensorboard
 
 NOTHING = dict(step=0, lr=(0.1,), loss=math.nan, smoothed_loss=math.nan, best=math.inf)

@@ -10,7 +10,8 @@ import torch
 from support import assert_same, parameter, snapshot
 from transformers import optimization
 
-from greedylr_fused import DeviceSchedule, FusedAdamW, GreedyLR, losses
+from greedylr_fused import DeviceSchedule, FusedAdamW, GreedyLR
+from greedylr_fused.step import losses
 
 RESTLESS = GreedyLR(patience=0, factor=0.5, smooth=False)
 

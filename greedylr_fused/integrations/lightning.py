@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from greedylr_fused import options
 from greedylr_fused.optimizer import FusedAdamW
+from greedylr_fused.step import options
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 from transformers import Trainer
 
-from greedylr_fused import options as adamw_options
 from greedylr_fused.control.vector import Schedule
 from greedylr_fused.integrations import transformers_checks as checks
 from greedylr_fused.integrations.transformers_scheduler import ShownLR
 from greedylr_fused.optimizer import FusedAdamW
 from greedylr_fused.schedules import GreedyLR
+from greedylr_fused.step import options as adamw_options
 
 _GREEDY = GreedyLR()
 

@@ -12,8 +12,8 @@ from transformers import __version__ as transformers_version
 
 from greedylr_fused.control.vector import Schedule
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.options import check_schedule
 from greedylr_fused.schedules import LossSchedule, StepSchedule
+from greedylr_fused.step.options import check_schedule
 
 #: Options of FusedAdamW that the TrainingArguments have, by their names there.
 _OF_ARGUMENTS = {

@@ -13,7 +13,7 @@ from support import generator, parameter, spread
 from torch import Tensor
 
 from greedylr_fused import FusedAdamW, GreedyLR
-from greedylr_fused.mirror import Metrics
+from greedylr_fused.step.mirror import Metrics
 
 #: Every observation changes the LR, unless it is at a bound or waits.
 RESTLESS = GreedyLR(patience=0, factor=0.8, smooth=True, window_size=3)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.options import is_number
+from greedylr_fused.step.options import is_number
 
 
 def check_loss(loss: Any) -> None:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from greedylr_fused import checkpoint, options
+from greedylr_fused import checkpoint
 from greedylr_fused.control.vector import Control
-from greedylr_fused.mirror import Metrics, Mirror
 from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO
+from greedylr_fused.step import options
+from greedylr_fused.step.mirror import Metrics, Mirror
 from greedylr_fused.wrapped import Stamps
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused import options
 from greedylr_fused.backends import Backend, Choice, resolve
 from greedylr_fused.control.vector import Control
 from greedylr_fused.ranks.ranks import Ranks
+from greedylr_fused.step import options
 from greedylr_fused.tensors.copies import Copies
 from greedylr_fused.tensors.entry import Entry
 from greedylr_fused.tensors.table import Table
