@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import checkpoint, live, norms, pickling
+from greedylr_fused import live, norms
+from greedylr_fused.checkpoint import pickling
+from greedylr_fused.checkpoint import state_dict as checkpoint
 from greedylr_fused.control.vector import Control, Schedule
 from greedylr_fused.ranks import agreement
 from greedylr_fused.ranks.ranks import Ranks

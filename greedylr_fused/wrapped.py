@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from greedylr_fused.checkpoint_numbers import KEY
+from greedylr_fused.checkpoint.numbers import KEY
 
 #: Beside the numbers in live groups: the LR that a wrapper holds for the exact one, which is behind it on a GPU.
 MIRROR = "mirrored_lr"

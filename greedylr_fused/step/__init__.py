@@ -1,7 +1,7 @@
 """The host's side of a step, and its order.
 
-What happens in `step(loss=loss)`? `losses.py`: the loss is one number. `rates.py`: what the host wrote to the groups goes
-to the device. `engine.py`: the backend, its table brought up to date by a look at all tensors, or built anew. The loss is
-observed. `flow.py`: norm, sums over ranks, update, control. `mirror.py`: a snapshot of the device, asked for and shown
-when it has arrived. `options.py` has the checks of all options.
+What happens in `step(loss=loss)`? `losses.py`: the loss is one number. `rates.py`: what the host wrote to the groups
+goes to the device. `engine.py`: a backend, and its table brought up to date by a look at all tensors, or built anew.
+The loss is observed. `flow.py`: norm, sums over ranks, update, control. `mirror.py`: a snapshot of the device is asked
+for, and shown when it has arrived. `options.py` has the checks of all options.
 """

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from greedylr_fused import checkpoint
+from greedylr_fused.checkpoint import state_dict as checkpoint
 from greedylr_fused.control.vector import Control
 from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO
 from greedylr_fused.step import options

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from greedylr_fused import norms
-from greedylr_fused.checkpoint_checks import as_float, check_count, refuse
+from greedylr_fused.checkpoint.checks import as_float, check_count, refuse
 from greedylr_fused.control.slots import SAVED, SAVED_BLOCKS
 from greedylr_fused.control.vector import Control
 

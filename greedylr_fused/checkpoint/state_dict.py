@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import checkpoint_checks as checks
 from greedylr_fused import schedules
-from greedylr_fused.checkpoint_numbers import KEY as KEY
-from greedylr_fused.checkpoint_numbers import check_decay, fitted, read_control, saved
+from greedylr_fused.checkpoint import checks
+from greedylr_fused.checkpoint.numbers import KEY as KEY
+from greedylr_fused.checkpoint.numbers import check_decay, fitted, read_control, saved
 from greedylr_fused.control.vector import Control
 from greedylr_fused.tensors.formats import DTYPES, MIXES, MOMENTS
 from greedylr_fused.wrapped import MIRROR

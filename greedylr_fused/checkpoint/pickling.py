@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import checkpoint, live, norms
+from greedylr_fused import live, norms
+from greedylr_fused.checkpoint import state_dict as checkpoint
 from greedylr_fused.ranks.ranks import Ranks
 from greedylr_fused.step.engine import Engine
 from greedylr_fused.step.options import needs_loss

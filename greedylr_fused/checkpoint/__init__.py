@@ -1,0 +1,6 @@
+"""What a checkpoint holds beyond that of `torch.optim.AdamW`, and how it comes back without being rounded.
+
+With a schedule, "control" in every parameter group: its state as plain numbers and one text. Without one, nothing.
+`state_dict.py` saves and loads, all of it or nothing; `checks.py` looks at all of a checkpoint before anything is
+changed; `numbers.py` are the schedule's numbers, and what of them another run takes; `pickling.py` copies and pickles.
+"""
