@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.utils import _pytree as pytree
 
-from greedylr_fused.graph_checks import Frozen, check_arguments, check_constant, check_input, check_nothing_observed
+from greedylr_fused.graphs.checks import Frozen, check_arguments, check_constant, check_input, check_nothing_observed
 from greedylr_fused.optimizer import FusedAdamW
 
 

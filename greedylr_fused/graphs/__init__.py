@@ -1,0 +1,9 @@
+"""A whole training step as one CUDA graph.
+
+`CapturedStep` in `captured_step.py` runs a step eagerly, captures it, and replays it; `checks.py` compares before each
+replay what the graph has frozen with what the optimizer has now.
+"""
+
+from greedylr_fused.graphs.captured_step import CapturedStep
+
+__all__ = ["CapturedStep"]
