@@ -21,7 +21,7 @@ from collections import deque
 from time import monotonic
 
 from greedylr_fused import telemetry_checks as checks
-from greedylr_fused.device_schedule import DeviceSchedule
+from greedylr_fused.device_schedule.driver import DeviceSchedule
 from greedylr_fused.history import History, Step
 from greedylr_fused.loggers import Feed, Log, tensorboard
 from greedylr_fused.optimizer import FusedAdamW

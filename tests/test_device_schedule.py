@@ -13,7 +13,7 @@ from transformers.optimization import GreedyLR as Upstream
 from transformers.optimization import get_cosine_schedule_with_warmup
 
 from greedylr_fused import DeviceSchedule, FusedAdamW
-from greedylr_fused.device_schedule_checks import starting_lr
+from greedylr_fused.device_schedule.checks import starting_lr
 from greedylr_fused.schedules import WSD, Cosine, GreedyLR, ReduceOnPlateau
 
 OPTIMIZERS = {

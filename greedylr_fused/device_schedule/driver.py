@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import device_schedule_checks as checks
 from greedylr_fused.backends import resolve
 from greedylr_fused.checkpoint.numbers import KEY, fitted, read_control, saved
 from greedylr_fused.control.vector import Control, Schedule
+from greedylr_fused.device_schedule import checks
 from greedylr_fused.ranks.ranks import Ranks
 from greedylr_fused.step import losses, options
 from greedylr_fused.step.listener import Listener
