@@ -1,7 +1,7 @@
 """Fused AdamW for PyTorch, with a learning rate that the loss or the step decides on the device."""
 
 from greedylr_fused.backends import available_backends
-from greedylr_fused.device_schedule.driver import DeviceSchedule
+from greedylr_fused.device_schedule import DeviceSchedule
 from greedylr_fused.optimizer import FusedAdamW
 from greedylr_fused.schedules import (
     REX,

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused import pyplot, recorded_run
-from greedylr_fused.decisions import CUT, EVENTS, RAISE, RESET
-from greedylr_fused.recorded_run import SKIP, Run
+from greedylr_fused import pyplot
+from greedylr_fused.telemetry import recorded_run
+from greedylr_fused.telemetry.decisions import CUT, EVENTS, RAISE, RESET
+from greedylr_fused.telemetry.recorded_run import SKIP, Run
 from greedylr_fused.told import told
 
 #: Form and colour of the marks.

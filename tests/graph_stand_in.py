@@ -12,9 +12,9 @@ from support import generator, parameter
 from torch.utils import _pytree as pytree
 
 from greedylr_fused import FusedAdamW, GreedyLR
+from greedylr_fused.graphs import CapturedStep
 from greedylr_fused.graphs import captured_step as graphs
 from greedylr_fused.graphs import checks as graph_checks
-from greedylr_fused.graphs.captured_step import CapturedStep
 
 RESTLESS = GreedyLR(patience=0, factor=0.8, window_size=3)
 

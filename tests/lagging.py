@@ -15,4 +15,4 @@ class LaggingMirror(Mirror):
 
 def install(monkeypatch):
     """For the optimizers that are constructed from now on."""
-    monkeypatch.setattr("greedylr_fused.rates.Mirror", LaggingMirror)
+    monkeypatch.setattr("greedylr_fused.step.rates.Mirror", LaggingMirror)

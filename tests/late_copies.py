@@ -8,7 +8,7 @@ class LateCopies:
 
     def __init__(self, monkeypatch):
         self.under_way = []
-        monkeypatch.setattr("greedylr_fused.ring.to_host", self._to_host)
+        monkeypatch.setattr("greedylr_fused.telemetry.ring.to_host", self._to_host)
 
     def arrive(self, count=None):
         """The first so many of those under way; default all."""

@@ -26,7 +26,7 @@ def everything_is_there(backend):
     assert backend != "cpu" or report["_cpu"]["built"] and report["_host"]["built"], report
     compiled = [f"greedylr_fused.{name}" for name, own in report.items() if own["built"] and backend == "cpu"]
     found = [module.name for module in pkgutil.walk_packages(greedylr_fused.__path__, "greedylr_fused.")]
-    optional = ("greedylr_fused.integrations.", "greedylr_fused.backends.triton_", "greedylr_fused._")
+    optional = ("greedylr_fused.integrations.", "greedylr_fused.backends.triton.", "greedylr_fused._")
     for name in compiled + [name for name in found if not name.startswith(optional)]:
         importlib.import_module(name)
     assert not {"benchmarks", "matplotlib", "rich", "transformers", "lightning", "accelerate"} & set(sys.modules)

@@ -10,7 +10,7 @@ import torch
 from graph_stand_in import Body, StandIn, batch, standing_in, stepped, twins
 from support import assert_same, latest, snapshot
 
-from greedylr_fused.graphs.captured_step import CapturedStep
+from greedylr_fused.graphs import CapturedStep
 
 __all__ = ["standing_in", "twins"]
 

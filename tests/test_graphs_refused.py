@@ -8,8 +8,8 @@ import torch
 from graph_stand_in import Body, StandIn, batch, standing_in, stepped, twins
 from support import assert_same, parameter, snapshot
 
+from greedylr_fused.graphs import CapturedStep
 from greedylr_fused.graphs import captured_step as graphs
-from greedylr_fused.graphs.captured_step import CapturedStep
 
 __all__ = ["standing_in", "twins"]
 

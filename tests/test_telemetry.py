@@ -117,7 +117,7 @@ def test_steps_come_when_their_copy_has_arrived(monkeypatch):
 
 def test_seconds_pass(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("greedylr_fused.telemetry.monotonic", lambda: now[0])
+    monkeypatch.setattr("greedylr_fused.telemetry.recorder.monotonic", lambda: now[0])
     opt = optimizer()
     recorder, kept = recorded(opt, seconds=5)
     step(opt)

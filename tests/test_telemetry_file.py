@@ -8,10 +8,10 @@ import pytest
 import torch
 from telemetry_support import RESTLESS, optimizer, step, step_unheard
 
-from greedylr_fused import FusedAdamW, recorded_norms, recorded_run
-from greedylr_fused.recorded_run import Run
+from greedylr_fused import FusedAdamW, recorded_norms
 from greedylr_fused.schedules import Refined
-from greedylr_fused.telemetry import Recorder
+from greedylr_fused.telemetry import Recorder, recorded_run
+from greedylr_fused.telemetry.recorded_run import Run
 
 
 def lines(path):
@@ -124,7 +124,7 @@ def test_what_a_killed_process_has_left(tmp_path, left, kept):
 
 
 def test_a_long_file_is_looked_at_from_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("greedylr_fused.run_log._TAIL", 64)
+    monkeypatch.setattr("greedylr_fused.telemetry.run_log._TAIL", 64)
     path = tmp_path / "run.jsonl"
     whole = "".join(f'{{"step": {i}, "lr": [1.0]}}\n' for i in range(1, 30))
     path.write_text(whole + '{"step": 30, "l')
@@ -147,7 +147,7 @@ class Full:
 
     def __init__(self, monkeypatch, room):
         self.room = room
-        monkeypatch.setattr("greedylr_fused.run_log._write", self._write)
+        monkeypatch.setattr("greedylr_fused.telemetry.run_log._write", self._write)
 
     def _write(self, file, data):
         file.write(data[: self.room])

@@ -112,7 +112,7 @@ def test_the_device_fails_at_the_end(monkeypatch):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     with monkeypatch.context() as patch:
-        patch.setattr("greedylr_fused.ring.to_host", fails)
+        patch.setattr("greedylr_fused.telemetry.ring.to_host", fails)
         with pytest.raises(RuntimeError, match="device-side assert"):
             recorder.close()
     assert kept.numbers == [1]
@@ -153,7 +153,7 @@ def test_while_a_graph_is_captured(monkeypatch):
     step(opt)
     asked = len(late.under_way)
     with monkeypatch.context() as capture:
-        capture.setattr("greedylr_fused.telemetry_checks.captures", lambda device: True)
+        capture.setattr("greedylr_fused.telemetry.checks.captures", lambda device: True)
         for _ in range(4):
             step(opt)
         recorder.drain(wait=True)
@@ -172,7 +172,7 @@ def test_a_captured_graph_may_write_for_as_long_as_the_optimizer_lives(monkeypat
     with no_collection():
         opt = optimizer()
         recorder, _ = recorded(opt)
-        monkeypatch.setattr("greedylr_fused.telemetry_checks.captures", lambda device: True)
+        monkeypatch.setattr("greedylr_fused.telemetry.checks.captures", lambda device: True)
         for _ in range(2):
             step(opt)
         monkeypatch.undo()

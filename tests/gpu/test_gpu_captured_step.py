@@ -5,7 +5,7 @@ import torch
 from machines import Training
 from support import assert_same, snapshot
 
-from greedylr_fused.graphs.captured_step import CapturedStep
+from greedylr_fused.graphs import CapturedStep
 
 STEPS = 12
 

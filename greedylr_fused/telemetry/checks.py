@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from greedylr_fused.device_schedule.driver import DeviceSchedule
+from greedylr_fused.device_schedule import DeviceSchedule
 from greedylr_fused.optimizer import FusedAdamW
 from greedylr_fused.step.options import is_number
 

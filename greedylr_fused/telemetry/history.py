@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from greedylr_fused.decisions import State, event
-from greedylr_fused.ring import END, MARK
 from greedylr_fused.step.mirror import Metrics
+from greedylr_fused.telemetry.decisions import State, event
+from greedylr_fused.telemetry.ring import END, MARK
 
 
 @dataclass(frozen=True)

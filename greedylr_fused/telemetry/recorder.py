@@ -20,13 +20,13 @@ import weakref
 from collections import deque
 from time import monotonic
 
-from greedylr_fused import telemetry_checks as checks
-from greedylr_fused.device_schedule.driver import DeviceSchedule
-from greedylr_fused.history import History, Step
-from greedylr_fused.loggers import Feed, Log, tensorboard
+from greedylr_fused.device_schedule import DeviceSchedule
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.ring import END, Copy, Ring
-from greedylr_fused.run_log import RunLog
+from greedylr_fused.telemetry import checks
+from greedylr_fused.telemetry.history import History, Step
+from greedylr_fused.telemetry.loggers import Feed, Log, tensorboard
+from greedylr_fused.telemetry.ring import END, Copy, Ring
+from greedylr_fused.telemetry.run_log import RunLog
 
 __all__ = ["Recorder", "Step", "tensorboard"]
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from greedylr_fused.history import Step
+from greedylr_fused.telemetry.history import Step
 
 #: `log(metrics, step)`: a flat dictionary of floats, and the number of the step.
 Log = Callable[[dict[str, float], int], Any]

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from greedylr_fused.history import Step
+from greedylr_fused.telemetry.history import Step
 
 #: How much of a file's end is looked at for a line that was cut short, in bytes.
 _TAIL = 1 << 16
