@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from greedylr_fused import __version__, doctor
+from greedylr_fused import __version__
+from greedylr_fused.commands import doctor
 
 HERE = Path(__file__).resolve().parent
 

@@ -147,7 +147,7 @@ def find_sanitizer() -> str | None:
 _USABLE = """
 import sys
 from greedylr_fused import available_backends
-from greedylr_fused.doctor import main
+from greedylr_fused.commands.doctor import main
 main()
 found = available_backends(sys.argv[1])
 off = {name: found.get(name, "there is no such backend") for name in sys.argv[2:]}

@@ -15,7 +15,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from greedylr_fused import GreedyLR, __version__, doctor  # noqa: E402
+from greedylr_fused import GreedyLR, __version__  # noqa: E402
+from greedylr_fused.commands import doctor  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.command not in _COMMANDS:
         allowed = ", ".join(map(repr, _COMMANDS))
         parser.error(f"COMMAND: got {given.command!r}, allowed are {allowed}; --help says what each does")
-    importlib.import_module(f"greedylr_fused.{given.command}").main(given.rest)
+    importlib.import_module(f"greedylr_fused.commands.{given.command}").main(given.rest)
 
 
 def run() -> int | str | None:

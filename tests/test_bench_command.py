@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from greedylr_fused import bench, bench_cases, bench_timing
 from greedylr_fused.__main__ import main
-from greedylr_fused.bench_cases import CONTENDERS, FOREACH, FUSED, OURS, STEP, WORKS, Case
-from greedylr_fused.bench_timing import Result, Spread
+from greedylr_fused.commands.bench import cases as bench_cases
+from greedylr_fused.commands.bench import command as bench
+from greedylr_fused.commands.bench import timing as bench_timing
+from greedylr_fused.commands.bench.cases import CONTENDERS, FOREACH, FUSED, OURS, STEP, WORKS, Case
+from greedylr_fused.commands.bench.timing import Result, Spread
 
 CPU = torch.device("cpu")
 TINY = Case("tiny", ((8,), (3, 5)), torch.float32)

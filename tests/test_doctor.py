@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from greedylr_fused import available_backends, doctor
+from greedylr_fused import available_backends
 from greedylr_fused.__main__ import main
+from greedylr_fused.commands import doctor
 
 
 def test_everything_detected_has_a_text():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from telemetry_support import optimizer, step
 
-from greedylr_fused.plot import averaged, main, thinned
+from greedylr_fused.commands.plot import averaged, main, thinned
 from greedylr_fused.telemetry import Recorder
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from telemetry_support import RESTLESS, optimizer, step, step_unheard
 
-from greedylr_fused import FusedAdamW, recorded_norms
+from greedylr_fused import FusedAdamW
+from greedylr_fused.commands import recorded_norms
 from greedylr_fused.schedules import Refined
 from greedylr_fused.telemetry import Recorder, recorded_run
 from greedylr_fused.telemetry.recorded_run import Run

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from greedylr_fused import pyplot, recorded_norms
+from greedylr_fused.commands import pyplot, recorded_norms
+from greedylr_fused.commands.told import told
 from greedylr_fused.schedules import Refined, refinement
-from greedylr_fused.told import told
 
 #: A peak within this last share of the run is remarked upon.
 _LATE = 0.1

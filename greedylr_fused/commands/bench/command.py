@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 
-from greedylr_fused import bench_timing, doctor
 from greedylr_fused.backends import NAMES, resolve
-from greedylr_fused.bench_cases import CLIP, FUSED, MOST, OURS, STEP, cases, that_fit
-from greedylr_fused.bench_timing import Result
-from greedylr_fused.told import told
+from greedylr_fused.commands import doctor
+from greedylr_fused.commands.bench import timing as bench_timing
+from greedylr_fused.commands.bench.cases import CLIP, FUSED, MOST, OURS, STEP, cases, that_fit
+from greedylr_fused.commands.bench.timing import Result
+from greedylr_fused.commands.told import told
 from greedylr_fused.version import __version__
 
 _COLUMNS = ("work", "optimizer", "ms", "20-80 %", "GB/s", "speed")

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused import pyplot
+from greedylr_fused.commands import pyplot
+from greedylr_fused.commands.told import told
 from greedylr_fused.telemetry import recorded_run
 from greedylr_fused.telemetry.decisions import CUT, EVENTS, RAISE, RESET
 from greedylr_fused.telemetry.recorded_run import SKIP, Run
-from greedylr_fused.told import told
 
 #: Form and colour of the marks.
 _MARKS = {RAISE: ("^", "#2ca02c"), CUT: ("v", "#d62728"), RESET: ("D", "#9467bd"), SKIP: ("x", "#444444")}

@@ -25,7 +25,8 @@ from greedylr_fused.backends import resolve
 from greedylr_fused.tensors import watch
 from greedylr_fused.version import __version__
 
-_BUILD_REPORT = Path(__file__).parent / "_build.json"
+_PACKAGE = Path(__file__).parent.parent
+_BUILD_REPORT = _PACKAGE / "_build.json"
 _CUDA_INSTALLED = "/usr/local/cuda/bin/nvcc"
 
 #: Frameworks that greedylr_fused/integrations is for; Lightning comes under two names.
@@ -168,7 +169,7 @@ def _environment() -> str:
 
 
 _QUESTIONS: dict[str, Callable[[], str]] = {
-    "greedylr_fused": lambda: f"{__version__} in {Path(__file__).parent}",
+    "greedylr_fused": lambda: f"{__version__} in {_PACKAGE}",
     "python": lambda: f"{platform.python_version()} at {sys.executable}",
     "system": lambda: f"{platform.system()} {platform.machine()}",
     "release": lambda: f"{platform.release()}, {' '.join(platform.libc_ver()) or 'C library unknown'}",

@@ -14,8 +14,19 @@ from typing import TypeVar
 import torch
 from torch.utils.benchmark import Timer
 
-from greedylr_fused.bench_cases import CONTENDERS, FUSED, MOST, STEP, WORKS, Case, Step, Workload, build, that_fit
-from greedylr_fused.spread import Spread
+from greedylr_fused.commands.bench.cases import (
+    CONTENDERS,
+    FUSED,
+    MOST,
+    STEP,
+    WORKS,
+    Case,
+    Step,
+    Workload,
+    build,
+    that_fit,
+)
+from greedylr_fused.commands.bench.spread import Spread
 
 #: Rounds that a case has time for where steps are slow, and calls of torch's fused step that this then takes: nine
 #: contenders, each called twice in a round, at three times the time on average, since foreach takes five on a CPU.
