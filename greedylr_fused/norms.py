@@ -12,7 +12,6 @@ import binascii
 import ctypes
 import math
 import sys
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,13 +21,9 @@ from greedylr_fused.schedules.checks import MAX_STEPS
 
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW
-    from greedylr_fused.step.rates import Rates
 
 #: Bytes of a row: two float32.
 _ROW = 8
-#: Gradients clipped twice: how many steps are looked at, how many in a row tell, how near to the limit they are (one
-#: rounding of bfloat16, by which clipped gradients miss it).
-_LOOKS, _IN_A_ROW, _AT_LIMIT = 100, 5, 2.0**-8
 
 
 def check_steps(steps: int | None) -> None:
@@ -82,40 +77,6 @@ def _lowest_first(words: array.array[int]) -> array.array[int]:
     if sys.byteorder == "big":
         words.byteswap()
     return words
-
-
-class ClippedTwice:
-    """Notices gradients that something else has clipped to the limit before.
-
-    Norms of a training are spread; several in a row at the limit, within the rounding of 16-bit gradients, were brought
-    there. It looks at the first steps only, at snapshots that have arrived.
-
-    Args:
-        limit: the optimizer's max_grad_norm, or None.
-    """
-
-    def __init__(self, limit: float | None) -> None:
-        self._limit, self._seen, self._in_a_row = limit, 0, 0
-        self._left = 0 if limit is None else _LOOKS
-
-    def look(self, rates: Rates) -> None:
-        """After a step; warns at most once."""
-        if not self._left:
-            return
-        latest = rates.metrics
-        if latest.step == self._seen:
-            return
-        self._seen, self._left = latest.step, self._left - 1
-        at_limit = abs(latest.grad_norm / self._limit - 1.0) < _AT_LIMIT  # type: ignore[operator]
-        self._in_a_row = self._in_a_row + 1 if at_limit else 0
-        if self._in_a_row == _IN_A_ROW:
-            self._left = 0
-            warnings.warn(
-                f"FusedAdamW: the gradient norm has been max_grad_norm={self._limit} at {_IN_A_ROW} steps in a row, so "
-                "something clips the gradients before step(), which reads and writes them all once more; drop "
-                "clip_grad_norm_() (or the Trainer's max_grad_norm or gradient_clip_val), or max_grad_norm here",
-                stacklevel=2,
-            )
 
 
 @torch.no_grad()

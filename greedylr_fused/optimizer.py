@@ -112,7 +112,6 @@ class FusedAdamW(Optimizer):
         self._engine = Engine(backend, self._device(), state_dtype, ranks)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
         self._rates = Rates(self._control, self.param_groups, driven=schedule is not None)
-        self._clipped_twice = norms.ClippedTwice(max_grad_norm)
 
     schedule = property(attrgetter("_schedule"), doc="The schedule, as constructed.")
     max_grad_norm = property(attrgetter("_max_grad_norm"), doc="The clipping limit, as constructed.")
@@ -197,7 +196,6 @@ class FusedAdamW(Optimizer):
         if not self.state:
             options.warn_of_frozen(self.param_groups)
         self._rates.stepped(self.param_groups)
-        self._clipped_twice.look(self._rates)
         for listener in self._listeners:
             listener.stepped()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -54,33 +53,6 @@ def test_3_two_schedulers():
     with pytest.warns(UserWarning, match="GreedyLR also decides it.*drop the scheduler.*or pass schedule=None"):
         opt.step(loss=backward(net))
     scheduler.step()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_4_max_grad_norm_twice(dtype):
-    net = model().to(dtype)
-    opt = FusedAdamW(net.parameters(), lr=1e-4, max_grad_norm=0.01, schedule=GreedyLR())
-    found = []
-    for _ in range(8):
-        opt.zero_grad()
-        loss = (net(torch.ones(3, 4, dtype=dtype)) - 5).square().mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.01)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            opt.step(loss=loss)
-        found += [str(warning.message) for warning in caught]
-    assert (
-        len(found) == 1 and "something clips the gradients before step()" in found[0] and "drop clip_grad" in found[0]
-    )
-
-
-def test_4_clipping_once_is_not_warned_of():
-    net = model()
-    opt = FusedAdamW(net.parameters(), lr=1e-4, max_grad_norm=0.01, schedule=GreedyLR())
-    for _ in range(120):
-        opt.zero_grad()
-        opt.step(loss=backward(net))
 
 
 def test_5_greedylr_stepped_at_evaluation_only():

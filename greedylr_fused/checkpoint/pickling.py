@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import live, norms
+from greedylr_fused import live
 from greedylr_fused.checkpoint import state_dict as checkpoint
 from greedylr_fused.ranks.ranks import Ranks
 from greedylr_fused.step.engine import Engine
@@ -56,7 +56,6 @@ def set_state(self: FusedAdamW, state: dict[str, Any]) -> None:
         return
     made = state["_made_of"]
     self.state = defaultdict(dict, self.state)
-    self._clipped_twice = norms.ClippedTwice(self.max_grad_norm)
     self._listeners = []  # those of the original go on with it
     self._name, self._traced = live.named(self), live.Traced()
     driven = self.schedule is not None
