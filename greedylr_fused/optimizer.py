@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import live, norms
+from greedylr_fused import norms
 from greedylr_fused.checkpoint import pickling
 from greedylr_fused.checkpoint import state_dict as checkpoint
 from greedylr_fused.control.vector import Control, Schedule
@@ -18,6 +18,7 @@ from greedylr_fused.ranks import agreement
 from greedylr_fused.ranks.ranks import Ranks
 from greedylr_fused.step import flow, losses, options, rates
 from greedylr_fused.step.engine import Engine
+from greedylr_fused.step.flow import outside_graphs
 from greedylr_fused.step.listener import Listener
 from greedylr_fused.step.mirror import Metrics
 from greedylr_fused.step.rates import Rates
@@ -103,7 +104,6 @@ class FusedAdamW(Optimizer):
         # For torch's AdamW, should it load our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
         super().__init__(params, defaults | dict(decoupled_weight_decay=True))
-        self._name, self._traced = live.named(self), live.Traced()
         self._listeners: list[Listener] = []
         for index, group in enumerate(self.param_groups):
             options.check_group(group, index)
@@ -124,6 +124,7 @@ class FusedAdamW(Optimizer):
     state_dict, load_state_dict = checkpoint.state_dict, checkpoint.load_state_dict
     __getstate__, __setstate__ = pickling.get_state, pickling.set_state
 
+    @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Update with the current LR; then the loss decides the next one.
@@ -141,10 +142,6 @@ class FusedAdamW(Optimizer):
                 all gradients.
             ValueError: the loss was given twice, or an LR written to `param_groups` is out of bounds.
         """
-        if torch.compiler.is_compiling():
-            from greedylr_fused import compiled
-
-            return compiled.step(self, closure, loss)
         options.warn_of_scheduler(self)
         before = self._control.observed
         result = None if closure is None else losses.call(closure)
@@ -185,7 +182,6 @@ class FusedAdamW(Optimizer):
                 self._control.to(self._device())
                 self._restart()
             backend = self._engine.rebuilt(self.param_groups, self.state, self._control)
-            self._traced.owned.clear()  # moments may have been placed anew
         try:
             if loss is not None:
                 self._control.observe(loss, 1.0)
@@ -205,6 +201,7 @@ class FusedAdamW(Optimizer):
         for listener in self._listeners:
             listener.replayed()
 
+    @outside_graphs  # type: ignore[untyped-decorator]
     def observe(self, loss: Any, weight: Any = 1.0) -> None:
         """Add the loss of one micro-batch, on the device; the next step uses the weighted mean of all.
 
@@ -215,22 +212,10 @@ class FusedAdamW(Optimizer):
         Raises:
             TypeError, ValueError: not one number, or a negative weight.
         """
-        if torch.compiler.is_compiling():
-            from greedylr_fused import compiled
-
-            return compiled.observe(self, loss, weight)
         losses.check_loss(loss)
         losses.check_weight(weight)
         with torch.no_grad():
             self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in torch, and within torch.compile without a break in the graph."""
-        if torch.compiler.is_compiling():
-            from greedylr_fused import compiled
-
-            return compiled.zero_grad(self, set_to_none)
-        super().zero_grad(set_to_none)
 
     def metrics(self) -> Metrics:
         """The latest snapshot of the device state that has arrived; never waits. On a CPU that of the last step."""
@@ -277,6 +262,10 @@ class FusedAdamW(Optimizer):
         device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
         return torch.device("cpu") if device.type == "meta" else device
 
+    def _params(self) -> list[Tensor]:
+        """Of all groups, in order."""
+        return [param for group in self.param_groups for param in group["params"]]
+
     def _take_written(self) -> None:
         """Take over what the host wrote to the groups: learning rates, or numbers of a checkpoint."""
         options.check_groups(len(self.param_groups), self._control.n_groups)
@@ -286,7 +275,6 @@ class FusedAdamW(Optimizer):
     def _restart(self) -> None:
         """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
         self._engine.discard()
-        self._traced.forget(live.params_of(self))
         for group in self.param_groups:
             group.pop(checkpoint.KEY, None)
         driven = self.schedule is not None

@@ -51,11 +51,15 @@ def assert_equal(params, others, opt, other):
             assert torch.equal(own.full_tensor() if name != "step" else own, value)
 
 
-def test_a_dtensor_is_refused_within_torch_compile(mesh):
-    opt = FusedAdamW([sharded(mesh, 4)], schedule=SCHEDULE)
-    compiled = torch.compile(lambda: opt.step(loss=torch.tensor(1.0)), backend="eager", fullgraph=True)
-    with pytest.raises(Exception, match="DTensor parameters within torch.compile.*outside of what is compiled"):
-        compiled()
+def test_a_dtensor_is_updated_within_torch_compile(mesh):
+    params = [sharded(mesh, *shape) for shape in ((6, 3), (5,))]
+    plain = twins(params)
+    opt, other = (FusedAdamW(p, lr=0.1, schedule=SCHEDULE, max_grad_norm=1.0) for p in (params, plain))
+    compiled = torch.compile(lambda loss: opt.step(loss=loss), backend="eager")
+    for loss in (3.0, 2.0, 4.0):
+        compiled(torch.tensor(loss))
+        other.step(loss=loss)
+    assert_equal(params, plain, opt, other)
 
 
 def test_a_dtensor_is_updated_as_its_values_are(mesh, backend):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import live
 from greedylr_fused.checkpoint import state_dict as checkpoint
 from greedylr_fused.ranks.ranks import Ranks
 from greedylr_fused.step.engine import Engine
@@ -57,7 +56,6 @@ def set_state(self: FusedAdamW, state: dict[str, Any]) -> None:
     made = state["_made_of"]
     self.state = defaultdict(dict, self.state)
     self._listeners = []  # those of the original go on with it
-    self._name, self._traced = live.named(self), live.Traced()
     driven = self.schedule is not None
     ranks = Ranks(_group_named(made["group"]), made["partitions"], driven=needs_loss(self.schedule))
     self._engine = Engine(made["backend"], self._device(), made["state_dtype"], ranks)

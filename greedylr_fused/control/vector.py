@@ -12,7 +12,6 @@ the fraction that the step schedule's curve has for the step.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from greedylr_fused.control.curve import Curve
 from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT, SLOTS, TABLE
 from greedylr_fused.schedules import GreedyLR, LossSchedule, StepSchedule
 from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO
+from greedylr_fused.warning import warn
 
 Schedule = LossSchedule | StepSchedule
 
@@ -266,11 +266,10 @@ class Control:
         """Say that the schedule is over and its LR 0, of which training on would never tell."""
         step, length = int(self.slot("step")), self.curve.length
         if self.follows_steps and not self.curve.decay_room and step >= length and self.curve.host[-1] == 0.0:
-            warnings.warn(
+            warn(
                 f"{type(self.curve.base).__name__}: its LR is 0 from step {length - 1} on, and the checkpoint is of "
                 f'step {step}; to train on, construct it with a larger total_steps, or delete "control" and '
-                '"initial_lr" from every group of the checkpoint and write the new peak to "lr" there, to begin anew',
-                stacklevel=2,
+                '"initial_lr" from every group of the checkpoint and write the new peak to "lr" there, to begin anew'
             )
 
     def restore_decay(self) -> None:

@@ -20,6 +20,7 @@ from greedylr_fused.control.vector import Control, Schedule
 from greedylr_fused.device_schedule import checks
 from greedylr_fused.ranks.ranks import Ranks
 from greedylr_fused.step import losses, options
+from greedylr_fused.step.flow import outside_graphs
 from greedylr_fused.step.listener import Listener
 from greedylr_fused.step.mirror import Metrics, Mirror
 from greedylr_fused.tensors.copies import Copies
@@ -89,6 +90,7 @@ class DeviceSchedule:
         _DRIVEN[optimizer] = weakref.ref(self)
         self._put_back()
 
+    @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def step(self, loss: Any = None) -> None:
         """Decide the LR of the next step; call it after `optimizer.step()`.
@@ -133,6 +135,7 @@ class DeviceSchedule:
         for listener in self._listeners:
             listener.stepped()
 
+    @outside_graphs  # type: ignore[untyped-decorator]
     def observe(self, loss: Any, weight: Any = 1.0) -> None:
         """Add the loss of one micro-batch, on the device; the next step takes the weighted mean of all.
 

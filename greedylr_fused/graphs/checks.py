@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.live import params_of
 from greedylr_fused.optimizer import FusedAdamW
 from greedylr_fused.tensors.dtensor import local
 from greedylr_fused.tensors.watch import ODD, STALE
@@ -135,7 +134,7 @@ class Frozen:
             self._check_gradients()
 
     def _check_gradients(self) -> None:
-        for param, before, now in zip(params_of(self._optimizer), self._grads, self._addresses(), strict=True):
+        for param, before, now in zip(self._optimizer._params(), self._grads, self._addresses(), strict=True):
             if now not in (0, before):
                 raise RuntimeError(
                     f"CapturedStep: since the capture the gradient of a parameter of shape {tuple(param.shape)} was "
@@ -147,5 +146,5 @@ class Frozen:
         return self._optimizer._engine.look(self._optimizer.param_groups, self._optimizer.state)
 
     def _addresses(self) -> list[int]:
-        grads = [param.grad for param in params_of(self._optimizer)]
+        grads = [param.grad for param in self._optimizer._params()]
         return [0 if grad is None else local(grad).data_ptr() for grad in grads]

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from typing import Any
 
 from torch import Tensor
 
 from greedylr_fused.optimizer import FusedAdamW
 from greedylr_fused.step import options
+from greedylr_fused.warning import warn
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -106,10 +106,9 @@ def _driven(trainer: Any, optimizers: list[Any]) -> FusedAdamW | None:
             "training_step"
         )
     if not driven and trainer.is_global_zero:
-        warnings.warn(
+        warn(
             f"ObserveLoss: got {names} and no FusedAdamW whose schedule needs the loss, such as GreedyLR, so it has no "
-            "effect; drop the callback, or construct FusedAdamW(..., schedule=GreedyLR())",
-            stacklevel=2,
+            "effect; drop the callback, or construct FusedAdamW(..., schedule=GreedyLR())"
         )
     return driven[0] if driven else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from greedylr_fused.control.vector import Schedule
 from greedylr_fused.optimizer import FusedAdamW
 from greedylr_fused.schedules import LossSchedule, StepSchedule
 from greedylr_fused.step.options import check_schedule
+from greedylr_fused.warning import warn
 
 #: Options of FusedAdamW that the TrainingArguments have, by their names there.
 _OF_ARGUMENTS = {
@@ -149,18 +149,15 @@ def warn_of_lost(trainer: Trainer, schedule: Schedule | None) -> None:
     args, lost = trainer.args, [] if schedule is None else _not_in(schedule, trainer.args)
     if lost:
         kind, _ = lost[0]
-        warnings.warn(
+        warn(
             f"{' and '.join(asked for _, asked in lost)} of the TrainingArguments: not used, since "
             f"{type(schedule).__name__} decides the LR; write use_fused_adamw(trainer, schedule=lambda steps: "
-            f"{_instead(kind, args.warmup_steps)}), or leave it out there",
-            stacklevel=2,
+            f"{_instead(kind, args.warmup_steps)}), or leave it out there"
         )
     replaced = {"create_scheduler": schedule is not None, "_clip_grad_norm": args.max_grad_norm}
     for name in (name for name, used in replaced.items() if used):
         if getattr(type(trainer), name) is not getattr(Trainer, name):
-            warnings.warn(
-                f"{type(trainer).__name__}.{name}(): not used, since FusedAdamW does its work; drop it", stacklevel=2
-            )
+            warn(f"{type(trainer).__name__}.{name}(): not used, since FusedAdamW does its work; drop it")
 
 
 def _not_in(schedule: Schedule, args: Any) -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from greedylr_fused.schedules import checks
 from greedylr_fused.schedules.steps import StepSchedule, check_floor, check_warmup, warm_up
+from greedylr_fused.warning import warn
 
 #: Values shown by `repr`; those of a longer table are counted.
 SHOWN = 6
@@ -76,9 +76,8 @@ class Table(StepSchedule):
                 remedy = "write ratios of the peak LR, such as 0.5"
                 checks.refuse(self, f"values[{index}]", value, "a finite number >= 0", remedy)
         if 0 < max(values) < LEAST:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__}: its largest value is {float(max(values)):g}; values are ratios of the "
-                "optimizer's lr, not learning rates; divide them by it",
-                stacklevel=4,
+                "optimizer's lr, not learning rates; divide them by it"
             )
         return tuple(map(float, values))

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from greedylr_fused.backends import Backend
 from greedylr_fused.control.vector import Control
 from greedylr_fused.ranks.ranks import Ranks
+
+#: Where torch.compile comes to what this decorates it ends its graph, and begins another behind it.
+outside_graphs: Any = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    reason="the step is a few launches over tables, which no compiler makes shorter; call it between graphs"
+)
 
 
 def run(backend: Backend, control: Control, ranks: Ranks, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from greedylr_fused.step.options import is_number
+from greedylr_fused.warning import warn
 
 
 def check_loss(loss: Any) -> None:
@@ -104,10 +104,9 @@ def call(closure: Any) -> Any:
 def warn_of_number(loss: Any, device: torch.device) -> None:
     """Warn of a number as the loss of a step on a device that works behind the host's back: it was waited for."""
     if device.type != "cpu" and is_number(loss):
-        warnings.warn(
+        warn(
             f"FusedAdamW.step() got a number as loss for parameters on {device}: loss.item() and "
-            "float(loss) wait for the device at each step; pass the tensor itself, step(loss=loss)",
-            stacklevel=6,  # the caller of step(), through the wrappers of hooks and no_grad
+            "float(loss) wait for the device at each step; pass the tensor itself, step(loss=loss)"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from greedylr_fused.schedules import LossSchedule, StepSchedule
 from greedylr_fused.tensors.formats import DTYPES, MIXES
+from greedylr_fused.warning import warn
 
 _STATE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -163,12 +163,11 @@ def warn_of_scheduler(optimizer: Any) -> None:
     """Warn, once, if a torch scheduler drives an optimizer whose schedule decides the LR."""
     if has_torch_scheduler(optimizer) and optimizer.schedule is not None and not vars(optimizer).get("_warned"):
         optimizer._warned = True
-        warnings.warn(
+        warn(
             "a torch.optim.lr_scheduler writes the learning rate of a FusedAdamW whose "
             f"{type(optimizer.schedule).__name__} also decides it, and "
             "each overwrites the other; use one of them: drop the scheduler (a warm-up is warmup_steps= of ours, or "
-            "GreedyLR(base=Constant(warmup_steps=...))), or pass schedule=None",
-            stacklevel=6,  # the caller of step(), through the wrappers of scheduler, hooks and no_grad
+            "GreedyLR(base=Constant(warmup_steps=...))), or pass schedule=None"
         )
 
 
@@ -206,8 +205,7 @@ def warn_of_frozen(groups: Sequence[dict[str, Any]]) -> None:
     """Warn of a step of parameters none of which can ever have a gradient."""
     params = [param for group in groups for param in group["params"]]
     if params and not any(param.requires_grad for param in params):  # some ranks of ZeroRedundancyOptimizer have none
-        warnings.warn(
+        warn(
             f"FusedAdamW.step(): no parameter has a gradient, so nothing is updated: all {len(params)} are frozen "
-            "(requires_grad=False); pass the parameters that are to be trained, or requires_grad_(True) those first",
-            stacklevel=6,  # the caller of step(), through the wrappers of hooks and no_grad
+            "(requires_grad=False); pass the parameters that are to be trained, or requires_grad_(True) those first"
         )

@@ -7,7 +7,6 @@ refresh the groups, and a number that did not come from a snapshot was written b
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from greedylr_fused.control.vector import Control
 from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO
 from greedylr_fused.step import options
 from greedylr_fused.step.mirror import Metrics, Mirror
+from greedylr_fused.warning import warn
 from greedylr_fused.wrapped import Stamps
 
 if TYPE_CHECKING:
@@ -166,11 +166,10 @@ class Rates:
             return
         peak, constructed = lr / self._mirror.fraction, self._control.bounds[index][1] / DEFAULT_MAX_RATIO
         if peak > constructed * (1 + _SLACK) and math.isfinite(constructed):
-            warnings.warn(
+            warn(
                 f"learning rate of parameter group {index}: {lr!r} was written where the schedule's curve is at "
                 f"{self._mirror.fraction:g} of its peak, which is {peak:g} from now on, above the {constructed:g} that "
-                "it was constructed with; to change the peak alone, construct the optimizer with another lr",
-                stacklevel=2,
+                "it was constructed with; to change the peak alone, construct the optimizer with another lr"
             )
 
     def _write(self, index: int, lr: float) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import warnings
 import weakref
 from collections import deque
 from time import monotonic
@@ -27,6 +26,7 @@ from greedylr_fused.telemetry.history import History, Step
 from greedylr_fused.telemetry.loggers import Feed, Log, tensorboard
 from greedylr_fused.telemetry.ring import END, Copy, Ring
 from greedylr_fused.telemetry.run_log import RunLog
+from greedylr_fused.warning import warn
 
 __all__ = ["Recorder", "Step", "tensorboard"]
 
@@ -216,7 +216,7 @@ class Recorder:
                 for file, error in failed
             ]
         for problem in problems:
-            warnings.warn(f"Recorder: {problem}", RuntimeWarning, stacklevel=2)
+            warn(f"Recorder: {problem}", RuntimeWarning)
         if closing and failed:
             raise failed[0][1]
 
