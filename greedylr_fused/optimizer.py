@@ -94,6 +94,7 @@ class FusedAdamW(Optimizer):
         fused: bool | None = None,
     ) -> None:
         options.check_schedule(schedule)
+        options.check_not_in_zero(schedule)
         options.check_extras(max_grad_norm, skip_nonfinite, state_dtype)
         norms.check_steps(record_grad_norms)
         options.check_ranks(process_group, partitions)
@@ -112,6 +113,7 @@ class FusedAdamW(Optimizer):
         self._engine = Engine(backend, self._device(), state_dtype, ranks)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
         self._rates = Rates(self._control, self.param_groups, driven=schedule is not None)
+        checkpoint.mark(self.param_groups, with_control=self._keeps_control)
 
     schedule = property(attrgetter("_schedule"), doc="The schedule, as constructed.")
     max_grad_norm = property(attrgetter("_max_grad_norm"), doc="The clipping limit, as constructed.")
@@ -191,13 +193,13 @@ class FusedAdamW(Optimizer):
             self._engine.release()
         if not self.state:
             options.warn_of_frozen(self.param_groups)
-        self._rates.stepped(self.param_groups)
+        self._rates.pull(self.param_groups)
         for listener in self._listeners:
             listener.stepped()
 
     def _replayed(self) -> None:
         """A graph that was captured with a step in it was replayed: show what is known by now."""
-        self._rates.stepped(self.param_groups)
+        self._rates.pull(self.param_groups)
         for listener in self._listeners:
             listener.replayed()
 
@@ -245,7 +247,8 @@ class FusedAdamW(Optimizer):
             raise
 
     def __repr__(self) -> str:
-        return f"{super().__repr__()[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}\n)"
+        shown = super().__repr__().replace("    control: {}\n", "")  # of no interest but to distributed checkpointing
+        return f"{shown[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}\n)"
 
     def _new_control(self, lrs: Sequence[float]) -> Control:
         return Control(
@@ -262,6 +265,11 @@ class FusedAdamW(Optimizer):
         device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
         return torch.device("cpu") if device.type == "meta" else device
 
+    @property
+    def _keeps_control(self) -> bool:
+        """Whether checkpoints hold the control state."""
+        return self.schedule is not None or self.record_grad_norms is not None
+
     def _params(self) -> list[Tensor]:
         """Of all groups, in order."""
         return [param for group in self.param_groups for param in group["params"]]
@@ -269,16 +277,13 @@ class FusedAdamW(Optimizer):
     def _take_written(self) -> None:
         """Take over what the host wrote to the groups: learning rates, or numbers of a checkpoint."""
         options.check_groups(len(self.param_groups), self._control.n_groups)
-        checkpoint.adopt(self)
         self._rates.push(self.param_groups)
 
     def _restart(self) -> None:
         """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
         self._engine.discard()
-        for group in self.param_groups:
-            group.pop(checkpoint.KEY, None)
-        driven = self.schedule is not None
-        self._rates = Rates(self._control, self.param_groups, driven=driven, before=self._rates)
+        checkpoint.mark(self.param_groups, with_control=self._keeps_control)
+        self._rates = Rates(self._control, self.param_groups, driven=self.schedule is not None)
         for listener in self._listeners:
             listener.restarted()
 

@@ -1,4 +1,4 @@
-"""Within torch.compile the step ends one graph and begins another: the bits of eager steps, and nothing compiled anew."""
+"""Within torch.compile a step ends one graph and begins another: the bits of eager steps, nothing compiled anew."""
 
 from __future__ import annotations
 

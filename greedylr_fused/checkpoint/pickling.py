@@ -49,8 +49,6 @@ def set_state(self: FusedAdamW, state: dict[str, Any]) -> None:
         for name in ("amsgrad", "maximize"):
             group.setdefault(name, False)
         group["decoupled_weight_decay"] = True
-        if group.get(checkpoint.KEY):  # as state_dict() left it; it is in the numbers below, too
-            group[checkpoint.KEY] = {}
     if "_made_of" not in state:
         return
     made = state["_made_of"]

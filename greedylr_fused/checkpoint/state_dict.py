@@ -19,19 +19,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import schedules
 from greedylr_fused.checkpoint import checks
 from greedylr_fused.checkpoint.numbers import KEY as KEY
 from greedylr_fused.checkpoint.numbers import check_decay, fitted, read_control, saved
 from greedylr_fused.control.vector import Control
 from greedylr_fused.tensors.formats import DTYPES, MIXES, MOMENTS
-from greedylr_fused.wrapped import MIRROR
 
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW
-
-# ZeroRedundancyOptimizer saves the options that it was given for its local optimizer; this one is plain numbers.
-torch.serialization.add_safe_globals([getattr(schedules, name) for name in schedules.__all__])
 
 
 def state_dict(self: FusedAdamW) -> dict[str, Any]:
@@ -41,13 +36,12 @@ def state_dict(self: FusedAdamW) -> dict[str, Any]:
     """
 
     def complete(_: Optimizer, packed: dict[str, Any]) -> None:
-        if self._rates.stamps is not None:
+        if self.schedule is not None or self.record_grad_norms:
             numbers = saved(self._numbers())
             for group, own in zip(packed["param_groups"], numbers, strict=True):
                 group[KEY] = own
                 if self.schedule is not None:
                     group["lr"] = own["lr"]
-            self._rates.stamps.publish(self.param_groups, numbers)
         packed["state"] = with_own_steps(packed["state"])
 
     with self.register_state_dict_post_hook(complete, prepend=True):  # other hooks see all of it
@@ -134,8 +128,9 @@ def _control_of(groups: Sequence[Mapping[str, Any]], control: Control, taken: fl
     fraction = control.curve.fraction(step, numbers[0]["decay_start"], numbers[0]["decay_steps"])
     for own, group in zip(numbers, groups, strict=True):
         own["step"] = step
-        # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own, or its mirror.
-        if group["lr"] not in (own["lr"], group[KEY].get(MIRROR)):
+        # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own, or what an earlier
+        # version showed of it within a ZeroRedundancyOptimizer.
+        if group["lr"] not in (own["lr"], group[KEY].get("mirrored_lr")):
             own["lr"] = float(group["lr"])
             own["level"] = own["lr"] / fraction if fraction else own["level"]
     numbers = fitted(numbers, control)
@@ -157,23 +152,14 @@ def _peak(group: Mapping[str, Any]) -> float:
     return float(group.get("max_lr", group["initial_lr"]) if "initial_lr" in group else group["lr"])
 
 
-def adopt(optimizer: FusedAdamW) -> None:
-    """Take over numbers that were put into the live groups: so ZeroRedundancyOptimizer loads, which fills states and
-    groups of its local optimizer, and calls nothing of it. What was observed since stays.
-
-    Raises:
-        TypeError, ValueError: they are damaged, or another schedule's; names the key.
+def mark(groups: Sequence[dict[str, Any]], *, with_control: bool) -> None:
+    """Let live groups have the key "control", empty, if their checkpoints have it: a flattened checkpoint of
+    torch.distributed.checkpoint is read by the keys of the live groups.
     """
-    stamps = optimizer._rates.stamps
-    if stamps is None or not stamps.loaded(optimizer.param_groups):
-        return
-    copied = [(group.get(KEY), group["lr"]) for group in optimizer.param_groups]
-    loaded, control = _control_of(optimizer.param_groups, optimizer._control), optimizer._control
-    loaded.pending.copy_(control.pending)
-    control.take(loaded)
-    optimizer._engine.begun = True
-    optimizer._restart()
-    optimizer._rates.stamps.adopted(copied)  # type: ignore[union-attr]
+    for group in groups:
+        group.pop(KEY, None)
+        if with_control:
+            group[KEY] = {}
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -39,6 +40,24 @@ def check_schedule(schedule: Any) -> None:
         f"schedule: got {type(schedule).__name__}, allowed is a schedule of greedylr_fused, such as GreedyLR() or "
         "Cosine(total_steps=10_000), or None; a torch.optim.lr_scheduler drives the optimizer with schedule=None"
     )
+
+
+def check_not_in_zero(schedule: Any) -> None:
+    """Refuse a schedule of an optimizer that ZeroRedundancyOptimizer constructs, which keeps learning rates of its own:
+    it copies them over those inside before each step, and neither saves nor loads through the optimizer inside.
+
+    Raises:
+        TypeError: says what drives it from outside.
+    """
+    frame: Any = sys._getframe() if schedule is not None else None
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
+            raise TypeError(
+                f"schedule: expected None within ZeroRedundancyOptimizer, got {type(schedule).__name__}; construct "
+                "zero = ZeroRedundancyOptimizer(..., lr=torch.tensor(lr)) without it, then "
+                "DeviceSchedule(zero, schedule), and call its step(loss) after zero.step()"
+            )
+        frame = frame.f_back
 
 
 def needs_loss(schedule: Any) -> bool:

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.checkpoint import state_dict as checkpoint
 from greedylr_fused.control.vector import Control
 from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO
 from greedylr_fused.step import options
 from greedylr_fused.step.mirror import Metrics, Mirror
 from greedylr_fused.warning import warn
-from greedylr_fused.wrapped import Stamps
 
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW
@@ -35,29 +33,22 @@ class Rates:
         control: where the slots are.
         groups: the optimizer's parameter groups.
         driven: whether a schedule writes the slots.
-        before: those of the same optimizer until now, if there were any.
 
     Attributes:
         taken: whether tensors in the groups were taken over already for the step that is being captured: a graph would
             go on copying from those of its capture.
-        stamps: tells copies of the groups from what was written to them; None if their checkpoints are torch's.
     """
 
-    def __init__(
-        self, control: Control, groups: Sequence[dict[str, Any]], *, driven: bool, before: Rates | None = None
-    ) -> None:
+    def __init__(self, control: Control, groups: Sequence[dict[str, Any]], *, driven: bool) -> None:
         self._control = control
         self._driven = driven
         self._mirror = Mirror(control)
         self._known: list[Any] = self._mirror.lr
         self._stale = False  # the snapshot under way is older than what the host wrote
         self.taken = False
-        self.stamps: Stamps | None = None
         if driven:
             for group, lr in zip(groups, self._known, strict=True):
                 group["lr"] = lr
-        if driven or control.norms.numel():
-            self.stamps = Stamps(groups, None if before is None else before.stamps)
 
     @property
     def metrics(self) -> Metrics:
@@ -88,18 +79,7 @@ class Rates:
                 else:
                     self._known[index] = None  # nobody on the host knows: any number that follows is written
             elif self._written(index, lr):
-                if self.stamps is not None and self.stamps.outdated(index, group):
-                    group["lr"] = self._known[index]
-                else:
-                    self._write(index, lr)
-                    if self.stamps is not None:
-                        self.stamps.changed(group)
-
-    def stepped(self, groups: Sequence[dict[str, Any]]) -> None:
-        """A step has ended: show what is known by now."""
-        self.pull(groups)
-        if self.stamps is not None:
-            self.stamps.stepped(groups)
+                self._write(index, lr)
 
     def pull(self, groups: Sequence[dict[str, Any]]) -> None:
         """Take over a snapshot that has arrived and ask for the next."""
@@ -118,8 +98,6 @@ class Rates:
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
-            if self.stamps is not None:
-                self.stamps.changed(group)
 
     def _written(self, index: int, lr: float) -> bool:
         """Whether the host wrote this. With a schedule the object tells, not the value: writing the number that the
@@ -134,7 +112,6 @@ class Rates:
                 continue  # as at most steps: nothing new to show, and none of the groups' many entries to make anew
             if not written:
                 group["lr"] = lr
-                Stamps.changed(group)
             self._known[index] = lr
 
     def _check(self, index: int, lr: float) -> None:
@@ -222,7 +199,6 @@ def set_lr(self: FusedAdamW, lr: float | Tensor | Sequence[float]) -> None:
         ValueError: outside the bounds (a tensor is brought there), negative, not finite, or the wrong number of
             values.
     """
-    checkpoint.adopt(self)
     self._rates.set(self.param_groups, per_group(lr, len(self.param_groups)))
 
 

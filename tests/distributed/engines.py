@@ -4,6 +4,7 @@ Each is a function `(rank, world) -> (net, opt, arguments of train, function tha
 """
 
 import contextlib
+import dataclasses
 import functools
 
 import torch
@@ -22,7 +23,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 from training import BATCH, OPTIONS, full, halves, network, shares, whole
 
-from greedylr_fused import FusedAdamW
+from greedylr_fused import DeviceSchedule, FusedAdamW
 
 
 def ddp(rank, world):
@@ -40,6 +41,22 @@ def wrapped(net):
     return whole(net.module)
 
 
+class DrivenFromOutside:
+    """A ZeroRedundancyOptimizer and the DeviceSchedule over it, called as one FusedAdamW is."""
+
+    def __init__(self, zero, schedule):
+        self._zero, self._schedule = zero, DeviceSchedule(zero, schedule)
+        self.zero_grad, self.observe = zero.zero_grad, self._schedule.observe
+
+    def step(self):
+        self._zero.step()
+        self._schedule.step()
+
+    def metrics(self):
+        norm = self._zero.optim.metrics().grad_norm
+        return dataclasses.replace(self._schedule.metrics(), grad_norm=norm)
+
+
 def zero_in_buckets(rank, world):
     """Parameters are views into buckets, on other memory than at construction of the model."""
     return zero(rank, world, parameters_as_bucket_view=True)
@@ -49,8 +66,10 @@ def zero(rank, world, **options):
     from torch.distributed.optim import ZeroRedundancyOptimizer  # warns where it was not imported before
 
     net, _, arguments, parameters = ddp(rank, world)
-    opt = ZeroRedundancyOptimizer(net.parameters(), FusedAdamW, partitions=world, **OPTIONS, **options)
-    return net, opt, arguments, parameters
+    plain = {name: value for name, value in OPTIONS.items() if name not in ("lr", "schedule")}
+    lr = torch.tensor(OPTIONS["lr"], dtype=torch.float64)
+    opt = ZeroRedundancyOptimizer(net.parameters(), FusedAdamW, lr=lr, partitions=world, **plain, **options)
+    return net, DrivenFromOutside(opt, OPTIONS["schedule"]), arguments, parameters
 
 
 def sharded(net, rank, data_ranks, layers=("embed", "up", "head"), **options):

@@ -81,17 +81,12 @@ def train(net, opt, parts, data_ranks=1, accumulate=None, finish=None, order=Non
                 each = samples(net, x[list(part)], target[list(part)])
                 # The engine's mean over ranks, for which shares differ, becomes the mean over samples.
                 (each.sum() * data_ranks / BATCH).backward()
-            local(opt).observe(each.detach().mean(), weight=len(part))
+            opt.observe(each.detach().mean(), weight=len(part))
         if finish is not None:
             finish()
         opt.step()
-        found.append(local(opt).metrics())
+        found.append(opt.metrics())
     return found
-
-
-def local(opt):
-    """The FusedAdamW in a ZeroRedundancyOptimizer, another optimizer itself."""
-    return getattr(opt, "optim", opt)
 
 
 def whole(net):
