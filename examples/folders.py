@@ -19,7 +19,7 @@ from trainer import Trainer
 
 SUMMARY = "summary.json"
 JOB = ".torchrun"  # holds the name of the job that writes here
-OUTPUTS = (checkpoint.NAME, record.NAME, "config.json", "curves.png", SUMMARY, JOB)
+OUTPUTS = (checkpoint.NAME, record.NAME, record.NORMS, "config.json", "curves.png", SUMMARY, JOB)
 
 
 def choose(request: Request, ranks: Ranks) -> tuple[Path, bool]:

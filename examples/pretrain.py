@@ -103,6 +103,7 @@ def pretrain(request: Request, ranks: Ranks) -> int:
             Display(run.config, run.trainers, console) as display,
         ):
             diverged = train(run, display, interrupt)
+            run.rows.close()
         if interrupt.signal and not run.finished:
             command = folders.resume_command(run.folder, ranks)
             line = f"not saved: {diverged}" if diverged else f"saved; go on with: {command}"
@@ -150,6 +151,8 @@ def prepare(request: Request, ranks: Ranks) -> Run | None:
     ranks.first(lambda: folders.prepare(folder, config, ranks, fresh=content is None))
     steps = {trainer.name: trainer.steps for trainer in trainers}
     rows = ranks.together(lambda: record.Record(folder if ranks.rank == 0 else None, steps, config))
+    if config.record_norms:
+        rows.record_norms(trainers[0].optimizer)
     remark = lr_schedules.remark(config, Config(**content["config"]) if content else None, min(steps.values()))
     return Run(config, folder, corpus, trainers, rows, ranks, remark)
 

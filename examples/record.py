@@ -1,4 +1,7 @@
-"""`run.jsonl`: one line per optimizer step, kept in step with the checkpoint; what both runs' lines say together."""
+"""`run.jsonl`: one line per optimizer step, kept in step with the checkpoint; what both runs' lines say together.
+
+With --record-norms also `norms.jsonl`, the gradient norms of each step, as `greedylr_fused.telemetry` writes them.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from greedylr_fused import FusedAdamW
 from greedylr_fused.step.mirror import Metrics
+from greedylr_fused.telemetry import Recorder
 
 from checkpoint import write_atomically
 from config import Config
 from errors import WriteError
 
-NAME = "run.jsonl"
+NAME, NORMS = "run.jsonl", "norms.jsonl"
 Row = dict[str, Any]
 
 
@@ -31,22 +36,24 @@ class Record:
 
     def __init__(self, folder: Path | None, steps: dict[str, int], config: Config) -> None:
         self._path = folder / NAME if folder else None
+        self._norms_path = folder / NORMS if folder else None
+        self._norms: Recorder | None = None
         self.rows: list[Row] = []
         self._written = 0
         self._last = steps
-        self._loss_driven, self._norms = config.loss_driven, config.record_norms
+        self._loss_driven = config.loss_driven
         if self._path is not None:
-            self._take_over(self._path, steps)
+            self.rows = _kept(self._path, steps)
+            self._written = len(self.rows)
         # A schedule that the loss drives compares means over this window; beside others they are taken here.
         self._windows = {run: deque(self.series(run, "loss")[1], maxlen=config.window) for run in steps}
 
-    def _take_over(self, path: Path, steps: dict[str, int]) -> None:
-        """Keep the lines up to these steps, here and in the file."""
-        lines = path.read_text().splitlines() if any(steps.values()) and path.exists() else []
-        self.rows = [row for row in map(_parsed, lines) if row and row["step"] <= steps.get(row["run"], 0)]
-        kept = "".join(map(_line, self.rows))
-        write_atomically(path, lambda file: file.write(kept.encode()))
-        self._written = len(self.rows)
+    def record_norms(self, optimizer: FusedAdamW) -> None:
+        """Let each step measure the norms of its gradients; the first rank writes them down. All must call it."""
+        if self._norms_path is not None:
+            _kept(self._norms_path, self._last)
+        sinks = [] if self._norms_path is None else [self._norms_path]
+        self._norms = Recorder(optimizer, *sinks, run="fused", grad_norms=True)
 
     def add(self, run: str, metrics: Metrics, *, skipped: bool) -> Metrics:
         """Take down what has arrived from the device; nothing if that is the step of the last line.
@@ -76,8 +83,6 @@ class Record:
             "grad_norm": finite_or_none(metrics.grad_norm),
             "skipped": metrics.skipped,  # so far
         }
-        if self._norms:
-            row["grad_norm_l1"] = finite_or_none(metrics.grad_norm_l1)
         self.rows.append(row)
         return metrics
 
@@ -93,12 +98,20 @@ class Record:
         """Take down a held-out loss in bits per byte; null if it is not finite."""
         self.rows.append({"run": run, "step": step, "held_out_bits_per_byte": finite_or_none(bits)})
 
+    def close(self) -> None:
+        """Record no more norms: training is over, and steps that follow measure something else."""
+        if self._norms is not None:
+            self._norms.close()
+            self._norms = None
+
     def flush(self) -> None:
-        """Bring the file up to date.
+        """Bring the files up to date.
 
         Raises:
             WriteError: it cannot be; a line cut short is dropped when the run goes on.
         """
+        if self._norms is not None:
+            self._norms.drain(wait=True)
         new = "".join(map(_line, self.rows[self._written :]))
         self._written = len(self.rows)
         if self._path is None or not new:
@@ -118,6 +131,15 @@ class Record:
         """First step at which both runs have a value and it is not the same, bit for bit."""
         ours, theirs = (dict(zip(*self.series(run, key), strict=True)) for run in ("fused", "torch"))
         return next((step for step in ours if step in theirs and ours[step] != theirs[step]), None)
+
+
+def _kept(path: Path, steps: dict[str, int]) -> list[Row]:
+    """The lines up to these steps, which are all that stays in the file."""
+    lines = path.read_text().splitlines() if any(steps.values()) and path.exists() else []
+    rows = [row for row in map(_parsed, lines) if row and row["step"] <= steps.get(row["run"], 0)]
+    kept = "".join(map(_line, rows))
+    write_atomically(path, lambda file: file.write(kept.encode()))
+    return rows
 
 
 def _parsed(line: str) -> Row | None:

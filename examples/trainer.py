@@ -43,7 +43,6 @@ class Trainer:
         self.device = torch.device(config.device)
         self.model = ranks.wrap(GPT(config.shape).to(self.device), self.device)
         torch.manual_seed(config.seed + ranks.rank)  # other random numbers, should the model draw any
-        records = {"record_grad_norms": config.steps} if config.record_norms and name == "fused" else {}
         self.optimizer = OPTIMIZERS[name](
             parameter_groups(self.model, config.weight_decay),
             lr=config.lr,
@@ -51,7 +50,6 @@ class Trainer:
             weight_decay=config.weight_decay,
             schedule=config.lr_schedule,
             max_grad_norm=1.0,
-            **records,
         )
         self.batches = Batches(corpus.train, config.batch, config.context, config.seed, self.device, ranks.share)
         self._held_out = corpus.held_out

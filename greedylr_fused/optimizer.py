@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused import norms
 from greedylr_fused.checkpoint import pickling
 from greedylr_fused.checkpoint import state_dict as checkpoint
 from greedylr_fused.control.vector import Control, Schedule
@@ -49,9 +48,6 @@ class FusedAdamW(Optimizer):
             folded into the update, `.grad` is left as it is. > 0, or None for no clipping.
         skip_nonfinite: leave parameters, moments, step counts and LR alone in a step with a NaN or infinite gradient.
             Default None: if `max_grad_norm` is given, since the gradients are read for it anyway.
-        record_grad_norms: how many steps, 1 to 2**25, have the L2 and L1 norms of all gradients recorded, in 8 bytes on
-            the device; later ones have not. `grad_norms()` reads them, for `schedules.Refined` (arXiv 2310.07831).
-            The gradients are then read before each update, as for clipping. Default: None, no recording.
         backend: "auto", or the name of one in `available_backends()`, which then runs or raises.
         state_dtype: storage type of the moments. Default None: the parameter's, as in torch; float32 is advised for
             bfloat16 and float16 parameters, at 8 bytes more traffic per parameter.
@@ -83,7 +79,6 @@ class FusedAdamW(Optimizer):
         schedule: Schedule | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool | None = None,
-        record_grad_norms: int | None = None,
         backend: str = "auto",
         state_dtype: torch.dtype | None = None,
         process_group: Any = None,
@@ -96,11 +91,9 @@ class FusedAdamW(Optimizer):
         options.check_schedule(schedule)
         options.check_not_in_zero(schedule)
         options.check_extras(max_grad_norm, skip_nonfinite, state_dtype)
-        norms.check_steps(record_grad_norms)
         options.check_ranks(process_group, partitions)
         self._schedule, self._max_grad_norm = schedule, max_grad_norm
         self._skip_nonfinite = max_grad_norm is not None if skip_nonfinite is None else skip_nonfinite
-        self._record_grad_norms = record_grad_norms
         defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
         # For torch's AdamW, should it load our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
@@ -113,13 +106,11 @@ class FusedAdamW(Optimizer):
         self._engine = Engine(backend, self._device(), state_dtype, ranks)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
         self._rates = Rates(self._control, self.param_groups, driven=schedule is not None)
-        checkpoint.mark(self.param_groups, with_control=self._keeps_control)
+        checkpoint.mark(self.param_groups, with_control=self.schedule is not None)
 
     schedule = property(attrgetter("_schedule"), doc="The schedule, as constructed.")
     max_grad_norm = property(attrgetter("_max_grad_norm"), doc="The clipping limit, as constructed.")
     skip_nonfinite = property(attrgetter("_skip_nonfinite"), doc="Whether a non-finite gradient skips the step.")
-    record_grad_norms = property(attrgetter("_record_grad_norms"), doc="How many steps are recorded, as constructed.")
-    grad_norms = norms.grad_norms
     last_lr, set_lr, start_decay = rates.last_lr, rates.set_lr, rates.start_decay
     write_copies = copies.write_copies
     check_ranks_agree = agreement.check_ranks_agree
@@ -256,7 +247,6 @@ class FusedAdamW(Optimizer):
             lrs,
             max_grad_norm=self.max_grad_norm,
             skip_nonfinite=self.skip_nonfinite,
-            record_grad_norms=self.record_grad_norms or 0,
             device=self._device(),
         )
 
@@ -265,10 +255,22 @@ class FusedAdamW(Optimizer):
         device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
         return torch.device("cpu") if device.type == "meta" else device
 
-    @property
-    def _keeps_control(self) -> bool:
-        """Whether checkpoints hold the control state."""
-        return self.schedule is not None or self.record_grad_norms is not None
+    def _measure_norms(self) -> None:
+        """Let each step measure the 2-norm and the 1-norm of all gradients, from now on. Every rank must call it.
+
+        Raises:
+            RuntimeError: a captured graph would not.
+        """
+        if self._control.measures_l1:
+            return
+        if self._engine.captured:
+            raise RuntimeError(
+                "Recorder(grad_norms=True): expected a call before a CUDA graph is captured, got one after; replays "
+                "would not measure the norms: construct the recorder first"
+            )
+        self._engine.ranks.any(self._params(), True)  # all of them or none: they add up other slots from now on
+        self._control.measures_l1 = True
+        self._engine.discard()
 
     def _params(self) -> list[Tensor]:
         """Of all groups, in order."""
@@ -282,7 +284,7 @@ class FusedAdamW(Optimizer):
     def _restart(self) -> None:
         """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
         self._engine.discard()
-        checkpoint.mark(self.param_groups, with_control=self._keeps_control)
+        checkpoint.mark(self.param_groups, with_control=self.schedule is not None)
         self._rates = Rates(self._control, self.param_groups, driven=self.schedule is not None)
         for listener in self._listeners:
             listener.restarted()

@@ -61,8 +61,6 @@ def snapshot(opt: torch.optim.Optimizer, *, control: bool = True) -> dict[str, T
             found[f"{name} {i}"] = value.detach().clone()
     if control:
         found["control"] = opt._control.vector.clone()
-        if opt._control.norms.numel():
-            found["norms"] = opt._control.norms.clone()
     return found
 
 

@@ -42,9 +42,9 @@ class Calls(list):
 
 
 def test_loggers_get_what_metrics_shows():
-    opt = optimizer(record_grad_norms=3)
+    opt = optimizer()
     calls, shown = Calls(), []
-    with Recorder(opt, calls.log, prefix="opt/"):
+    with Recorder(opt, calls.log, prefix="opt/", grad_norms=True):
         for i in range(5):
             step(opt, 3.0 - i)
             shown.append(latest(opt).scalars("opt/"))

@@ -21,15 +21,17 @@ CAPACITY = 8
     [
         {},
         {"schedule": None, "max_grad_norm": None},
-        {"record_grad_norms": 4},
+        {"grad_norms": True},
         {"schedule": GreedyLR(patience=1, window_size=3, base=Cosine(40, warmup_steps=3))},
         {"schedule": Cosine(20, warmup_steps=3), "backend": "reference"},
     ],
     ids=["restless", "plain", "norms", "based", "reference"],
 )
 def test_every_step_is_recorded_as_metrics_show_it(options):
+    options = dict(options)
+    grad_norms = options.pop("grad_norms", False)
     opt = optimizer(**options)
-    recorder, kept = recorded(opt, capacity=CAPACITY)
+    recorder, kept = recorded(opt, capacity=CAPACITY, grad_norms=grad_norms)
     shown = []
     for i in range(50):
         if i == 2:

@@ -62,7 +62,7 @@ inline std::vector<Launch> checked_launches(const std::vector<LaunchTuple>& tupl
 inline Table make_table(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper, uintptr_t steps,
                         uintptr_t norm_weight, uintptr_t chunk_tensor, uintptr_t chunk_index,
                         int64_t n_tensors, int64_t n_chunks, int64_t chunk, uintptr_t control,
-                        uintptr_t curve, uintptr_t norms) {
+                        uintptr_t curve, bool l1) {
     if (chunk <= 0) throw py::value_error("chunk is " + std::to_string(chunk) + "; it must be positive");
     return {pointer<const int64_t>(ptrs),
             pointer<const int64_t>(numel),
@@ -77,7 +77,7 @@ inline Table make_table(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintpt
             chunk,
             pointer<double>(control),
             pointer<const double>(curve),
-            pointer<float>(norms)};
+            l1};
 }
 
 inline void define_constants(py::module_& m) {

@@ -82,7 +82,7 @@ struct Table {
     int64_t chunk;        // elements
     double* control;      // the control vector, see slots.h
     const double* curve;  // shares of the LR by step, see set_lr in control.h
-    float* norms;         // [norms_size, 2], L2 and L1 norm of the gradients by step; null: not recorded
+    bool l1;              // whether a measurement adds up absolute values, too
 };
 
 inline namespace GREEDYLR_ISA {

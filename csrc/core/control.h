@@ -1,6 +1,5 @@
 // The scalar side of a step: what happens to the gradients (decide, G1-G4), and after the update what the
-// loss and the step index do to the learning rate (commit, C1-C9 and S1-S3) and which norms
-// are recorded (N1).
+// loss and the step index do to the learning rate (commit, C1-C9 and S1-S3).
 #pragma once
 
 #include "observe.h"
@@ -45,24 +44,14 @@ HOST_DEVICE inline void set_lr(double* c, const double* curve) {
     for (int i = 0; i < b.groups; ++i) b.lr[i] = mul(b.level[i], fraction);
 }
 
-// The norms of the gradients of the step that ends, which were measured where norms are recorded.
-HOST_DEVICE inline void record(const double* c, float* norms) {
-    // N1
-    if (!(c[slot::step] < c[slot::norms_size])) return;
-    float* row = norms + 2 * int64_t(c[slot::step]);
-    row[0] = float(c[slot::grad_norm]);
-    row[1] = float(c[slot::grad_abs_sum] / c[slot::grad_scale]);
-}
-
 // After the update: count the step; the observed loss, if any, and the step index decide the next learning
 // rate.
-HOST_DEVICE inline void commit(double* c, const double* curve, float* norms) {
+HOST_DEVICE inline void commit(double* c, const double* curve) {
     if (c[slot::skip] != 0.0) {
         c[slot::skipped] += 1.0;
         c[slot::loss_sum] = c[slot::loss_weight] = 0.0;
         return;
     }
-    record(c, norms);
     c[slot::step] += 1.0;
     if (c[slot::loss_weight] == 0.0) {
         c[slot::loss_sum] = 0.0;

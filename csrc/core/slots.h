@@ -7,7 +7,7 @@
 
 namespace greedylr {
 
-// Slots of the control vector (float64), in order. Those from kind to norms_size are configuration; those
+// Slots of the control vector (float64), in order. Those from kind to n_groups are configuration; those
 // from loss_sum to found_inf are added up over ranks, in place, before anything is decided from them.
 #define GREEDYLR_SLOTS(X)                                                                 \
     X(kind)            /* 0: no loss-driven schedule, 1: GreedyLR, 2: ReduceOnPlateau */  \
@@ -29,7 +29,6 @@ namespace greedylr {
     X(max_grad_norm)   /* +inf: no clipping */                                            \
     X(skip_nonfinite)  /* 1: skip a step whose gradients are not all finite */            \
     X(n_groups)        /* G */                                                            \
-    X(norms_size)      /* steps whose gradient norms are recorded, 0: none */             \
     X(step)            /* committed optimizer steps */                                    \
     X(skipped)         /* steps skipped for non-finite gradients */                       \
     X(loss_sum)        /* pending: sum of weight * loss */                                \
@@ -65,7 +64,7 @@ namespace slot {
 enum Slot : int { GREEDYLR_SLOTS(GREEDYLR_SLOT) lr };
 #undef GREEDYLR_SLOT
 }  // namespace slot
-static_assert(slot::norms_size == 19 && slot::skip == 46 && slot::lr == 47,
+static_assert(slot::n_groups == 18 && slot::skip == 45 && slot::lr == 46,
               "the layout that every backend reads");
 static_assert(slot::found_inf == slot::loss_sum + 5, "one block, for one all-reduce");
 

@@ -133,7 +133,7 @@ struct MeasureBody {
             const DType type = MIXES[launch.mix].grad;
             partial[c] = {0.0, 0.0, 0};
             if (grad == nullptr) return;
-            const MeasureLoop measure = loops.measure[type][table.norms != nullptr];
+            const MeasureLoop measure = loops.measure[type][table.l1];
             partial[c] = measure(grad + chunk.offset * element_size(type), chunk.n);
             partial[c].squares *= table.norm_weight[chunk.tensor];
             partial[c].absolute *= table.norm_weight[chunk.tensor];
@@ -169,7 +169,7 @@ void Stepper::measure(int threads, bool decides) {
         total.nonfinite += part.nonfinite;
     }
     table_.control[slot::grad_sq_sum] = total.squares;
-    if (table_.norms != nullptr) table_.control[slot::grad_abs_sum] = total.absolute;
+    if (table_.l1) table_.control[slot::grad_abs_sum] = total.absolute;
     table_.control[slot::grad_nonfinite] = double(total.nonfinite);
     if (decides) decide();
 }
@@ -186,7 +186,7 @@ void Stepper::commit() const {
         const int64_t* grads = table_.ptrs + GRAD * table_.n_tensors;
         for (int64_t i = 0; i < table_.n_tensors; ++i) table_.steps[i] += grads[i] != 0 ? 1.0f : 0.0f;
     }
-    greedylr::commit(table_.control, table_.curve, table_.norms);
+    greedylr::commit(table_.control, table_.curve);
 }
 
 void run_control(double* control, const double* curve, const double* losses, const double* weights, int64_t n,
@@ -195,7 +195,7 @@ void run_control(double* control, const double* curve, const double* losses, con
     for (int64_t i = 0; i < n; ++i) {
         control[slot::loss_sum] += weights[i] * losses[i];
         control[slot::loss_weight] += weights[i];
-        commit(control, curve, nullptr);
+        commit(control, curve);
         std::copy(control + slot::lr, control + slot::lr + groups, lr_out + i * groups);
     }
 }

@@ -17,7 +17,7 @@ class Stepper {
     // must cover the chunks in order.
     Stepper(const Table& table, std::vector<Launch> launches);
 
-    // grad_sq_sum, grad_nonfinite and, if norms are recorded, grad_abs_sum over all tensors with a gradient;
+    // grad_sq_sum, grad_nonfinite and, with `l1`, grad_abs_sum over all tensors with a gradient;
     // then, if it `decides`, what `decide`
     // does. The result does not depend on `threads`.
     void measure(int threads, bool decides);

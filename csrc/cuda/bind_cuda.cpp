@@ -12,7 +12,7 @@ namespace {
 
 Stepper make_stepper(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper, uintptr_t steps,
                      uintptr_t norm_weight, uintptr_t chunk_tensor, uintptr_t chunk_index, int64_t n_tensors,
-                     int64_t n_chunks, int64_t chunk, uintptr_t control, uintptr_t curve, uintptr_t norms,
+                     int64_t n_chunks, int64_t chunk, uintptr_t control, uintptr_t curve, bool l1,
                      const std::vector<LaunchTuple>& launches, uintptr_t scratch, int device) {
     constexpr int64_t PACK =
         16;  // elements of the narrowest type that the widest access could take, twice over
@@ -25,7 +25,7 @@ Stepper make_stepper(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t
                               " chunks; up to 2^30 are supported");
     }
     return Stepper(make_table(ptrs, numel, group, hyper, steps, norm_weight, chunk_tensor, chunk_index,
-                              n_tensors, n_chunks, chunk, control, curve, norms),
+                              n_tensors, n_chunks, chunk, control, curve, l1),
                    checked_launches(launches, n_chunks), pointer<void>(scratch), device);
 }
 
@@ -41,7 +41,7 @@ PYBIND11_MODULE(_cuda, m) {
         .def(py::init(&make_stepper), py::kw_only(), py::arg("ptrs"), py::arg("numel"), py::arg("group"),
              py::arg("hyper"), py::arg("steps"), py::arg("norm_weight"), py::arg("chunk_tensor"),
              py::arg("chunk_index"), py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"),
-             py::arg("control"), py::arg("curve"), py::arg("norms"), py::arg("launches"), py::arg("scratch"),
+             py::arg("control"), py::arg("curve"), py::arg("l1"), py::arg("launches"), py::arg("scratch"),
              py::arg("device"))
         .def("measure", &Stepper::measure, py::arg("stream"), py::arg("decides"), NoGil())
         .def("decide", &Stepper::decide, py::arg("stream"), NoGil())

@@ -60,8 +60,7 @@ __device__ __forceinline__ void advance_steps(const Table& t) {
 __device__ __forceinline__ void commit_in_block(const Table& t) {
     if (t.control[slot::skip] == 0.0) advance_steps(t);
     const double* curve = t.curve;
-    float* norms = t.norms;
-    on_staged_control(t.control, [curve, norms](double* c) { commit(c, curve, norms); });
+    on_staged_control(t.control, [curve](double* c) { commit(c, curve); });
 }
 
 // For what has no larger launch to be the epilogue of, or must wait for other ranks after one.

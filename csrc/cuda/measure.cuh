@@ -1,4 +1,4 @@
-// The gradients' sum of squares, and of absolute values where norms are recorded, read once: all dtypes in
+// The gradients' sum of squares, and of absolute values where they are asked for, read once: all dtypes in
 // one launch, whose last block adds up and decides.
 #pragma once
 

@@ -56,13 +56,13 @@ Stepper::Stepper(const Table& table, std::vector<Launch> launches, void* scratch
     for (const Launch& l : launches_) {
         grids_.push_back(grid_for(l.count, THREADS, resident_blocks(UPDATE_KERNELS[l.mix], THREADS)));
     }
-    const int resident = table_.norms != nullptr ? resident_blocks(measure_kernel<true>, MEASURE_THREADS)
+    const int resident = table_.l1 ? resident_blocks(measure_kernel<true>, MEASURE_THREADS)
                                                  : resident_blocks(measure_kernel<false>, MEASURE_THREADS);
     measure_grid_ = grid_for(std::min(table_.n_chunks, LOTS), MEASURE_THREADS, resident);
 }
 
 void Stepper::measure(uintptr_t stream, bool decides) const {
-    table_.norms != nullptr ? measure_with<true>(stream, decides) : measure_with<false>(stream, decides);
+    table_.l1 ? measure_with<true>(stream, decides) : measure_with<false>(stream, decides);
 }
 
 template <bool L1>

@@ -20,7 +20,7 @@ class Stepper {
     // The launches must cover the chunks in order. Nothing here waits for the device; errors are exceptions.
     Stepper(const Table& table, std::vector<Launch> launches, void* scratch, int device);
 
-    // grad_sq_sum, grad_nonfinite and, if norms are recorded, grad_abs_sum over all tensors with a gradient;
+    // grad_sq_sum, grad_nonfinite and, with `l1`, grad_abs_sum over all tensors with a gradient;
     // then, if it `decides`, what `decide`
     // does. `stream` is a cudaStream_t.
     void measure(uintptr_t stream, bool decides) const;

@@ -25,8 +25,6 @@ constexpr int64_t TENSORS = 132;
 int64_t last_size = 1031;
 int64_t size_of(int64_t tensor) { return tensor < 130 ? tensor : tensor == 130 ? 257 : last_size; }
 
-// Steps that have room among the recorded norms.
-constexpr int64_t RECORDED = 2;
 
 // Tensors of all sizes and one mix; every 7th has no gradient, of three F32 parameters two have a copy.
 struct Problem {
@@ -59,8 +57,7 @@ struct Problem {
         control[slot::lr] = 0.01;
     }
 
-    Stepper stepper(bool records = true) {
-        control[slot::norms_size] = records ? RECORDED : 0;
+    Stepper stepper(bool l1 = true) {
         const Table table = {ptrs.data(),
                              numel.data(),
                              group.data(),
@@ -74,7 +71,7 @@ struct Problem {
                              chunk,
                              control.data(),
                              nullptr,
-                             records ? norms.data() : nullptr};
+                             l1};
         return Stepper(table, {{mix, 0, int64_t(chunk_tensor.size())}});
     }
 
@@ -114,7 +111,7 @@ struct Problem {
     std::vector<Guarded> arrays[ROW_COUNT];
     std::vector<int64_t> ptrs, numel;
     std::vector<int32_t> group, chunk_tensor, chunk_index;
-    std::vector<float> steps, norms = std::vector<float>(2 * RECORDED, -1.0f);
+    std::vector<float> steps;
     std::vector<double> norm_weight, control;
 };
 
@@ -168,7 +165,7 @@ void check_sum(double sum, long double exact, double& first, int mix) {
     first = sum;
 }
 
-void check_measure(int mix, Sums& first, int threads, bool records) {
+void check_measure(int mix, Sums& first, int threads, bool l1) {
     Problem p(mix, false, 0.9);
     p.control[slot::grad_abs_sum] = -1;
     long double squares = 0, absolute = 0;
@@ -181,14 +178,14 @@ void check_measure(int mix, Sums& first, int threads, bool records) {
             absolute += weight * fabsl(g);
         }
     }
-    p.stepper(records).measure(threads, true);
+    p.stepper(l1).measure(threads, true);
     check_sum(p.control[slot::grad_sq_sum], squares, first.squares, mix);
-    if (records) check_sum(p.control[slot::grad_abs_sum], absolute, first.absolute, mix);
-    CHECK(records || p.control[slot::grad_abs_sum] == -1, "%s mix %d: nobody asked for it", loops().isa, mix);
+    if (l1) check_sum(p.control[slot::grad_abs_sum], absolute, first.absolute, mix);
+    CHECK(l1 || p.control[slot::grad_abs_sum] == -1, "%s mix %d: nobody asked for it", loops().isa, mix);
     CHECK(p.control[slot::grad_nonfinite] == 0, "%s mix %d", loops().isa, mix);
     p.arrays[GRAD][131].set(1030, INFINITY);
-    p.stepper(records).measure(threads, true);
-    CHECK(!records || isinf(p.control[slot::grad_abs_sum]), "%s mix %d: inf in the last element", loops().isa,
+    p.stepper(l1).measure(threads, true);
+    CHECK(!l1 || isinf(p.control[slot::grad_abs_sum]), "%s mix %d: inf in the last element", loops().isa,
           mix);
     CHECK(p.control[slot::grad_nonfinite] > 0, "%s mix %d: inf in the last element", loops().isa, mix);
 }
@@ -208,8 +205,6 @@ void check_threads() {
         shared.commit();
     }
     for (int row = 0; row < ROW_COUNT; ++row) CHECK(one.arrays[row] == four.arrays[row], "row %d", row);
-    CHECK(one.norms == four.norms && one.norms[2 * RECORDED - 1] > 0,
-          "norms, of which there are less than steps");
     CHECK(one.control == four.control && one.steps == four.steps, "control and step counts");
     last_size = 1031;
 }
@@ -222,7 +217,6 @@ void check_skip_and_steps() {
     for (int row = 0; row < ROW_COUNT; ++row)
         CHECK(p.arrays[row] == before.arrays[row], "skipped, row %d", row);
     CHECK(p.steps == before.steps && p.control[slot::skipped] == 1, "a skipped step is only counted");
-    CHECK(p.norms == before.norms, "a skipped step has no norms");
     p.control[slot::skip] = 0.0;
     stepper.update(2, true);
     for (int64_t n = 0; n < TENSORS; ++n) {
@@ -244,9 +238,9 @@ int main() {
                     if (mix == find_mix(BF16, BF16, BF16)) check_update(mix, amsgrad, 0.9, 1, &multiplier);
                 }
             }
-            for (bool records : {false, true}) {
-                check_measure(mix, sums, 1, records);
-                check_measure(mix, sums, 4, records);
+            for (bool l1 : {false, true}) {
+                check_measure(mix, sums, 1, l1);
+                check_measure(mix, sums, 4, l1);
             }
         }
     }

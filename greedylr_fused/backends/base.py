@@ -25,7 +25,7 @@ class Backend(Protocol):
     def __init__(self, table: Table) -> None: ...
 
     def measure(self, decides: bool = True) -> None:
-        """One read of all gradients: `grad_sq_sum` and, where norms are recorded, `grad_abs_sum` (weighted by
+        """One read of all gradients: `grad_sq_sum` and, with the table's `l1`, `grad_abs_sum` (weighted by
         `norm_weight`, accumulated in float64, fixed order), and `grad_nonfinite`; then, if it `decides`, what `decide`
         does.
         """
@@ -39,7 +39,7 @@ class Backend(Protocol):
         """
 
     def commit(self) -> None:
-        """Unless `skip` is set: N1, which records norms, the step counts, and C1..C9: the loss decides the next LR."""
+        """Unless `skip` is set: the step counts, and C1..C9: the loss decides the next LR."""
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:

@@ -52,12 +52,12 @@ def described(table: Table) -> dict[str, Any]:
         "chunk_index",
         "control",
         "curve",
-        "norms",
     )
     return {name: getattr(table, name).data_ptr() for name in tensors} | {
         "n_tensors": table.numel.numel(),
         "n_chunks": table.chunk_tensor.numel(),
         "chunk": table.chunk,
+        "l1": table.l1,
         "launches": [(run.param, run.grad, run.state, run.first, run.count) for run in table.launches],
     }
 

@@ -40,7 +40,7 @@ class ReferenceBackend:
             if grad is not None:
                 wide = grad.to(torch.float64)
                 squares.append(_total(wide.square()) * weight[i])
-                if self.table.norms.numel():
+                if self.table.l1:
                     absolute.append(_total(wide.abs()) * weight[i])
                 nonfinite.append((~torch.isfinite(grad)).any())
 
@@ -48,7 +48,7 @@ class ReferenceBackend:
             return torch.stack(parts).sum() if parts else c.zero
 
         c.set(grad_sq_sum=total(squares), grad_nonfinite=total(nonfinite))
-        if self.table.norms.numel():
+        if self.table.l1:
             c.set(grad_abs_sum=total(absolute))
         if decides:
             self.decide()
@@ -85,19 +85,7 @@ class ReferenceBackend:
     def commit(self) -> None:
         c = self.slots
         self.table.steps += ((self.table.ptrs[Row.GRAD] != 0) & (c["skip"] == 0)).to(torch.float32)
-        self._record()
         commit(c)
-
-    def _record(self) -> None:
-        """The norms of the step that ends, at its place among those recorded, if there is one."""
-        c, norms = self.slots, self.table.norms
-        if not len(norms):
-            return
-        step = c["step"]
-        writes = (c["skip"] == 0) & (step < len(norms))
-        at = step.clamp(max=len(norms) - 1).to(torch.int64).reshape(1)
-        row = torch.stack([c["grad_norm"], c["grad_abs_sum"] / c["grad_scale"]]).to(torch.float32)  # N1
-        norms.index_copy_(0, at, torch.where(writes, row, norms.index_select(0, at)))
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:

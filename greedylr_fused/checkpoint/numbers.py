@@ -9,15 +9,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from greedylr_fused import norms
 from greedylr_fused.checkpoint.checks import as_float, check_count, refuse
 from greedylr_fused.control.slots import SAVED, SAVED_BLOCKS
 from greedylr_fused.control.vector import Control
+from greedylr_fused.warning import warn
 
 KEY = "control"
-NORMS = "grad_norms"
+#: Written under "version"; numbers without one are of 0, from before it was written.
+VERSION = 1
 _ANEW = f'load an earlier checkpoint, or delete "{KEY}" from every group to start the schedule anew from its LRs'
-_UNRECORDED = 'load an earlier checkpoint, or write "" there to go on without these norms'
 #: Those that count something.
 _COUNTS = (
     "step",
@@ -36,7 +36,7 @@ _ADDED = {"forget_left": 0.0, "decay_start": math.inf, "decay_steps": 0.0, "frac
 
 def saved(numbers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """`Control.numbers()` for a checkpoint: each window as one text, with all bits of each loss."""
-    return [own | {"window": " ".join(map(repr, own["window"]))} for own in numbers]
+    return [{"version": VERSION} | own | {"window": " ".join(map(repr, own["window"]))} for own in numbers]
 
 
 def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
@@ -51,9 +51,16 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
             refuse(f'param_groups[{index}]["{KEY}"]', own, "a dictionary", _ANEW, TypeError)
     if not any(given):
         return None
+    if any(own.get("grad_norms") for own in given):
+        warn(
+            "checkpoint: the gradient norms that an earlier version recorded in it are dropped; to go on recording, "
+            'construct Recorder(opt, "run.jsonl", grad_norms=True)'
+        )
     found: list[dict[str, Any]] = []
     for index, own in enumerate(given):
         where = f'param_groups[{index}]["{KEY}"]'
+        if own.get("version", 0) not in range(VERSION + 1):
+            refuse(f'{where}["version"]', own["version"], f"at most {VERSION}", "update greedylr_fused, which is older")
         if "lr" in own and "level" not in own and not _ADDED.keys() & own.keys():
             own = {**own, **_ADDED, "level": own["lr"]}
         for name in (*SAVED, *SAVED_BLOCKS, "window"):
@@ -73,7 +80,6 @@ def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of one group as floats."""
     numbers = {name: as_float(f'{where}["{name}"]', own[name]) for name in (*SAVED, *SAVED_BLOCKS)}
     window = _losses(f'{where}["window"]', own["window"])
-    rows = _norms(f'{where}["{NORMS}"]', own.get(NORMS, ""), numbers["step"])
     for name in _COUNTS:
         check_count(f'{where}["{name}"]', numbers[name])
     for name, codes in (("kind", (0.0, 1.0, 2.0)), ("mode_max", (0.0, 1.0))):
@@ -89,20 +95,7 @@ def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
     if not math.isfinite(numbers["best"]) and numbers["best"] != worst:
         refuse(f'{where}["best"]', numbers["best"], f"a finite number, or {worst} before the first loss", _ANEW)
     _check_window(where, numbers, window)
-    return numbers | {"window": window, NORMS: rows}
-
-
-def _norms(where: str, text: Any, steps: float) -> str:
-    """The text of the recorded norms: empty, but in the first group of a run that recorded some."""
-    if not isinstance(text, str):
-        refuse(where, text, "a text", _UNRECORDED, TypeError)
-    try:
-        rows = len(norms.from_text(text))
-    except ValueError as error:
-        refuse(where, text, f"the base64 of float32 numbers, two for each step: {error}", _UNRECORDED)
-    if rows > steps:
-        refuse(where, text, f'at most one row for each of the {steps:g} steps of "step", not {rows}', _UNRECORDED)
-    return text
+    return numbers | {"window": window}
 
 
 def _losses(where: str, window: Any) -> list[float]:
@@ -159,7 +152,7 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
     first = numbers[0]
     dropped = control.needs_loss and not control.follows_steps and first["fraction"] != 1.0  # the base that it had
     if first["kind"] != kind or dropped:
-        names = ("step", "skipped", "loss", "grad_norm", "decay_start", "decay_steps", NORMS)
+        names = ("step", "skipped", "loss", "grad_norm", "decay_start", "decay_steps")
         kept = {name: first[name] for name in names}
         start = "level" if control.follows_steps else "lr"
         fresh = control.anew([own[start] for own in numbers]).numbers()

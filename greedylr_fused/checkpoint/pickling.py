@@ -17,7 +17,7 @@ from greedylr_fused.step.rates import Rates
 if TYPE_CHECKING:
     from greedylr_fused.optimizer import FusedAdamW
 
-_OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite", "_record_grad_norms")
+_OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite")
 
 
 def get_state(self: FusedAdamW) -> dict[str, Any]:

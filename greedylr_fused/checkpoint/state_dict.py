@@ -3,9 +3,8 @@
 `Optimizer.load_state_dict` casts floating-point state to the parameter's dtype and replaces whatever lies in
 `param_groups`; distributed checkpointing keeps only `state` and `param_groups`. So the control state travels as plain
 numbers under the key "control" of every parameter group, and moments wider than their parameter are put back here. The
-window is one text of numbers, the recorded norms are one of bytes: with `full_state_dict=True` distributed
-checkpointing takes lists apart, loses an empty one, and fails on one that is longer than that of the optimizer it
-loads.
+window is one text of numbers: with `full_state_dict=True` distributed checkpointing takes lists apart, loses an empty
+one, and fails on one that is longer than that of the optimizer it loads.
 """
 
 from __future__ import annotations
@@ -30,18 +29,16 @@ if TYPE_CHECKING:
 
 
 def state_dict(self: FusedAdamW) -> dict[str, Any]:
-    """As in torch. With a schedule or recorded norms, each group also carries, under "control", their state as numbers,
-    and with a schedule the exact LR; then it waits for the device. Without them there is no other key than in torch's,
-    which distributed checkpointing compares: it takes a plain optimizer for torch's AdamW in both directions.
+    """As in torch. With a schedule each group also carries, under "control", its state as numbers, and the exact LR;
+    then it waits for the device. Without one there is no other key than in torch's, which distributed checkpointing
+    compares: it takes a plain optimizer for torch's AdamW in both directions.
     """
 
     def complete(_: Optimizer, packed: dict[str, Any]) -> None:
-        if self.schedule is not None or self.record_grad_norms:
-            numbers = saved(self._numbers())
-            for group, own in zip(packed["param_groups"], numbers, strict=True):
+        if self.schedule is not None:
+            for group, own in zip(packed["param_groups"], saved(self._numbers()), strict=True):
                 group[KEY] = own
-                if self.schedule is not None:
-                    group["lr"] = own["lr"]
+                group["lr"] = own["lr"]
         packed["state"] = with_own_steps(packed["state"])
 
     with self.register_state_dict_post_hook(complete, prepend=True):  # other hooks see all of it
@@ -55,8 +52,7 @@ def load_state_dict(self: FusedAdamW, state_dict: dict[str, Any]) -> None:
     schedule keeps its own options: of a window longer than its own the newest losses are taken; from a checkpoint
     without its numbers it starts anew from the LRs there, a step schedule at its first step, unless a scheduler of
     torch has driven that run: then a step schedule goes on from the scheduler's peak and the steps taken. (torch's
-    AdamW has no numbers; but if it loaded ours, it hands them on as they were.) Recorded norms are dropped by an
-    optimizer that records none; one that does takes those of a checkpoint without as NaN. Moments on the parameters'
+    AdamW has no numbers; but if it loaded ours, it hands them on as they were.) Moments on the parameters'
     device are copied, while those before stay until all is loaded: where memory is short, load from the CPU
     (`map_location="cpu"`).
 
@@ -170,15 +166,15 @@ def all_or_nothing(optimizer: FusedAdamW) -> Iterator[None]:
     """
     owners: tuple[object, ...] = (optimizer, optimizer._control, optimizer._engine)
     before = [(vars(owner), dict(vars(owner))) for owner in owners]
-    memory = [(tensor, tensor.clone()) for tensor in (optimizer._control.vector, optimizer._control.norms)]
+    vector = optimizer._control.vector
+    kept = vector.clone()
     try:
         yield
     except BaseException:
         for now, own in before:
             now.clear()
             now.update(own)
-        for tensor, kept in memory:
-            tensor.copy_(kept)
+        vector.copy_(kept)
         optimizer._control.restore_decay()
         raise
 

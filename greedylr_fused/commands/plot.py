@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.commands import pyplot
-from greedylr_fused.commands.told import told
+from greedylr_fused.commands.files import load_pyplot, told
 from greedylr_fused.telemetry import recorded_run
 from greedylr_fused.telemetry.decisions import CUT, EVENTS, RAISE, RESET
 from greedylr_fused.telemetry.recorded_run import SKIP, Run
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     out = given.out or str(Path(given.source).with_suffix(".png"))
     try:
-        figures = pyplot.load()
+        figures = load_pyplot()
         runs = _chosen(given)
         _draw(figures, runs, Path(given.source).name, out, log_lr=given.log_lr)
     except (OSError, ValueError) as error:

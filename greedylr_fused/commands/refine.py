@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from greedylr_fused.commands import pyplot, recorded_norms
-from greedylr_fused.commands.told import told
+from greedylr_fused.commands import gradient_norms
+from greedylr_fused.commands.files import load_pyplot, told
 from greedylr_fused.schedules import Refined, refinement
 
 #: A peak within this last share of the run is remarked upon.
@@ -25,15 +25,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     given = parser.parse_args(argv)
     try:
-        plot = pyplot.load() if given.plot else None
-        recorded = recorded_norms.read(given.source, given.run)
+        plot = load_pyplot() if given.plot else None
+        run, recorded = gradient_norms.read(Path(given.source), given.run)
         norms, name = _column(recorded, given)
         schedule = Refined.from_norms(
             norms,
             optimizer=given.optimizer,
             total_steps=given.total_steps,
             tau=given.tau,
-            source=f"{name} norms of {recorded.run} in {given.source}",
+            source=f"{name} norms of {run} in {given.source}",
         )
         schedule.save(given.out)
         print(_summary(given, norms, name, schedule))
@@ -52,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help='run.jsonl with the keys "grad_norm_l1" (for Adam) or "grad_norm" (L2, for SGD), one line per step; or a '
-        "checkpoint of an optimizer that was constructed with record_grad_norms=",
+        help='run.jsonl with the keys "grad_norm_l1" (for Adam) or "grad_norm" (L2, for SGD), each step once, as '
+        "Recorder(opt, path, grad_norms=True) writes it",
     )
     parser.add_argument("-o", "--out", default="refined.json", metavar="FILE", help="default: %(default)s")
     parser.add_argument("--plot", metavar="FILE.png", help="draw norms and schedule (needs matplotlib)")
@@ -74,17 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _column(recorded: recorded_norms.Recorded, given: argparse.Namespace) -> tuple[Tensor, str]:
+def _column(norms: Tensor, given: argparse.Namespace) -> tuple[Tensor, str]:
     """The norms of the kind that the optimizer needs, and the kind's name.
 
     Raises:
         ValueError: they were not recorded.
     """
     column, name, _ = refinement.OPTIMIZERS["sgd" if given.l2 else given.optimizer]
-    found = recorded.norms[:, column]
+    found = norms[:, column]
     if not bool(found.isfinite().any()):
-        other = bool(recorded.norms.isfinite().any())
-        remedy = 'record them with FusedAdamW(record_grad_norms=total_steps), or write "grad_norm_l1" with each step'
+        other = bool(norms.isfinite().any())
+        remedy = 'record them with Recorder(opt, path, grad_norms=True), or write "grad_norm_l1" with each step'
         if other and not given.l2 and given.optimizer == "adam":
             remedy += "; or take the L2 norms that are there with --l2, which is not what the paper does for Adam"
         raise ValueError(

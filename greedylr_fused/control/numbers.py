@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from greedylr_fused import norms
 from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SAVED, SAVED_BLOCKS, SLOT, STATE_BEGIN, TABLE
 
 if TYPE_CHECKING:
@@ -19,7 +17,7 @@ def numbers(self: Control) -> list[dict[str, Any]]:
     """Plain numbers of every group (waits for the device).
 
     One dictionary per group: the scalars named in `SAVED` and `window` (oldest loss first), the same in each, and the
-    group's own `lr`, `initial_lr` and `level`; under `grad_norms` the first has the recorded norms as one text.
+    group's own `lr`, `initial_lr` and `level`.
     """
     values = self.vector.tolist()
     shared: dict[str, Any] = {name: values[SLOT[name]] for name in SAVED}
@@ -27,10 +25,9 @@ def numbers(self: Control) -> list[dict[str, Any]]:
     ring = values[GROUPS_BEGIN + len(BLOCKS) * self.n_groups :]
     window = [ring[(head - count + i) % self.window_size] for i in range(count)]
     own = {name: values[self.block(name) :][: self.n_groups] for name in SAVED_BLOCKS}
-    texts = [norms.to_text(self.recorded()), *[""] * (self.n_groups - 1)]
     return [
-        shared | {"window": list(window), "grad_norms": text} | {name: own[name][group] for name in SAVED_BLOCKS}
-        for group, text in enumerate(texts)
+        shared | {"window": list(window)} | {name: own[name][group] for name in SAVED_BLOCKS}
+        for group in range(self.n_groups)
     ]
 
 
@@ -73,8 +70,5 @@ def load(self: Control, groups: Sequence[dict[str, Any]]) -> None:
     ring = GROUPS_BEGIN + len(BLOCKS) * self.n_groups
     values[ring : ring + len(window)] = window
     self.vector.copy_(torch.tensor(values, dtype=torch.float64, device="cpu"))
-    rows = norms.from_text(first["grad_norms"])[: len(self.norms)]
-    self.norms.fill_(math.nan)
-    self.norms[: len(rows)].copy_(rows)
     self.bounds = bounds
     self.decay_steps = int(first["decay_steps"])

@@ -28,7 +28,6 @@ TABLE: tuple[tuple[str, float | None, str], ...] = (
     ("max_grad_norm", None, "2-norm limit, +inf: no clipping"),
     ("skip_nonfinite", None, "1 if a non-finite gradient skips the step"),
     ("n_groups", None, "parameter groups"),
-    ("norms_size", None, "steps whose gradient norms are recorded, 0: none"),
     ("step", 0.0, "committed optimizer steps"),
     ("skipped", 0.0, "steps skipped for non-finite gradients"),
     ("loss_sum", 0.0, "pending: sum of weight * loss"),

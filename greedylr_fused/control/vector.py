@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused import norms
 from greedylr_fused.control import numbers as control_numbers
 from greedylr_fused.control.curve import Curve
 from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT, SLOTS, TABLE
@@ -40,18 +39,16 @@ class Control:
         lrs: starting learning rate of each group, length G; with a step schedule its peak.
         max_grad_norm: 2-norm limit of all gradients together, or None.
         skip_nonfinite: whether a non-finite gradient skips the step.
-        record_grad_norms: how many steps have the norms of their gradients recorded.
         device: where the vector lives.
         curve: that of the same schedule, if there is one already.
 
     Attributes:
-        vector: float64 [47 + 5 G + W], W = window_size with `smooth`, otherwise 0.
+        vector: float64 [46 + 5 G + W], W = window_size with `smooth`, otherwise 0.
         lr: [G] view of it, the learning rate of each group; `level`: [G], the same before the step schedule's factor.
         pending: [2] view of it, loss_sum and loss_weight.
         shared: [6] view of it, added up over ranks: loss_sum to found_inf; `shared_gradients`: [4], without the loss.
         curve: the step schedule's table.
-        norms: float32 [record_grad_norms, 2], L2 and L1 norm of the gradients by step, NaN where none was recorded.
-        reads_gradients: whether each step reads all gradients before the update.
+        measures_l1: whether each step measures the norms of the gradients, the 1-norm too; anybody may set it.
         bounds: of the level of each group, on the host.
         decay_steps: length of the late decay, 0 until it begins.
         observed: how many losses are pending, as the host knows.
@@ -64,7 +61,6 @@ class Control:
         *,
         max_grad_norm: float | None,
         skip_nonfinite: bool,
-        record_grad_norms: int = 0,
         device: torch.device,
         curve: Curve | None = None,
     ) -> None:
@@ -73,9 +69,7 @@ class Control:
             loss_driven.check_groups(len(lrs))
         self.schedule, self._loss_driven = schedule, loss_driven
         self._options: dict[str, Any] = dict(max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite)
-        self._options["record_grad_norms"] = record_grad_norms
-        self.norms = norms.empty(record_grad_norms, device)
-        self.reads_gradients = max_grad_norm is not None or skip_nonfinite or record_grad_norms > 0
+        self.measures_l1 = False
         self.n_groups = len(lrs)
         self._scaled = False
         self.decay_steps = self.observed = 0
@@ -89,7 +83,6 @@ class Control:
             "max_grad_norm": math.inf if max_grad_norm is None else float(max_grad_norm),
             "skip_nonfinite": float(skip_nonfinite),
             "n_groups": float(self.n_groups),
-            "norms_size": float(record_grad_norms),
             "fraction": fraction,
         }
         self.window_size = loss_driven.window_size if loss_driven is not None and loss_driven.smooth else 0
@@ -127,9 +120,10 @@ class Control:
         """Whether there is a step schedule, so that the LR is not the level."""
         return self.curve.base is not None
 
-    def recorded(self) -> Tensor:
-        """The rows of `norms` so far, a view (waits for the device)."""
-        return self.norms[: int(self.slot("step"))]
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether each step reads all gradients before the update."""
+        return self.measures_l1 or self._options["max_grad_norm"] is not None or self._options["skip_nonfinite"]
 
     numbers, load = control_numbers.numbers, control_numbers.load
 
@@ -238,12 +232,14 @@ class Control:
         return before or self._scaled
 
     def to(self, device: torch.device) -> None:
-        self.vector, self.norms = self.vector.to(device), self.norms.to(device)
+        self.vector = self.vector.to(device)
         self.curve.to(device)
 
     def anew(self, lrs: Sequence[float]) -> Control:
         """One with the same options for these starting LRs, on the same device."""
-        return Control(self.schedule, lrs, **self._options, device=self.device, curve=self.curve)
+        made = Control(self.schedule, lrs, **self._options, device=self.device, curve=self.curve)
+        made.measures_l1 = self.measures_l1
+        return made
 
     def grown(self, lr: float) -> Control:
         """One with another group starting at `lr`, otherwise in the state of this one. Waits for the device."""
@@ -258,7 +254,6 @@ class Control:
     def take(self, other: Control) -> None:
         """Become what the other is, in the same memory, which captured graphs read."""
         self.vector.copy_(other.vector)
-        self.norms.copy_(other.norms)
         self.bounds, self.decay_steps = other.bounds, other.decay_steps
         self.restore_decay()
 

@@ -23,9 +23,9 @@ _ENTRIES = {"schedule", "warmup_steps", "min_lr_ratio", "provenance", "values"}
 class Refined(Table):
     """The shape that an earlier run's gradients call for: high where they are small, towards zero at the end.
 
-    Made by `from_norms` from the norms that `FusedAdamW(record_grad_norms=steps)` recorded, or by the command
-    `python -m greedylr_fused refine`. Equal norms give linear decay. What is transferred is the shape: the peak LR is
-    the one that the new run's optimizer is given, to be tuned as for any schedule.
+    Made by `from_norms`, or by the command `python -m greedylr_fused refine` from the `run.jsonl` that
+    `telemetry.Recorder(opt, path, grad_norms=True)` wrote. Equal norms give linear decay. What is transferred is the
+    shape: the peak LR is the one that the new run's optimizer is given, to be tuned as for any schedule.
 
     Criticism, for the choice: the theory is for convex losses, and weights that do not depend on the gradient they
     weigh; and the run that records costs as much as the run that profits. Where the norms collapse at the end (a
@@ -61,8 +61,8 @@ class Refined(Table):
 
         Args:
             norms: of the gradients before clipping, one per step of a whole run: list, array or tensor (one on a GPU
-                is waited for). [T] are L1 norms for "adam" and L2 norms for "sgd"; of [T, 2], which
-                `opt.grad_norms()` returns, the right column is taken.
+                is waited for). [T] are L1 norms for "adam" and L2 norms for "sgd"; of [T, 2], L2
+                and L1, the right column is taken.
             optimizer: the kind that the schedule is for. "adam" (AdamW too): weights G^-1 of L1 norms; "sgd": G^-2 of
                 L2 norms.
             total_steps: length of the new run in steps, warm-up included, from 2 to 2**25. Another number than that of

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Optimizer: (column of `opt.grad_norms()`, name of the norm, exponent of the weight).
+#: Optimizer: (column of the norms, name of the norm, exponent of the weight).
 OPTIMIZERS = {"sgd": (0, "L2", -2), "adam": (1, "L1", -1)}
 DEFAULT_TAU = 0.1
 DEFAULT_FLOOR = 1e-3
@@ -23,7 +23,7 @@ def as_norms(norms: Any, optimizer: str) -> Tensor:
     """The norms that this optimizer's weights need, one per step: float64 [T] on the CPU.
 
     Args:
-        norms: list, array or tensor; [T], or [T, 2] with L2 and L1 norms as `opt.grad_norms()` returns them.
+        norms: list, array or tensor; [T], or [T, 2] with L2 and L1 norms.
         optimizer: "adam" or "sgd".
 
     Raises:
@@ -40,14 +40,14 @@ def as_norms(norms: Any, optimizer: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"refinement: got norms that are not numbers ({error}), allowed is a list, array or tensor of one {name} "
-            "norm per step, or what opt.grad_norms() returned"
+            "norm per step, or of both, [steps, 2]"
         ) from None
     if found.dim() == 2 and found.shape[1] == 2:
         found = found[:, column]
     if found.dim() != 1:
         raise ValueError(
             f"refinement: got norms of shape {tuple(found.shape)}, allowed is [steps], or [steps, 2] with L2 and L1 "
-            "norms; pass what opt.grad_norms() returned"
+            "norms; pass one of both, a row per step"
         )
     if bool((found < 0).any()):
         step = int((found < 0).nonzero()[0])
@@ -112,7 +112,7 @@ def smoothed(norms: Tensor, tau: float) -> Tensor:
     if len(finite) < 2:
         raise ValueError(
             f"refinement: got {len(finite)} finite gradient norms of {len(norms)}, allowed are 2 or more; record those "
-            "of a whole run, FusedAdamW(record_grad_norms=total_steps)"
+            "of a whole run, by Recorder(opt, path, grad_norms=True)"
         )
     found = median_filter(finite, filter_width(len(finite), tau))
     if not bool(found.any()):

@@ -85,6 +85,11 @@ class Engine:
         if self.table is not None:
             self.table.release()
 
+    @property
+    def captured(self) -> bool:
+        """Whether a graph reads a table of this engine."""
+        return bool(self._captured) or (self.table is not None and self.table.captured)
+
     def discard(self) -> None:
         """Forget the table: parameters, groups or states were replaced. What a captured graph reads is kept, unless a
         CapturedStep keeps it.

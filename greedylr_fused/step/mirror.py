@@ -33,7 +33,7 @@ class Metrics:
     grad_norm: float
     """2-norm of all gradients before clipping, after unscaling; NaN where it was not needed."""
     grad_norm_l1: float
-    """Their 1-norm; NaN unless norms are recorded (`record_grad_norms`), and before the first step after loading."""
+    """Their 1-norm; NaN unless a `Recorder(grad_norms=True)` has each step measure it."""
     skipped: int
     """Steps skipped because of a non-finite gradient."""
 
@@ -76,7 +76,7 @@ class Metrics:
             smoothed_loss=value("smoothed"),
             best=value("best"),
             grad_norm=value("grad_norm"),
-            grad_norm_l1=value("grad_abs_sum") / scale if scale else math.nan,  # N1; a loss scale may come down to 0
+            grad_norm_l1=value("grad_abs_sum") / scale if scale else math.nan,  # a loss scale may come down to 0
             skipped=int(value("skipped")),
         )
 

@@ -167,9 +167,9 @@ def check_outside_backward() -> None:
     """
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
-            "FusedAdamW(max_grad_norm=..., skip_nonfinite=True or record_grad_norms=...).step() was called from a hook "
-            "within backward(), where not all gradients are known, and each of them needs all; call step() after "
-            "backward(), or leave them out to step parameters one by one"
+            "FusedAdamW.step(): expected a call after backward(), since max_grad_norm, skip_nonfinite and "
+            "Recorder(grad_norms=True) need all gradients, got one from a hook within backward(); call step() "
+            "after it, or leave them out to step parameters one by one"
         )
 
 

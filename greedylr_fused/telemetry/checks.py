@@ -30,7 +30,7 @@ def refuse_capture(what: str, device: torch.device) -> None:
         )
 
 
-def check(opt: Any, sinks: tuple[Any, ...], capacity: Any, every: Any, seconds: Any) -> None:
+def check(opt: Any, sinks: tuple[Any, ...], capacity: Any, every: Any, seconds: Any, grad_norms: Any) -> None:
     """Check the arguments of a Recorder.
 
     Raises:
@@ -41,7 +41,12 @@ def check(opt: Any, sinks: tuple[Any, ...], capacity: Any, every: Any, seconds: 
             f"Recorder: got {type(opt).__name__}, allowed is a FusedAdamW or a DeviceSchedule; pass the optimizer "
             "itself, not what a framework has wrapped around it (its .optimizer or .optim)"
         )
-    if not sinks:
+    if grad_norms and not isinstance(opt, FusedAdamW):
+        raise TypeError(
+            f"grad_norms: expected False for a {type(opt).__name__}, which sees no gradients, got {grad_norms!r}; "
+            "leave it out, or train with FusedAdamW(..., schedule=schedule)"
+        )
+    if not sinks and not grad_norms:
         raise TypeError('Recorder: got no sink, allowed are paths and loggers; write Recorder(opt, "run.jsonl")')
     for sink in sinks:
         if not callable(sink) and not isinstance(sink, (str, os.PathLike)):

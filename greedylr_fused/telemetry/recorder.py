@@ -59,11 +59,15 @@ class Recorder:
         prefix: of the names of metrics for loggers, such as "optimizer/".
         run: name of the run in each line of a file, where several runs share one.
         seconds: after how long at most a step asks for what has been recorded, >= 0.
+        grad_norms: let each step measure the L2 and L1 norm of all gradients, before clipping and after unscaling, for
+            `schedules.Refined` (arXiv 2310.07831). They are then read before each update, as for clipping, as long as
+            the optimizer lives. Of several ranks each must construct a recorder with this, those that record nothing
+            without sinks. Default: False.
 
     Raises:
         TypeError, ValueError: another kind of optimizer or sink, or an option out of range.
         OSError: a file cannot be written.
-        RuntimeError: a CUDA graph is being captured.
+        RuntimeError: a CUDA graph is being captured; or `grad_norms` after one was.
     """
 
     _closed = True  # until all is constructed
@@ -77,10 +81,13 @@ class Recorder:
         prefix: str = "",
         run: str | None = None,
         seconds: float = 10.0,
+        grad_norms: bool = False,
     ) -> None:
-        checks.check(opt, sinks, capacity, every, seconds)
+        checks.check(opt, sinks, capacity, every, seconds, grad_norms)
         checks.refuse_capture("Recorder()", opt._control.device)
-        norms = opt._control.norms.numel() > 0
+        if grad_norms:
+            opt._measure_norms()  # type: ignore[union-attr]  # a FusedAdamW, as was checked
+        norms = opt._control.measures_l1
         self._files: list[RunLog] = []
         self._feeds: list[Feed] = []
         for sink in sinks:

@@ -45,6 +45,7 @@ class Table:
         chunk_tensor, chunk_index: int32 [C]; chunk c covers `chunk` elements of its tensor from
             `chunk_index[c] * chunk` on, or those that are left.
         launches: one per mix of storage types.
+        l1: whether a measurement adds up absolute values, too.
         captured: whether there is a graph that reads and writes all this memory at each replay.
         lent: whether who captures now keeps this table itself, as long as its graph.
         kept: whether somebody else has captured, whose graph may live as long as the optimizer.
@@ -56,7 +57,7 @@ class Table:
     ) -> None:
         self.entries = sorted(entries, key=lambda entry: entry.mix)  # stable
         self.chunk, self._copies = chunk, copies
-        self.control, self.curve, self.norms = control.vector, control.curve.values, control.norms
+        self.control, self.curve, self.l1 = control.vector, control.curve.values, control.measures_l1
         self.n_groups = control.n_groups
         self.device = self.control.device
         moments = [[e.moment(name) if name in e.moments else None for e in self.entries] for name in MOMENTS]

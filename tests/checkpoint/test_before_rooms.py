@@ -6,6 +6,7 @@ how that run went on: its learning rates after each later step, and its paramete
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ def test_a_run_goes_on_to_the_bit(name: str) -> None:
     run = saved(name)
     params = [torch.nn.Parameter(value) for value in run["params"]]
     opt = optimizer(params, name)
-    opt.load_state_dict(run["state_dict"])
+    dropped = pytest.warns(UserWarning, match="gradient norms .* are dropped")
+    with dropped if name.startswith("recorded_norms") else contextlib.nullcontext():
+        opt.load_state_dict(run["state_dict"])
     assert continued(opt, params, run["losses"], run["step"]) == run["lrs"]
     assert all(torch.equal(now, then) for now, then in zip(params, run["params_after"], strict=True))
 

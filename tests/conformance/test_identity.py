@@ -266,7 +266,7 @@ def test_add_param_group_interrupted(device, backend, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("greedylr_fused.rates.Mirror", fail)
+        patch.setattr("greedylr_fused.step.rates.Mirror", fail)
         opt.add_param_group({"params": [parameter(torch.zeros(2, device=device))]})
     stepped(opt)
     assert latest(opt).step == 1

@@ -78,6 +78,7 @@ class Training:
         machine: where and with which backend.
         dtypes: of the parameters, each of which there is in every size.
         sizes: elements of the parameters.
+        norms: measured at each step for a recorder.
         options: of FusedAdamW.
     """
 
@@ -87,6 +88,7 @@ class Training:
         *,
         dtypes: Sequence[torch.dtype] = (torch.float32,),
         sizes: Sequence[int] = SIZES,
+        norms: bool = False,
         **options: object,
     ) -> None:
         self.machine = machine

@@ -17,7 +17,7 @@ OPTIONS = {
     "clipping": {"max_grad_norm": 0.01},
     "amsgrad": {"amsgrad": True, "weight_decay": 0.5},
     "two_mixes": {"dtypes": (torch.float32, BF16), "max_grad_norm": 0.01},
-    "recording": {"record_grad_norms": 9},
+    "measuring": {"norms": True},
     "float32_moments": {"dtypes": (BF16,), "state_dtype": torch.float32},
 }
 

@@ -105,7 +105,7 @@ class TritonBackend:
         self._n_tensors = len(table.entries)
         self._decide = _Kernel(control.decide_kernel, 1, (table.control,))
         steps = self._plan_steps()
-        closing = (table.control, table.curve, table.norms, table.ptrs, table.steps, *steps)
+        closing = (table.control, table.curve, table.ptrs, table.steps, *steps)
         self._commit = _Kernel(control.commit_kernel, 1, closing)
         # Kernels compile at their first call: those of a process of several ranks never do in a single one.
         self._measures = {decides: self._plan_measures(decides) for decides in (False, True)}
@@ -135,7 +135,7 @@ class TritonBackend:
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, at.first)
             scalars = (table.group, table.hyper, table.curve, table.steps)
             closes = commits and at is table.launches[-1]
-            args = (*tensors, *scalars, *steps, counter, table.norms, *_types(mix), *_shape(table, mix), closes)
+            args = (*tensors, *scalars, *steps, counter, *_types(mix), *_shape(table, mix), closes)
             kernels.append(_Kernel(update_kernel, at.count, args))
         return kernels
 
@@ -155,7 +155,7 @@ class TritonBackend:
             spans.append((grad, first.first, count, n_groups))
             n_groups += -(-count // GROUP)
         n_sums = table.chunk_tensor.numel() + n_groups
-        l1 = table.norms.numel() > 0
+        l1 = table.l1
         sums = (self._zeros(n_sums * (1 + l1), torch.float64), self._zeros(n_sums, torch.int32))
         if not spans:
             return [_Kernel(conclude_kernel, 1, (table.control, *sums, 0, decides, l1))]

@@ -1,4 +1,4 @@
-"""The control vector in Triton: G1-G4, N1, S1-S3, and by `observe.py` C1-C9, run by the last program of a
+"""The control vector in Triton: G1-G4, S1-S3, and by `observe.py` C1-C9, run by the last program of a
 launch or as a tiny program of their own.
 
 Scalars are stored by one thread of the program, which sees its own stores in order; what the others compute is
@@ -17,7 +17,7 @@ from greedylr_fused.tensors.formats import Row
 _MAX_GRAD_NORM, _SKIP_NONFINITE, _N_GROUPS = slots("max_grad_norm skip_nonfinite n_groups")
 _STEP, _SKIPPED, _LOSS_SUM, _LOSS_WEIGHT = slots("step skipped loss_sum loss_weight")
 _GRAD_SQ_SUM, _GRAD_ABS_SUM, _GRAD_NONFINITE = slots("grad_sq_sum grad_abs_sum grad_nonfinite")
-_GRAD_SCALE, _NORMS_SIZE = slots("grad_scale norms_size")
+(_GRAD_SCALE,) = slots("grad_scale")
 _FOUND_INF, _GRAD_NORM, _GRAD_MULTIPLIER, _SKIP = slots("found_inf grad_norm grad_multiplier skip")
 _CURVE_LENGTH, _DECAY_START, _DECAY_STEPS, _FRACTION = slots("curve_length decay_start decay_steps fraction")
 _GRAD = tl.constexpr(int(Row.GRAD))
@@ -116,25 +116,14 @@ def _advance_steps(ptrs, steps, n_tensors, others, n_others):
 
 
 @triton.jit
-def _record(c, norms):
-    """The norms of the step that ends, at its place among those recorded, if there is one."""
-    step = tl.load(c + _STEP)
-    if step < tl.load(c + _NORMS_SIZE):  # N1
-        row = norms + 2 * step.to(tl.int64)
-        tl.store(row, tl.load(c + _GRAD_NORM).to(tl.float32))
-        tl.store(row + 1, (tl.load(c + _GRAD_ABS_SUM) / tl.load(c + _GRAD_SCALE)).to(tl.float32))
-
-
-@triton.jit
-def commit(c, curve, norms, ptrs, steps, n_tensors, others, n_others):
-    """Close the step: its norms, the step counts of `others`, then loss and step index decide the next LRs."""
+def commit(c, curve, ptrs, steps, n_tensors, others, n_others):
+    """Close the step: the step counts of `others`, then loss and step index decide the next LRs."""
     loss_sum, loss_weight = tl.load(c + _LOSS_SUM), tl.load(c + _LOSS_WEIGHT)
     tl.store(c + _LOSS_SUM, 0.0)
     tl.store(c + _LOSS_WEIGHT, 0.0)
     if tl.load(c + _SKIP) != 0:
         tl.store(c + _SKIPPED, tl.load(c + _SKIPPED) + 1)
     else:
-        _record(c, norms)
         _advance_steps(ptrs, steps, n_tensors, others, n_others)
         step = tl.load(c + _STEP) + 1
         tl.store(c + _STEP, step)
@@ -143,7 +132,7 @@ def commit(c, curve, norms, ptrs, steps, n_tensors, others, n_others):
         _set_lr(c, curve, step)
 
 
-@triton.jit(do_not_specialize=["c", "curve", "norms", "ptrs", "steps", "n_tensors", "others", "n_others"])
-def commit_kernel(c, curve, norms, ptrs, steps, n_tensors, others, n_others):
+@triton.jit(do_not_specialize=["c", "curve", "ptrs", "steps", "n_tensors", "others", "n_others"])
+def commit_kernel(c, curve, ptrs, steps, n_tensors, others, n_others):
     """`commit` for a table that has nothing to update, or after the update."""
-    commit(c, curve, norms, ptrs, steps, n_tensors, others, n_others)
+    commit(c, curve, ptrs, steps, n_tensors, others, n_others)

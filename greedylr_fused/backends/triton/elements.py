@@ -190,7 +190,7 @@ def _update_chunk(
 
 
 _UPDATE_ARGS = "ptrs numel chunk_tensor chunk_index control first_chunk group hyper curve steps".split()
-_UPDATE_ARGS += "n_tensors others n_others counter norms".split()
+_UPDATE_ARGS += "n_tensors others n_others counter".split()
 
 
 @triton.jit(do_not_specialize=_UPDATE_ARGS)
@@ -209,7 +209,6 @@ def update_kernel(
     others,
     n_others,
     counter,
-    norms,
     P: tl.constexpr,
     G: tl.constexpr,
     S: tl.constexpr,
@@ -240,4 +239,4 @@ def update_kernel(
             _update_chunk(starts, begin, body, count, scalars, P, G, S, T, True, BLOCK, REST)
     if CLOSES:
         if last_to_finish(counter, tl.num_programs(0)):
-            commit(control, curve, norms, ptrs, steps, n_tensors, others, n_others)
+            commit(control, curve, ptrs, steps, n_tensors, others, n_others)

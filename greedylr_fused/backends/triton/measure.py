@@ -4,7 +4,7 @@ One program per chunk. Sums are added in a tree that depends on the table alone:
 a group by whichever of its programs finishes last, the groups by the last of those. So the end has few sums left to
 add, and never in another order.
 
-With L1, which is where norms are recorded, absolute values are added up beside the squares. It is a constant of the
+With L1 absolute values are added up beside the squares. It is a constant of the
 compilation: without it nothing is paid for it.
 """
 

@@ -25,7 +25,7 @@ from greedylr_fused.commands import doctor
 from greedylr_fused.commands.bench import timing as bench_timing
 from greedylr_fused.commands.bench.cases import CLIP, FUSED, MOST, OURS, STEP, cases, that_fit
 from greedylr_fused.commands.bench.timing import Result
-from greedylr_fused.commands.told import told
+from greedylr_fused.commands.files import told
 from greedylr_fused.version import __version__
 
 _COLUMNS = ("work", "optimizer", "ms", "20-80 %", "GB/s", "speed")
