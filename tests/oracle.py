@@ -13,7 +13,7 @@ from transformers.optimization import GreedyLR as Upstream
 
 from greedylr_fused import GreedyLR
 from greedylr_fused.backends import BACKENDS
-from greedylr_fused.control.slots import GROUPS_BEGIN, SLOT
+from greedylr_fused.control.slots import SLOT, block
 from greedylr_fused.control.vector import Control
 from greedylr_fused.schedules import LossSchedule, LossSpec
 from greedylr_fused.tensors.copies import Copies
@@ -50,13 +50,15 @@ def upstream_trace(case: Case) -> list[list[float]]:
     return trace
 
 
-def spec_trace(case: Case) -> list[list[float]]:
+def spec_trace(case: Case, *, told: bool = False) -> list[list[float]]:
+    """With what was decided at the end of each row, if it is to be `told`."""
     spec = LossSpec(case.config, case.lrs)
     trace = []
     for loss in case.losses:
         lrs = spec.observe(loss)
         state = [spec.best, spec.good, spec.bad, spec.cooldown_left, spec.warmup_left, spec.resets_left]
-        trace.append([*lrs, *map(float, (*state, spec.window_sum, len(spec.window)))])
+        events = [spec.event] if told else []
+        trace.append([*lrs, *map(float, (*state, spec.window_sum, len(spec.window), *events))])
     return trace
 
 
@@ -76,7 +78,7 @@ class Driven:
         self.table = Table([], self.control, kind.chunk_size, Copies(), kind.writes_copies)
         self.backend = kind(self.table)
         self.columns = torch.tensor(
-            [*range(GROUPS_BEGIN, GROUPS_BEGIN + len(lrs)), *(SLOT[name] for name in names)], device=device
+            [*range(*block("lr", len(lrs)).indices(2**31)), *(SLOT[name] for name in names)], device=device
         )
 
     def observe(self, pending: Tensor) -> Tensor:
@@ -86,8 +88,8 @@ class Driven:
         return self.control.vector[self.columns]
 
 
-def backend_trace(backend: str, device: torch.device, case: Case) -> list[list[float]]:
-    return lr_trace(backend, device, case, COMPARED)
+def backend_trace(backend: str, device: torch.device, case: Case, *, told: bool = False) -> list[list[float]]:
+    return lr_trace(backend, device, case, (*COMPARED, "event") if told else COMPARED)
 
 
 def lr_trace(backend: str, device: torch.device, case: Case, names: Sequence[str]) -> list[list[float]]:

@@ -12,8 +12,10 @@ from support import parameter
 from greedylr_fused import FusedAdamW, GreedyLR, available_backends, backends
 from greedylr_fused.backends import BACKENDS, Choice, resolve
 from greedylr_fused.backends.base import Backend
-from greedylr_fused.control.slots import GROUPS_BEGIN, SLOTS
+from greedylr_fused.control import slots
+from greedylr_fused.control.slots import BLOCKS, SLOTS
 from greedylr_fused.control.vector import Control
+from greedylr_fused.schedules.loss_driven import Event, Kind, Remembers
 from greedylr_fused.tensors.formats import MIXES, DType, Hyper, Row
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,12 +107,22 @@ def test_exports():
 
 
 def test_slots_are_the_same_in_every_language():
+    """Names, order, words and the blocks under which they stand."""
     assert native().SLOTS == SLOTS
     header = (ROOT / "csrc/core/slots.h").read_text()
-    assert (
-        tuple(re.findall(r"^\s*X\((\w+)\)", header.split("GREEDYLR_SLOTS(X)")[1].split("namespace slot")[0], re.M))
-        == SLOTS
-    )
+    for name in ("CONFIGURATION", "MEMORY", "STEP"):
+        rows = re.search(rf"#define GREEDYLR_{name}\(X\)(.*?[^\\])$", header, re.S | re.M)[1]
+        listed = re.findall(r"X\((\w+)\)\s*/\* (.*?) \*/", rows)
+        assert listed == [(slot, words) for slot, _, words in getattr(slots, name)]
+    blocks = re.search(r"#define GREEDYLR_BLOCKS\(X\)(.*)", header)[1]
+    assert tuple(re.findall(r"X\((\w+)\)", blocks)) == BLOCKS
+
+
+@pytest.mark.parametrize("codes", [Kind, Remembers, Event], ids=lambda codes: codes.__name__)
+def test_codes_in_slots_are_the_same_in_every_language(codes):
+    header = (ROOT / "csrc/core/slots.h").read_text()
+    listed = re.search(rf"enum class {codes.__name__} : int {{ (.*?) }};", header)[1].split(", ")
+    assert [(code.name, code.value) for code in codes] == list(zip(listed, range(len(listed)), strict=True))
 
 
 def test_dtypes_and_mixes_are_the_same_in_every_language():
@@ -133,22 +145,22 @@ def test_the_control_vector_has_the_documented_size():
     control = Control(
         GreedyLR(smooth=True, window_size=7), [0.1, 0.2], max_grad_norm=1.0, skip_nonfinite=True, device=CPU
     )
-    assert control.vector.shape == (47 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and GROUPS_BEGIN == 47
+    assert control.vector.shape == (47 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and len(SLOTS) == 47
 
 
-TAG = re.compile(r"(?://|#)\s*([ACGNS]\d)\b(?!\s*(?:-|\.\.|to))")
+TAG = re.compile(r"(?://|#)\s*([ACGS]\d)\b(?!\s*(?:-|\.\.|to))")
 FORMS = {
     "csrc/core/adamw.h": "A",
-    "csrc/core/control.h": "GNS",
+    "csrc/core/control.h": "GS",
     "csrc/core/observe.h": "C",
     "greedylr_fused/backends/adamw.py": "A",
     "greedylr_fused/schedules/loss_spec.py": "C",
-    "greedylr_fused/backends/reference.py": "GNCS",
-    "greedylr_fused/backends/triton/control.py": "GNS",
+    "greedylr_fused/backends/reference.py": "GCS",
+    "greedylr_fused/backends/triton/control.py": "GS",
     "greedylr_fused/backends/triton/observe.py": "C",
     "greedylr_fused/backends/triton/elements.py": "A",
 }
-COUNT = {"A": 6, "G": 4, "N": 1, "C": 9, "S": 3}
+COUNT = {"A": 6, "G": 4, "C": 9, "S": 3}
 
 
 def comments(path):

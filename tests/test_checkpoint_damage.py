@@ -146,15 +146,13 @@ DAMAGE = {
         ValueError,
         r'\["window"\] is \'2.7 x\', allowed is a text of numbers',
     ),
-    "norms number": (control("grad_norms", 3.0), TypeError, r'\["grad_norms"\] is 3.0, allowed is a text'),
-    "norms words": (control("grad_norms", "a few"), ValueError, r'\["grad_norms"\] is \'a few\', allowed is .*base64'),
-    "norms accents": (control("grad_norms", "\xe9" * 4), ValueError, r'\["grad_norms"\] is .*it is no base64'),
-    "norms cut": (control("grad_norms", "AACAPwAA"), ValueError, r'\["grad_norms"\].*6 bytes are not rows of 8'),
-    "more norms than steps": (
-        control("grad_norms", "A" * 86 + "=="),
+    "a later version": (control("version", 2), ValueError, r'\["version"\] is 2, allowed is at most 1; update'),
+    "a version that is none": (
+        control("version", "new"),
         ValueError,
-        r'\["grad_norms"\].* is at most one row for each of the 4 steps of "step", not 8',
+        r'\["version"\] is \'new\', allowed is at most 1',
     ),
+    "an event that is none": (control("event", 7.0), ValueError, r'\["event"\] is 7.0, allowed is 0 or 1 or 2 or 3'),
 }
 
 

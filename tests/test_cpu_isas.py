@@ -11,7 +11,7 @@ import torch
 from support import assert_same_bits
 
 from greedylr_fused import FusedAdamW
-from greedylr_fused.control.slots import BLOCKS, SLOTS
+from greedylr_fused.control.slots import SLOTS, block, ring_begin
 from greedylr_fused.tensors import formats
 
 native = pytest.importorskip("greedylr_fused._cpu", reason="the CPU module was not built", exc_type=ImportError)
@@ -55,11 +55,11 @@ class Problem:
         self.norm_weight = torch.ones(len(sizes), dtype=torch.float64)
         chunks = [(i, k) for i, n in enumerate(sizes) for k in range(-(-n // CHUNK))]
         self.chunk_tensor, self.chunk_index = torch.tensor(chunks, dtype=torch.int32).T.contiguous()
-        self.control = torch.zeros(len(SLOT) + len(BLOCKS), dtype=torch.float64)
+        self.control = torch.zeros(ring_begin(1), dtype=torch.float64)
         slots = {"n_groups": 1, "grad_scale": 2, "max_grad_norm": float("inf")}
         for name, value in slots.items():
             self.control[SLOT[name]] = value
-        self.control[len(SLOT)] = 0.01
+        self.control[block("lr", 1)] = 0.01
         self.curve = torch.ones(1, dtype=torch.float64)
         tensors = ("ptrs", "numel", "group", "hyper", "steps", "norm_weight", "chunk_tensor", "chunk_index", "control")
         tensors = (*tensors, "curve")

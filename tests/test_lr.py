@@ -7,7 +7,7 @@ from lagging import install
 from support import assert_same, parameter, snapshot
 
 from greedylr_fused import FusedAdamW, GreedyLR
-from greedylr_fused.control.slots import GROUPS_BEGIN
+from greedylr_fused.control.slots import block
 
 GREEDY = GreedyLR(patience=0, factor=0.5, smooth=False)
 
@@ -79,7 +79,7 @@ def test_set_lr_is_seen_at_once():
     opt.step(loss=3.0)
     vector = opt._control.vector
     opt.set_lr([0.25, 0.75])
-    assert vector[GROUPS_BEGIN : GROUPS_BEGIN + 2].tolist() == [0.25, 0.75] == shown(opt) == opt.last_lr()
+    assert vector[block("lr", 2)].tolist() == [0.25, 0.75] == shown(opt) == opt.last_lr()
     opt.set_lr(0.5)
     assert shown(opt) == [0.5, 0.5] == list(opt.metrics().lr)
     opt.set_lr([np.float32(0.125), np.float64(0.5)])

@@ -15,7 +15,7 @@ LRS = (0.01, 0.02)
 
 
 class Telling(LossSpec):
-    """The specification, which also tells what it did."""
+    """The specification, and what it did as its state before and after shows."""
 
     def __init__(self, config, lrs):
         self.resets = 0
@@ -25,11 +25,12 @@ class Telling(LossSpec):
         super()._start_over()
         self.resets += 1
 
-    def event(self, loss):
+    def decision(self, loss):
         before, resets, best = list(self.lr), self.resets, self.best
         self.observe(loss)
         if self.resets > resets:
-            return "reset" if self.lr != before or self.best != best else None
+            cut = any(max(lr * self.config.factor, low) < lr for lr, low in zip(before, self.min_lr, strict=True))
+            return "reset" if self.lr != before or self.best != best or cut else None
         if self.lr == before:
             return None
         return "raise" if any(new > old for new, old in zip(self.lr, before, strict=True)) else "cut"
@@ -97,7 +98,7 @@ def test_events_are_the_specifications_decisions(seed):
             expected.append(None)
         else:
             step(opt, loss)
-            expected.append(spec.event(loss))
+            expected.append(spec.decision(loss))
     recorder.close()
     assert [each.event for each in kept.steps] == expected
     assert opt._control.level.tolist() == spec.lr
@@ -110,7 +111,7 @@ def test_the_random_runs_have_all_that_may_happen():
         rng = random.Random(seed)
         spec = Telling(random_schedule(rng), LRS)
         for loss in random_losses(rng, 150):
-            counts[spec.event(loss)] += 1
+            counts[spec.decision(loss)] += 1
     assert min(counts.values()) > 100, counts
 
 
@@ -132,7 +133,7 @@ def test_an_lr_that_the_host_writes_is_no_event(base, patience):
             for group, level in zip(opt.param_groups, spec.lr, strict=True):
                 group["lr"] = level * fraction
         step(opt, loss)
-        expected.append(spec.event(loss))
+        expected.append(spec.decision(loss))
     recorder.close()
     assert [each.event for each in kept.steps] == expected
     assert written > 100 and {"raise", "cut"} <= set(expected)

@@ -83,7 +83,9 @@ inline Table make_table(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintpt
 inline void define_constants(py::module_& m) {
     py::list slots, mixes;
 #define GREEDYLR_SLOT_NAME(name) slots.append(#name);
-    GREEDYLR_SLOTS(GREEDYLR_SLOT_NAME)
+    GREEDYLR_CONFIGURATION(GREEDYLR_SLOT_NAME)
+    GREEDYLR_MEMORY(GREEDYLR_SLOT_NAME)
+    GREEDYLR_STEP(GREEDYLR_SLOT_NAME)
 #undef GREEDYLR_SLOT_NAME
     for (const Mix& mix : MIXES) mixes.append(py::make_tuple(int(mix.param), int(mix.grad), int(mix.state)));
     py::dict dtypes;

@@ -47,6 +47,7 @@ HOST_DEVICE inline void set_lr(double* c, const double* curve) {
 // After the update: count the step; the observed loss, if any, and the step index decide the next learning
 // rate.
 HOST_DEVICE inline void commit(double* c, const double* curve) {
+    c[slot::event] = double(Event::NONE);
     if (c[slot::skip] != 0.0) {
         c[slot::skipped] += 1.0;
         c[slot::loss_sum] = c[slot::loss_weight] = 0.0;

@@ -22,7 +22,7 @@ HOST_DEVICE inline void observe(double* c) {
     c[slot::loss_sum] = c[slot::loss_weight] = 0.0;
     c[slot::loss] = x;
     const bool finite = is_finite(x);
-    if (c[slot::kind] == 0.0) {
+    if (holds(c[slot::kind], Kind::NONE)) {
         c[slot::smoothed] = x;
         return;
     }
@@ -35,7 +35,7 @@ HOST_DEVICE inline void observe(double* c) {
 // The ring: the mean of the last window_size values, through a running sum. Adds before it subtracts, as
 // upstream does: the order is visible in the last bit.
 HOST_DEVICE inline double window_mean(double* c, double x) {
-    double* ring = c + slot::lr + LR_BLOCKS * int(c[slot::n_groups]);
+    double* ring = c + block_begin(block::count, int(c[slot::n_groups]));
     const int head = int(c[slot::window_head]);
     c[slot::window_sum] += x;
     if (c[slot::window_count] == c[slot::window_size]) {
@@ -57,12 +57,16 @@ HOST_DEVICE inline bool is_better(const double* c, double x) {
 
 HOST_DEVICE inline double worst(const double* c) { return c[slot::mode_max] != 0.0 ? -HUGE_VAL : HUGE_VAL; }
 
+HOST_DEVICE inline void set_event(double* c, Event event) { c[slot::event] = double(event); }
+
 HOST_DEVICE inline void raise_level(double* c) {
     const LrBlocks b = lr_blocks(c);
     for (int i = 0; i < b.groups; ++i) {
         const double raised = b.level[i] / c[slot::factor];
-        const double next = b.max[i] < raised ? b.max[i] : raised;
-        if (next - b.level[i] > c[slot::eps]) b.level[i] = next;
+        const double next = b.max_lr[i] < raised ? b.max_lr[i] : raised;
+        if (!(next - b.level[i] > c[slot::eps])) continue;
+        b.level[i] = next;
+        set_event(c, Event::RAISE);
     }
 }
 
@@ -72,16 +76,25 @@ HOST_DEVICE inline bool cut_level(double* c) {
     bool at_floor = true;
     for (int i = 0; i < b.groups; ++i) {
         const double cut = mul(b.level[i], c[slot::factor]);
-        const double next = b.min[i] > cut ? b.min[i] : cut;
-        if (b.level[i] - next > c[slot::eps]) b.level[i] = next;
-        at_floor = at_floor && b.level[i] <= b.min[i];
+        const double next = b.min_lr[i] > cut ? b.min_lr[i] : cut;
+        if (b.level[i] - next > c[slot::eps]) {
+            b.level[i] = next;
+            set_event(c, Event::CUT);
+        }
+        at_floor = at_floor && b.level[i] <= b.min_lr[i];
     }
     return at_floor;
 }
 
-HOST_DEVICE inline void reset(double* c) {
+// `best` is that before this observation: to forget it is an event, too.
+HOST_DEVICE inline void reset(double* c, double best) {
     const LrBlocks b = lr_blocks(c);
-    for (int i = 0; i < b.groups; ++i) b.level[i] = b.initial[i];
+    bool changed = holds(c[slot::event], Event::CUT) || best != worst(c);
+    for (int i = 0; i < b.groups; ++i) {
+        changed = changed || b.level[i] != b.initial_lr[i];
+        b.level[i] = b.initial_lr[i];
+    }
+    if (changed) set_event(c, Event::RESET);
     c[slot::best] = worst(c);
     c[slot::good] = c[slot::bad] = c[slot::cooldown_left] = c[slot::warmup_left] = 0.0;
     c[slot::resets_left] = c[slot::reset_start];
@@ -90,6 +103,7 @@ HOST_DEVICE inline void reset(double* c) {
 }
 
 HOST_DEVICE inline void judge(double* c, double x, bool finite) {
+    const double best_before = c[slot::best];
     // C3: first the memory that is due to go, then the gates.
     if (c[slot::forget_every] > 0.0) {
         if (c[slot::forget_left] == 0.0) {
@@ -105,9 +119,9 @@ HOST_DEVICE inline void judge(double* c, double x, bool finite) {
     // C4
     const bool better = finite && is_better(c, x);
     // C5
-    const bool remembered = c[slot::remembers] == 2.0   ? finite
-                            : c[slot::remembers] == 1.0 ? better
-                                                        : better && waiting == nullptr;
+    const bool remembered = holds(c[slot::remembers], Remembers::LAST)   ? finite
+                            : holds(c[slot::remembers], Remembers::BEST) ? better
+                                                                         : better && waiting == nullptr;
     if (remembered) c[slot::best] = x;
     if (waiting != nullptr) {
         *waiting -= 1.0;
@@ -129,7 +143,7 @@ HOST_DEVICE inline void judge(double* c, double x, bool finite) {
     const bool at_floor = cut_level(c);
     if (at_floor) c[slot::resets_left] -= 1.0;
     // C8
-    if (at_floor && c[slot::resets_left] <= 0.0) reset(c);
+    if (at_floor && c[slot::resets_left] <= 0.0) reset(c, best_before);
     // C9: after the reset, which therefore starts with a cooldown at the initial LR.
     c[slot::cooldown_left] = c[slot::cooldown];
     c[slot::bad] = 0.0;

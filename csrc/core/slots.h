@@ -7,68 +7,78 @@
 
 namespace greedylr {
 
-// Slots of the control vector (float64), in order. Those from kind to n_groups are configuration; those
-// from loss_sum to found_inf are added up over ranks, in place, before anything is decided from them.
-#define GREEDYLR_SLOTS(X)                                                                 \
-    X(kind)            /* 0: no loss-driven schedule, 1: GreedyLR, 2: ReduceOnPlateau */  \
-    X(mode_max)        /* 1: the larger loss is the better one */                         \
-    X(factor)          /* cut by it, raise by its inverse */                              \
-    X(patience)        /* observations */                                                 \
-    X(threshold)       /* how much better is better */                                    \
-    X(threshold_rel)   /* 1: threshold is relative to best */                             \
-    X(cooldown)        /* observations ignored after a cut */                             \
-    X(warmup)          /* observations ignored after a raise */                           \
-    X(eps)             /* absolute change of LR that is too small to write */             \
-    X(smooth)          /* 1: compare the mean of a window */                              \
-    X(window_size)     /* observations */                                                 \
-    X(reset_start)     /* cuts at the floor before a reset */                             \
-    X(raises)          /* 1: better observations raise, 0: they only do not cut */        \
-    X(remembers)       /* 0: best, unless waiting, 1: best, 2: the last observation */    \
-    X(forget_every)    /* observations until best is forgotten, 0: never */               \
-    X(curve_length)    /* values of the curve, 0: the host writes the LR */               \
-    X(max_grad_norm)   /* +inf: no clipping */                                            \
-    X(skip_nonfinite)  /* 1: skip a step whose gradients are not all finite */            \
-    X(n_groups)        /* G */                                                            \
-    X(step)            /* committed optimizer steps */                                    \
-    X(skipped)         /* steps skipped for non-finite gradients */                       \
-    X(loss_sum)        /* pending: sum of weight * loss */                                \
-    X(loss_weight)     /* pending: sum of weights, 0: no loss observed */                 \
-    X(grad_sq_sum)     /* sum of squares of this step's raw gradients, NaN: unmeasured */ \
-    X(grad_abs_sum)    /* sum of their absolute values, NaN: unmeasured */                \
-    X(grad_nonfinite)  /* 0: every gradient element of it is finite */                    \
-    X(found_inf)       /* AMP flag, any non-zero counts */                                \
-    X(loss)            /* last mean loss */                                               \
-    X(smoothed)        /* last value compared with best */                                \
-    X(best)            /* what observations are compared with */                          \
-    X(good)            /* consecutive better observations */                              \
-    X(bad)             /* consecutive not-better observations */                          \
-    X(cooldown_left)   /* observations */                                                 \
-    X(warmup_left)     /* observations */                                                 \
-    X(resets_left)     /* cuts at the floor */                                            \
-    X(forget_left)     /* observations */                                                 \
-    X(window_sum)      /* sum of the ring's values */                                     \
-    X(window_count)    /* values in the ring */                                           \
-    X(window_head)     /* next ring position to write */                                  \
-    X(decay_start)     /* step from which the late decay runs, +inf: not started */       \
-    X(decay_steps)     /* its length, steps */                                            \
-    X(fraction)        /* share of each level that the next step uses as LR */            \
-    X(grad_scale)      /* AMP loss scale */                                               \
-    X(grad_norm)       /* unscaled 2-norm of all gradients, NaN: unmeasured */            \
-    X(grad_multiplier) /* factor of every gradient element */                             \
-    X(skip)            /* 1: this step is skipped */
+// Slots of the control vector (float64), in order: written once by the host,
+#define GREEDYLR_CONFIGURATION(X)                                                     \
+    X(kind)           /* schedule: a Kind */                                          \
+    X(mode_max)       /* 1 if a larger loss is better */                              \
+    X(factor)         /* a cut multiplies by it, a raise divides by it */             \
+    X(patience)       /* observations */                                              \
+    X(threshold)      /* margin by which a loss must beat the best */                 \
+    X(threshold_rel)  /* 1 if the margin is relative to the best */                   \
+    X(cooldown)       /* observations to wait after a cut */                          \
+    X(warmup)         /* observations to wait after a raise */                        \
+    X(eps)            /* LR changes up to this size are dropped */                    \
+    X(smooth)         /* 1 if the mean over the window is compared */                 \
+    X(window_size)    /* observations */                                              \
+    X(reset_start)    /* cuts at the floor before a reset */                          \
+    X(raises)         /* 1 if better observations raise, 0 if they only do not cut */ \
+    X(remembers)      /* what observations are compared with: a Remembers */          \
+    X(forget_every)   /* observations until the best is forgotten, 0: never */        \
+    X(curve_length)   /* values of the curve, 0: the host writes the LR */            \
+    X(max_grad_norm)  /* 2-norm limit, +inf: no clipping */                           \
+    X(skip_nonfinite) /* 1 if a non-finite gradient skips the step */                 \
+    X(n_groups)       /* parameter groups */
+// what one step leaves to the next,
+#define GREEDYLR_MEMORY(X)                                                        \
+    X(step)          /* committed optimizer steps */                              \
+    X(skipped)       /* steps skipped for non-finite gradients */                 \
+    X(loss)          /* last mean loss */                                         \
+    X(smoothed)      /* last value compared with the best */                      \
+    X(best)          /* what observations are compared with */                    \
+    X(good)          /* better observations in a row */                           \
+    X(bad)           /* other observations in a row */                            \
+    X(cooldown_left) /* observations */                                           \
+    X(warmup_left)   /* observations */                                           \
+    X(resets_left)   /* cuts at the floor until a reset */                        \
+    X(forget_left)   /* observations until the best is forgotten */               \
+    X(window_sum)    /* running sum of the window */                              \
+    X(window_count)  /* losses in the window */                                   \
+    X(window_head)   /* ring position written next */                             \
+    X(decay_start)   /* step from which the late decay runs, +inf: not started */ \
+    X(decay_steps)   /* its length in steps */                                    \
+    X(fraction)      /* share of each level that the next step uses as LR */
+// and what lives within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
+#define GREEDYLR_STEP(X)                                                           \
+    X(loss_sum)        /* pending: sum of weight * loss */                         \
+    X(loss_weight)     /* pending: sum of weights, 0 if no loss was observed */    \
+    X(grad_sq_sum)     /* sum of squared raw gradients, NaN if not measured */     \
+    X(grad_abs_sum)    /* sum of absolute raw gradients, NaN if not measured */    \
+    X(grad_nonfinite)  /* non-zero if a gradient element is not finite */          \
+    X(found_inf)       /* non-zero if AMP found a non-finite gradient */           \
+    X(grad_scale)      /* loss scale of AMP */                                     \
+    X(grad_norm)       /* 2-norm of the unscaled gradients, NaN if not measured */ \
+    X(grad_multiplier) /* clip coefficient / loss scale */                         \
+    X(skip)            /* 1 if this step is skipped */                             \
+    X(event)           /* what the loss decided in it: an Event */
+// Blocks of one value per parameter group, behind the scalars; behind them is the ring of the window.
+#define GREEDYLR_BLOCKS(X) X(lr) X(initial_lr) X(min_lr) X(max_lr) X(level)
 
+#define GREEDYLR_NAME(name) name,
 namespace slot {
-#define GREEDYLR_SLOT(name) name,
-// After the named slots: five blocks of G values, lr, initial_lr, min_lr, max_lr, level, then the window
-// ring.
-enum Slot : int { GREEDYLR_SLOTS(GREEDYLR_SLOT) lr };
-#undef GREEDYLR_SLOT
+enum Slot : int {
+    GREEDYLR_CONFIGURATION(GREEDYLR_NAME) GREEDYLR_MEMORY(GREEDYLR_NAME) GREEDYLR_STEP(GREEDYLR_NAME) count
+};
 }  // namespace slot
-static_assert(slot::n_groups == 18 && slot::skip == 45 && slot::lr == 46,
-              "the layout that every backend reads");
+namespace block {
+enum Block : int { GREEDYLR_BLOCKS(GREEDYLR_NAME) count };
+}  // namespace block
+#undef GREEDYLR_NAME
 static_assert(slot::found_inf == slot::loss_sum + 5, "one block, for one all-reduce");
 
-constexpr int LR_BLOCKS = 5;
+// What some of the slots hold.
+enum class Kind : int { NONE, GREEDY, PLATEAU };
+enum class Remembers : int { BEST_WHILE_DECIDING, BEST, LAST };
+enum class Event : int { NONE, RAISE, CUT, RESET };
 
 inline namespace GREEDYLR_ISA {
 
@@ -81,17 +91,31 @@ HOST_DEVICE inline double mul(double a, double b) {
 #endif
 }
 
-// What a step uses is lr = level * fraction: the loss moves the level, within [min, max]; the step index
-// gives the fraction.
+// Where the values of a block begin, and after the last block the ring.
+HOST_DEVICE inline int block_begin(int which, int groups) { return slot::count + which * groups; }
+
+// What a step uses is lr = level * fraction: the loss moves the level, within [min_lr, max_lr]; the step
+// index gives the fraction.
 struct LrBlocks {
-    double *lr, *initial, *min, *max, *level;  // [G] each
+    double *lr, *initial_lr, *min_lr, *max_lr, *level;  // [G] each
     int groups;
 };
 
 HOST_DEVICE inline LrBlocks lr_blocks(double* c) {
     const int g = int(c[slot::n_groups]);
-    double* lr = c + slot::lr;
-    return {lr, lr + g, lr + 2 * g, lr + 3 * g, lr + 4 * g, g};
+    return {c + block_begin(block::lr, g),     c + block_begin(block::initial_lr, g),
+            c + block_begin(block::min_lr, g), c + block_begin(block::max_lr, g),
+            c + block_begin(block::level, g),  g};
+}
+
+// The learning rate of a group, that this step uses.
+HOST_DEVICE inline double lr_of(const double* c, int group) {
+    return c[block_begin(block::lr, int(c[slot::n_groups])) + group];
+}
+
+template <typename Code>
+HOST_DEVICE inline bool holds(double slot, Code code) {
+    return slot == double(code);
 }
 
 }  // namespace GREEDYLR_ISA

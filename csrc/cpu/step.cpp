@@ -100,8 +100,8 @@ class UpdateWorker {
         const float taken = t_.steps[tensor];
         if (group != group_ || taken != taken_) {
             const double* c = t_.control;
-            known_ = coefficients(t_.hyper + group * HYPER_COUNT, c[slot::lr + group],
-                                  c[slot::grad_multiplier], taken);
+            known_ = coefficients(t_.hyper + group * HYPER_COUNT, lr_of(c, group), c[slot::grad_multiplier],
+                                  taken);
             group_ = group;
             taken_ = taken;
         }
@@ -192,11 +192,12 @@ void Stepper::commit() const {
 void run_control(double* control, const double* curve, const double* losses, const double* weights, int64_t n,
                  double* lr_out) {
     const int groups = int(control[slot::n_groups]);
+    const double* lrs = lr_blocks(control).lr;
     for (int64_t i = 0; i < n; ++i) {
         control[slot::loss_sum] += weights[i] * losses[i];
         control[slot::loss_weight] += weights[i];
         commit(control, curve);
-        std::copy(control + slot::lr, control + slot::lr + groups, lr_out + i * groups);
+        std::copy(lrs, lrs + groups, lr_out + i * groups);
     }
 }
 

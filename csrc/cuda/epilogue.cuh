@@ -33,9 +33,9 @@ constexpr int STAGED = 512;
 template <typename Body>
 __device__ __forceinline__ void on_staged_control(double* control, const Body& body) {
     GREEDYLR_SHARED(double, staged, STAGED);
-    const double groups = control[slot::n_groups];
-    const double ring = control[slot::smooth] != 0.0 ? control[slot::window_size] : 0.0;
-    const int length = int(slot::lr + LR_BLOCKS * groups + ring);
+    const int groups = int(control[slot::n_groups]);
+    const int ring = control[slot::smooth] != 0.0 ? int(control[slot::window_size]) : 0;
+    const int length = block_begin(block::count, groups) + ring;
     const bool fits = length <= STAGED;
     if (fits) {
         for (int i = threadIdx.x; i < length; i += blockDim.x) staged[i] = control[i];

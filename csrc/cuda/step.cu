@@ -57,7 +57,7 @@ Stepper::Stepper(const Table& table, std::vector<Launch> launches, void* scratch
         grids_.push_back(grid_for(l.count, THREADS, resident_blocks(UPDATE_KERNELS[l.mix], THREADS)));
     }
     const int resident = table_.l1 ? resident_blocks(measure_kernel<true>, MEASURE_THREADS)
-                                                 : resident_blocks(measure_kernel<false>, MEASURE_THREADS);
+                                   : resident_blocks(measure_kernel<false>, MEASURE_THREADS);
     measure_grid_ = grid_for(std::min(table_.n_chunks, LOTS), MEASURE_THREADS, resident);
 }
 

@@ -94,7 +94,7 @@ __device__ __forceinline__ void prepare(Task<T>& task, const Table& t, int64_t c
     if (group == task.group && taken == task.taken) return;
     task.group = group;
     task.taken = taken;
-    task.k = rounded<T>(coefficients(t.hyper + group * HYPER_COUNT, t.control[slot::lr + group],
+    task.k = rounded<T>(coefficients(t.hyper + group * HYPER_COUNT, lr_of(t.control, group),
                                      t.control[slot::grad_multiplier], taken));
 }
 

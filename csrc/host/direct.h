@@ -1,7 +1,7 @@
 // Reading a Python tensor in place through PyTorch's C functions for compiled models (AOTInductor's shim,
 // whose binary interface is kept between versions), a quarter of the time that DLPack takes. They want the
-// address of the tensor inside its Python object; `greedylr_fused/tensors/direct.py` finds out where that is, and a
-// Watch uses what is read so only of types for which it agreed with DLPack.
+// address of the tensor inside its Python object; `greedylr_fused/tensors/direct.py` finds out where that is,
+// and a Watch uses what is read so only of types for which it agreed with DLPack.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,6 +1,6 @@
 // What must be looked at before each step: has anything that the table of addresses was built for changed,
-// and where do the gradients lie? `greedylr_fused/tensors/watch.py` is the specification of this class, and its
-// stand-in.
+// and where do the gradients lie? `greedylr_fused/tensors/watch.py` is the specification of this class, and
+// its stand-in.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -13,6 +13,7 @@ using namespace greedylr;
 namespace {
 
 const double FLAT = 1.0;  // the curve of a schedule without one
+const slot::Slot LR = slot::Slot(block_begin(block::lr, 1));
 
 struct Option {
     slot::Slot slot;
@@ -21,7 +22,7 @@ struct Option {
 
 std::vector<double> control(double lr, double min_lr, double max_lr, const std::vector<Option>& options,
                             int window = 0) {
-    std::vector<double> c(size_t(slot::lr + LR_BLOCKS + window), 0.0);
+    std::vector<double> c(size_t(block_begin(block::count, 1) + window), 0.0);
     c[slot::kind] = c[slot::n_groups] = c[slot::grad_scale] = c[slot::grad_multiplier] = 1.0;
     c[slot::threshold] = 1e-6;
     c[slot::eps] = 1e-8;
@@ -34,10 +35,10 @@ std::vector<double> control(double lr, double min_lr, double max_lr, const std::
     c[slot::best] = worst(c.data());
     c[slot::raises] = c[slot::curve_length] = 1;
     c[slot::decay_start] = INFINITY;
-    double* lrs = &c[slot::lr];
-    lrs[0] = lrs[1] = lrs[4] = lr;
-    lrs[2] = min_lr;
-    lrs[3] = max_lr;
+    const LrBlocks b = lr_blocks(c.data());
+    *b.lr = *b.initial_lr = *b.level = lr;
+    *b.min_lr = min_lr;
+    *b.max_lr = max_lr;
     return c;
 }
 
@@ -61,23 +62,26 @@ void check_golden_traces() {
     const double inf = INFINITY;
     const auto a = control(1e-3, 1e-5, 1e-2, {{patience, 1}, {factor, .5}, {warmup, 1}, {cooldown, 1}});
     const std::vector<double> a_losses = {5, 4, 3, 3.5, 3.4, 2.9, 2.8, 2.7};
-    check_trace("A", a, a_losses, lr, {.001, .002, .002, .002, .004, .004, .004, .008});
+    check_trace("A", a, a_losses, LR, {.001, .002, .002, .002, .004, .004, .004, .008});
     check_trace("A best", a, a_losses, best, {5, 4, 4, 3.5, 3.4, 3.4, 2.8, 2.7});
     check_trace("A good", a, a_losses, good, {1, 0, 0, 1, 0, 0, 1, 0});
     check_trace("A warmup", a, a_losses, warmup_left, {0, 1, 0, 0, 1, 0, 0, 1});
+    const double raise = double(Event::RAISE), cut = double(Event::CUT), reset = double(Event::RESET);
+    check_trace("A events", a, a_losses, slot::event, {0, raise, 0, 0, raise, 0, 0, raise});
     const auto b = control(1e-3, 1e-3, 2e-3, {{patience, 0}, {factor, .8}}, 3);
     const std::vector<double> b_losses = {6, 3, 9, 3, 0, 0, 9, 9};
     const double up = .0015624999999999999;
-    check_trace("B", b, b_losses, lr, {.00125, up, .00125, .001, .00125, up, .00125, .001});
+    check_trace("B", b, b_losses, LR, {.00125, up, .00125, .001, .00125, up, .00125, .001});
     check_trace("B best", b, b_losses, best, {6, 4.5, 4.5, 4.5, 4, 1, 1, 1});
     const auto c = control(4e-4, 1e-4, 1e-2, {{patience, 0}, {factor, .5}, {reset_start, 2}});
     const std::vector<double> c_losses = {1, 2, 2, 2, 2, 2, 2};
-    check_trace("C", c, c_losses, lr, {8e-4, 4e-4, 2e-4, 1e-4, 4e-4, 8e-4, 4e-4});
+    check_trace("C", c, c_losses, LR, {8e-4, 4e-4, 2e-4, 1e-4, 4e-4, 8e-4, 4e-4});
     check_trace("C resets", c, c_losses, resets_left, {2, 2, 2, 1, 2, 2, 2});
+    check_trace("C events", c, c_losses, slot::event, {raise, cut, cut, cut, reset, raise, cut});
     check_trace("C best", c, c_losses, best, {1, 1, 1, 1, inf, 2, 2});
     const auto d =
         control(1e-3, 1e-3, 1, {{patience, 0}, {factor, .9}, {threshold, .01}, {threshold_rel, 1}});
-    check_trace("D", d, {2, 1.99, 1.97, 1.95}, lr,
+    check_trace("D", d, {2, 1.99, 1.97, 1.95}, LR,
                 {.0011111111111111111, .001, .0011111111111111111, .0012345679012345679});
 }
 
@@ -91,9 +95,8 @@ void check_cooldown_after_reset() {
     int call = 0;
     for (const auto& row : rows) {
         while (call < row.call) feed(c, ++call == 1 ? 1.0 : 2.0);
-        CHECK(c[slot::lr] == row.lr && c[slot::cooldown_left] == row.cooldown &&
-                  c[slot::resets_left] == row.resets,
-              "trace R, call %d: lr %g, cooldown %g, resets %g", call, c[slot::lr], c[slot::cooldown_left],
+        CHECK(c[LR] == row.lr && c[slot::cooldown_left] == row.cooldown && c[slot::resets_left] == row.resets,
+              "trace R, call %d: lr %g, cooldown %g, resets %g", call, c[LR], c[slot::cooldown_left],
               c[slot::resets_left]);
     }
 }
@@ -113,11 +116,11 @@ void check_nonfinite_loss() {
 void check_skip_and_silence() {
     auto c = control(1e-3, 1e-5, 1e-2, {{slot::patience, 0}, {slot::factor, .5}});
     commit(c.data(), &FLAT);
-    CHECK(c[slot::step] == 1 && c[slot::lr] == 1e-3, "a step without a loss only counts");
+    CHECK(c[slot::step] == 1 && c[LR] == 1e-3, "a step without a loss only counts");
     c[slot::skip_nonfinite] = c[slot::grad_nonfinite] = 1.0;
     decide(c.data());
     feed(c, 1.0);
-    CHECK(c[slot::step] == 1 && c[slot::skipped] == 1 && c[slot::lr] == 1e-3,
+    CHECK(c[slot::step] == 1 && c[slot::skipped] == 1 && c[LR] == 1e-3,
           "a skipped step changes nothing else");
     CHECK(c[slot::loss_sum] == 0 && c[slot::loss_weight] == 0, "and drops its loss");
 }

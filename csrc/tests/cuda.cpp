@@ -73,9 +73,9 @@ struct Problem {
     bool has(Row row, int64_t tensor) const { return ptrs[size_t(row * TENSORS + tensor)] != 0; }
 
     void set_control(int window) {
-        control.assign(size_t(slot::lr + LR_BLOCKS * GROUPS + window), 0.0);
+        control.assign(size_t(block_begin(block::count, GROUPS) + window), 0.0);
         const auto set = [this](slot::Slot s, double x) { control[s] = x; };
-        set(slot::kind, 1);
+        set(slot::kind, double(Kind::GREEDY));
         set(slot::raises, 1);
         set(slot::factor, 0.5);
         set(slot::smooth, 1);
@@ -89,9 +89,10 @@ struct Problem {
         set(slot::decay_steps, 2);
         set(slot::grad_scale, 1);
         set(slot::grad_multiplier, 0.75);
+        const LrBlocks b = lr_blocks(control.data());
         for (int g = 0; g < GROUPS; ++g) {
-            for (const int block : {0, 1, 4}) control[size_t(slot::lr + block * GROUPS + g)] = 0.01 * (1 + g);
-            control[size_t(slot::lr + 3 * GROUPS + g)] = 1.0;
+            b.lr[g] = b.initial_lr[g] = b.level[g] = 0.01 * (1 + g);
+            b.max_lr[g] = 1.0;
         }
     }
 
@@ -126,7 +127,7 @@ struct Problem {
             const Range range = {
                 at(PARAM), at(GRAD), at(EXP_AVG), at(EXP_AVG_SQ), amsgrad ? at(MAX_EXP_AVG_SQ) : nullptr,
                 nullptr,   nullptr,  size_of(n)};
-            const auto k = coefficients(HYPER[n % GROUPS], control[size_t(slot::lr + n % GROUPS)],
+            const auto k = coefficients(HYPER[n % GROUPS], lr_of(control.data(), int(n % GROUPS)),
                                         control[slot::grad_multiplier], steps[size_t(n)]);
             loops_baseline.update[mix_of(n)][amsgrad](range, k);
             steps[size_t(n)] += 1;
@@ -196,8 +197,8 @@ void check_sum(double sum, long double exact, bool finite, double& first, int mi
     first = sum;
 }
 
-// Plain, clipped under a loss scale, and with an inf in the last gradient. Every other mix has absolute values
-// added up too, so that each type of gradient is read both with and without.
+// Plain, clipped under a loss scale, and with an inf in the last gradient. Every other mix has absolute
+// values added up too, so that each type of gradient is read both with and without.
 void check_steps(int mix, const Schedule& schedule, Sums& sums) {
     emulation::set_schedule(schedule.seed);
     emulation::set_resident_blocks(schedule.blocks);

@@ -25,7 +25,6 @@ constexpr int64_t TENSORS = 132;
 int64_t last_size = 1031;
 int64_t size_of(int64_t tensor) { return tensor < 130 ? tensor : tensor == 130 ? 257 : last_size; }
 
-
 // Tensors of all sizes and one mix; every 7th has no gradient, of three F32 parameters two have a copy.
 struct Problem {
     Problem(int mix_index, bool amsgrad, double beta1)
@@ -50,11 +49,11 @@ struct Problem {
             norm_weight.push_back(1.0 / double(1 + n % 3));
         }
         group.assign(size_t(TENSORS), 0);
-        control.assign(size_t(slot::lr + LR_BLOCKS), 0.0);
+        control.assign(size_t(block_begin(block::count, 1)), 0.0);
         control[slot::n_groups] = control[slot::grad_scale] = 1.0;
         control[slot::grad_multiplier] = 0.75;
         control[slot::max_grad_norm] = INFINITY;
-        control[slot::lr] = 0.01;
+        *lr_blocks(control.data()).lr = 0.01;
     }
 
     Stepper stepper(bool l1 = true) {

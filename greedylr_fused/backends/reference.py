@@ -9,7 +9,8 @@ from torch import Tensor
 
 from greedylr_fused.backends.adamw import Scalars, adamw
 from greedylr_fused.backends.base import staged
-from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT
+from greedylr_fused.control.slots import SLOT, block, ring_begin
+from greedylr_fused.schedules.loss_driven import Event, Kind, Remembers
 from greedylr_fused.tensors.formats import Row, real
 from greedylr_fused.tensors.table import Table
 
@@ -107,10 +108,11 @@ class Slots:
 
     def __init__(self, vector: Tensor, n_groups: int, curve: Tensor) -> None:
         self.vector, self.n_groups, self.curve = vector, n_groups, curve
-        self.lr, self.initial_lr, self.min_lr, self.max_lr, self.level = (
-            vector[GROUPS_BEGIN + k * n_groups : GROUPS_BEGIN + (k + 1) * n_groups] for k in range(len(BLOCKS))
+        self.lr, self.level = (vector[block(name, n_groups)] for name in ("lr", "level"))
+        self.initial_lr, self.min_lr, self.max_lr = (
+            vector[block(name, n_groups)] for name in ("initial_lr", "min_lr", "max_lr")
         )
-        self.window = vector[GROUPS_BEGIN + len(BLOCKS) * n_groups :]
+        self.window = vector[ring_begin(n_groups) :]
         self.zero = torch.zeros((), dtype=torch.float64, device=vector.device)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -135,10 +137,11 @@ def commit(c: Slots) -> None:
         loss=where(seen, x, c["loss"]),
         loss_sum=zero,
         loss_weight=zero,
+        event=zero,
     )
     x = where(seen & finite, _windowed(c, x, seen & finite), x)  # C2
-    c.set(smoothed=where(seen & (finite | (c["kind"] == 0)), x, c["smoothed"]))
-    _judge(c, x, seen & (c["kind"] != 0), finite)
+    c.set(smoothed=where(seen & (finite | (c["kind"] == Kind.NONE)), x, c["smoothed"]))
+    _judge(c, x, seen & (c["kind"] != Kind.NONE), finite)
     _set_lr(c, ~skip & (c["curve_length"] != 0))
 
 
@@ -187,6 +190,7 @@ def _is_better(c: Slots, x: Tensor) -> Tensor:
 
 def _judge(c: Slots, x: Tensor, active: Tensor, finite: Tensor) -> None:
     where, zero = torch.where, c.zero
+    best_before = c["best"]
     due = active & (c["forget_every"] > 0) & (c["forget_left"] == 0)  # C3
     left = where(due, c["forget_every"], c["forget_left"])
     c.set(
@@ -199,8 +203,8 @@ def _judge(c: Slots, x: Tensor, active: Tensor, finite: Tensor) -> None:
     warming = active & ~cooling & (c["warmup_left"] > 0)
     live = active & ~cooling & ~warming
     better = finite & _is_better(c, x)  # C4
-    best = better & where(c["remembers"] == 0, live, active)
-    remembered = where(c["remembers"] == 2, active & finite, best)
+    best = better & where(c["remembers"] == Remembers.BEST_WHILE_DECIDING, live, active)
+    remembered = where(c["remembers"] == Remembers.LAST, active & finite, best)
     c.set(  # C5
         cooldown_left=c["cooldown_left"] - cooling.double(),
         warmup_left=c["warmup_left"] - warming.double(),
@@ -208,14 +212,14 @@ def _judge(c: Slots, x: Tensor, active: Tensor, finite: Tensor) -> None:
         good=where(live & better, c["good"] + 1, where(active, zero, c["good"])),
         bad=where(live & ~better, c["bad"] + 1, where(active, zero, c["bad"])),
     )
-    _move(c, live)
+    _move(c, live, best_before)
 
 
 def _worst(c: Slots) -> Tensor:
     return torch.where(c["mode_max"] != 0, -torch.inf, torch.inf)
 
 
-def _move(c: Slots, live: Tensor) -> None:
+def _move(c: Slots, live: Tensor, best_before: Tensor) -> None:
     """C6..C9: raise, cut or start over."""
     where, zero = torch.where, c.zero
     factor, eps, patience = c["factor"], c["eps"], c["patience"]
@@ -224,12 +228,16 @@ def _move(c: Slots, live: Tensor) -> None:
     level = c.level.clone()
     up = torch.minimum(level / factor, c.max_lr)
     down = torch.maximum(level * factor, c.min_lr)
-    level = where(raised & (up - level > eps), up, where(cut & (level - down > eps), down, level))
+    rises, falls = raised & (up - level > eps), cut & (level - down > eps)
+    level = where(rises, up, where(falls, down, level))
     at_floor = cut & (level <= c.min_lr).all()
     left = where(raised, c["reset_start"], c["resets_left"] - at_floor.double())
     reset = at_floor & (left <= 0)  # C8
+    changed = falls.any() | (level != c.initial_lr).any() | (best_before != _worst(c))
+    event = where(falls.any(), float(Event.CUT), where(rises.any(), float(Event.RAISE), zero))
     c.level.copy_(where(reset, c.initial_lr, level))
     c.set(
+        event=where(reset & changed, float(Event.RESET), event),
         best=where(reset, _worst(c), c["best"]),
         forget_left=where(reset, c["forget_every"], c["forget_left"]),
         resets_left=where(reset, c["reset_start"], left),

@@ -12,6 +12,7 @@ from typing import Any
 from greedylr_fused.checkpoint.checks import as_float, check_count, refuse
 from greedylr_fused.control.slots import SAVED, SAVED_BLOCKS
 from greedylr_fused.control.vector import Control
+from greedylr_fused.schedules.loss_driven import Event, Kind
 from greedylr_fused.warning import warn
 
 KEY = "control"
@@ -61,6 +62,8 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
         where = f'param_groups[{index}]["{KEY}"]'
         if own.get("version", 0) not in range(VERSION + 1):
             refuse(f'{where}["version"]', own["version"], f"at most {VERSION}", "update greedylr_fused, which is older")
+        if "version" not in own:
+            own = {"event": 0.0, **own}
         if "lr" in own and "level" not in own and not _ADDED.keys() & own.keys():
             own = {**own, **_ADDED, "level": own["lr"]}
         for name in (*SAVED, *SAVED_BLOCKS, "window"):
@@ -82,9 +85,9 @@ def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
     window = _losses(f'{where}["window"]', own["window"])
     for name in _COUNTS:
         check_count(f'{where}["{name}"]', numbers[name])
-    for name, codes in (("kind", (0.0, 1.0, 2.0)), ("mode_max", (0.0, 1.0))):
-        if numbers[name] not in codes:
-            refuse(f'{where}["{name}"]', numbers[name], " or ".join(f"{code:g}" for code in codes), _ANEW)
+    for name, codes in (("kind", Kind), ("mode_max", range(2)), ("event", Event)):
+        if numbers[name] not in tuple(codes):
+            refuse(f'{where}["{name}"]', numbers[name], " or ".join(f"{code:d}" for code in codes), _ANEW)
     for name in (*SAVED_BLOCKS, "fraction"):
         if not 0 <= numbers[name] < math.inf:
             refuse(f'{where}["{name}"]', numbers[name], "a finite number >= 0", _ANEW)

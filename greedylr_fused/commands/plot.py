@@ -14,7 +14,7 @@ from torch import Tensor
 
 from greedylr_fused.commands.files import load_pyplot, told
 from greedylr_fused.telemetry import recorded_run
-from greedylr_fused.telemetry.decisions import CUT, EVENTS, RAISE, RESET
+from greedylr_fused.telemetry.history import CUT, EVENTS, RAISE, RESET
 from greedylr_fused.telemetry.recorded_run import SKIP, Run
 
 #: Form and colour of the marks.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SAVED, SAVED_BLOCKS, SLOT, STATE_BEGIN, TABLE
+from greedylr_fused.control.slots import SAVED, SAVED_BLOCKS, SLOT, SLOTS, STATE_BEGIN, TABLE, block, ring_begin
 
 if TYPE_CHECKING:
     from greedylr_fused.control.vector import Control
@@ -22,9 +22,9 @@ def numbers(self: Control) -> list[dict[str, Any]]:
     values = self.vector.tolist()
     shared: dict[str, Any] = {name: values[SLOT[name]] for name in SAVED}
     head, count = int(values[SLOT["window_head"]]), int(values[SLOT["window_count"]])
-    ring = values[GROUPS_BEGIN + len(BLOCKS) * self.n_groups :]
+    ring = values[ring_begin(self.n_groups) :]
     window = [ring[(head - count + i) % self.window_size] for i in range(count)]
-    own = {name: values[self.block(name) :][: self.n_groups] for name in SAVED_BLOCKS}
+    own = {name: values[block(name, self.n_groups)] for name in SAVED_BLOCKS}
     return [
         shared | {"window": list(window)} | {name: own[name][group] for name in SAVED_BLOCKS}
         for group in range(self.n_groups)
@@ -48,7 +48,7 @@ def load(self: Control, groups: Sequence[dict[str, Any]]) -> None:
             )
     first, fraction = groups[0], 1.0
     values = self.vector.tolist()
-    values[STATE_BEGIN:GROUPS_BEGIN] = [
+    values[STATE_BEGIN : len(SLOTS)] = [
         first.get(name, start) if start is not None or name in SAVED else 0.0 for name, start, _ in TABLE[STATE_BEGIN:]
     ]
     if self.schedule is not None:
@@ -61,13 +61,13 @@ def load(self: Control, groups: Sequence[dict[str, Any]]) -> None:
         "max_lr": [high for _, high in bounds],
         "level": [saved["level"] for saved in groups],
     }
-    for name, block in blocks.items():
-        values[self.block(name) : self.block(name) + self.n_groups] = block
+    for name, numbers in blocks.items():
+        values[block(name, self.n_groups)] = numbers
     window = first["window"]
     values[SLOT["fraction"]] = fraction
     values[SLOT["window_count"]] = float(len(window))
     values[SLOT["window_head"]] = float(len(window) % self.window_size if self.window_size else 0)
-    ring = GROUPS_BEGIN + len(BLOCKS) * self.n_groups
+    ring = ring_begin(self.n_groups)
     values[ring : ring + len(window)] = window
     self.vector.copy_(torch.tensor(values, dtype=torch.float64, device="cpu"))
     self.bounds = bounds

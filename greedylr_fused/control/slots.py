@@ -1,6 +1,6 @@
 """The slots of the control vector: name, start value and meaning of each, and what of them is shown and saved.
 
-`csrc/core/slots.h` holds the same list; a test compares the two.
+`csrc/core/slots.h` holds the same three blocks, names, order and words; a test compares them.
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 
 #: (name, start value, meaning). `None` as start value: set from the options of the optimizer at construction.
-TABLE: tuple[tuple[str, float | None, str], ...] = (
-    ("kind", None, "0: no loss-driven schedule, 1: GreedyLR, 2: ReduceOnPlateau"),
+Rows = tuple[tuple[str, float | None, str], ...]
+
+#: Written once by the host.
+CONFIGURATION: Rows = (
+    ("kind", None, "schedule: a Kind"),
     ("mode_max", None, "1 if a larger loss is better"),
-    ("factor", None, "raise divides by it, cut multiplies by it"),
+    ("factor", None, "a cut multiplies by it, a raise divides by it"),
     ("patience", None, "observations"),
     ("threshold", None, "margin by which a loss must beat the best"),
-    ("threshold_rel", None, "1 if the margin is relative"),
+    ("threshold_rel", None, "1 if the margin is relative to the best"),
     ("cooldown", None, "observations to wait after a cut"),
     ("warmup", None, "observations to wait after a raise"),
     ("eps", None, "LR changes up to this size are dropped"),
@@ -22,22 +25,19 @@ TABLE: tuple[tuple[str, float | None, str], ...] = (
     ("window_size", None, "observations"),
     ("reset_start", None, "cuts at the floor before a reset"),
     ("raises", None, "1 if better observations raise, 0 if they only do not cut"),
-    ("remembers", None, "0: the best, unless waiting, 1: the best, 2: the last observation"),
+    ("remembers", None, "what observations are compared with: a Remembers"),
     ("forget_every", None, "observations until the best is forgotten, 0: never"),
     ("curve_length", None, "values of the curve, 0: the host writes the LR"),
     ("max_grad_norm", None, "2-norm limit, +inf: no clipping"),
     ("skip_nonfinite", None, "1 if a non-finite gradient skips the step"),
     ("n_groups", None, "parameter groups"),
+)
+#: What one step leaves to the next.
+MEMORY: Rows = (
     ("step", 0.0, "committed optimizer steps"),
     ("skipped", 0.0, "steps skipped for non-finite gradients"),
-    ("loss_sum", 0.0, "pending: sum of weight * loss"),
-    ("loss_weight", 0.0, "pending: sum of weights, 0 if no loss was observed"),
-    ("grad_sq_sum", math.nan, "sum of squared raw gradients, NaN if not measured"),
-    ("grad_abs_sum", math.nan, "sum of absolute raw gradients, NaN if not measured"),
-    ("grad_nonfinite", 0.0, "non-zero if a gradient element is not finite"),
-    ("found_inf", 0.0, "non-zero if AMP found a non-finite gradient"),
     ("loss", math.nan, "last mean loss"),
-    ("smoothed", math.nan, "last value compared with best"),
+    ("smoothed", math.nan, "last value compared with the best"),
     ("best", None, "what observations are compared with"),
     ("good", 0.0, "better observations in a row"),
     ("bad", 0.0, "other observations in a row"),
@@ -51,23 +51,46 @@ TABLE: tuple[tuple[str, float | None, str], ...] = (
     ("decay_start", math.inf, "step from which the late decay runs, +inf: not started"),
     ("decay_steps", 0.0, "its length in steps"),
     ("fraction", 1.0, "share of each level that the next step uses as LR"),
+)
+#: What lives within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
+STEP: Rows = (
+    ("loss_sum", 0.0, "pending: sum of weight * loss"),
+    ("loss_weight", 0.0, "pending: sum of weights, 0 if no loss was observed"),
+    ("grad_sq_sum", math.nan, "sum of squared raw gradients, NaN if not measured"),
+    ("grad_abs_sum", math.nan, "sum of absolute raw gradients, NaN if not measured"),
+    ("grad_nonfinite", 0.0, "non-zero if a gradient element is not finite"),
+    ("found_inf", 0.0, "non-zero if AMP found a non-finite gradient"),
     ("grad_scale", 1.0, "loss scale of AMP"),
     ("grad_norm", math.nan, "2-norm of the unscaled gradients, NaN if not measured"),
     ("grad_multiplier", 1.0, "clip coefficient / loss scale"),
     ("skip", 0.0, "1 if this step is skipped"),
+    ("event", 0.0, "what the loss decided in it: an Event"),
 )
 
+TABLE = CONFIGURATION + MEMORY + STEP
 SLOTS: tuple[str, ...] = tuple(name for name, _, _ in TABLE)
 SLOT: dict[str, int] = {name: index for index, name in enumerate(SLOTS)}
-#: First slot and end of what a snapshot shows: the state scalars; the LRs of all groups follow them directly.
-STATE_BEGIN = SLOT["step"]
-GROUPS_BEGIN = len(SLOTS)
+#: First slot of what a snapshot shows: memory, step, and the blocks of the groups behind them.
+STATE_BEGIN = len(CONFIGURATION)
 
-#: What a checkpoint keeps of the scalars: decisions and counters, not the values that live within one step.
+#: What a checkpoint keeps of the scalars: decisions and counters, and of the values within a step what is shown.
 SAVED = (
     *("kind", "mode_max", "step", "skipped", "loss", "smoothed", "best", "good", "bad", "cooldown_left"),
-    *("warmup_left", "resets_left", "forget_left", "window_sum", "decay_start", "decay_steps", "fraction", "grad_norm"),
+    *("warmup_left", "resets_left", "forget_left", "window_sum", "decay_start", "decay_steps", "fraction"),
+    *("grad_norm", "event"),
 )
-#: Blocks of G values behind the scalars, and those of them that a checkpoint keeps.
+#: Blocks of one value per parameter group, G each, behind the scalars; behind them is the ring of the window. And what
+#: of them a checkpoint keeps.
 BLOCKS = ("lr", "initial_lr", "min_lr", "max_lr", "level")
 SAVED_BLOCKS = ("lr", "initial_lr", "level")
+
+
+def block(name: str, n_groups: int) -> slice:
+    """Where the values of all groups lie."""
+    begin = len(SLOTS) + BLOCKS.index(name) * n_groups
+    return slice(begin, begin + n_groups)
+
+
+def ring_begin(n_groups: int) -> int:
+    """Where the window begins."""
+    return len(SLOTS) + len(BLOCKS) * n_groups

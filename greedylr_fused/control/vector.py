@@ -4,9 +4,9 @@ One vector per optimizer. The host writes configuration into it once; from then 
 rate comes out, and nothing is read back. float64 because the decisions are compared bit for bit with schedulers
 written in Python floats: `best - 1e-6` in float32 is rounded away for any loss above 32.
 
-Layout: the scalars of `SLOTS`, then for G parameter groups `lr[G]`, `initial_lr[G]`, `min_lr[G]`, `max_lr[G]`,
-`level[G]`, then the ring of the last W losses. The loss moves the level, within the bounds; the LR is the level times
-the fraction that the step schedule's curve has for the step.
+Layout: the scalars of `SLOTS`, then the `BLOCKS`, each with a value per parameter group, then the ring of the last
+losses. The loss moves the level, within the bounds; the LR is the level times the fraction that the step schedule's
+curve has for the step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from greedylr_fused.control import numbers as control_numbers
 from greedylr_fused.control.curve import Curve
-from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT, SLOTS, TABLE
+from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS, TABLE, block
 from greedylr_fused.schedules import GreedyLR, LossSchedule, StepSchedule
 from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO
 from greedylr_fused.warning import warn
@@ -43,7 +43,7 @@ class Control:
         curve: that of the same schedule, if there is one already.
 
     Attributes:
-        vector: float64 [46 + 5 G + W], W = window_size with `smooth`, otherwise 0.
+        vector: float64 [slots + 5 G + W] for G groups, W = window_size with `smooth`, otherwise 0.
         lr: [G] view of it, the learning rate of each group; `level`: [G], the same before the step schedule's factor.
         pending: [2] view of it, loss_sum and loss_weight.
         shared: [6] view of it, added up over ranks: loss_sum to found_inf; `shared_gradients`: [4], without the loss.
@@ -87,8 +87,10 @@ class Control:
         }
         self.window_size = loss_driven.window_size if loss_driven is not None and loss_driven.smooth else 0
         lows, highs = (tuple(bound[k] for bound in self.bounds) for k in range(2))
+        scaled = [lr * fraction for lr in lrs]
+        blocks = {"lr": scaled, "initial_lr": lrs, "min_lr": lows, "max_lr": highs, "level": lrs}
         numbers = [values[name] for name in SLOTS]
-        numbers += [*(lr * fraction for lr in lrs), *lrs, *lows, *highs, *lrs, *(0.0,) * self.window_size]
+        numbers += [*(value for name in BLOCKS for value in blocks[name]), *(0.0,) * self.window_size]
         self.vector = torch.tensor(numbers, dtype=torch.float64, device="cpu").to(device)
 
     def bounds_for(self, initial_lrs: Sequence[float]) -> list[tuple[float, float]]:
@@ -142,16 +144,11 @@ class Control:
     @vector.setter
     def vector(self, vector: Tensor) -> None:
         self._vector = vector
-        self.lr = vector[GROUPS_BEGIN : GROUPS_BEGIN + self.n_groups]
-        self.level = vector[self.block("level") :][: self.n_groups]
+        self.lr, self.level = (vector[block(name, self.n_groups)] for name in ("lr", "level"))
         self.pending = vector[SLOT["loss_sum"] : SLOT["loss_weight"] + 1]
         self._pending = self.pending.unbind()
         self.shared = vector[SLOT["loss_sum"] : SLOT["found_inf"] + 1]
         self.shared_gradients = self.shared[2:]
-
-    def block(self, name: str) -> int:
-        """Where the values of all groups of that name begin."""
-        return GROUPS_BEGIN + BLOCKS.index(name) * self.n_groups
 
     def write_lr(self, group: int, lr: float | Tensor) -> None:
         """Make it the LR of the next step, without waiting; the schedule goes on from there.

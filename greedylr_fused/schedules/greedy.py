@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from greedylr_fused.schedules import checks
-from greedylr_fused.schedules.loss_driven import BEST_WHILE_DECIDING, LAST, LossSchedule
+from greedylr_fused.schedules.loss_driven import Kind, LossSchedule, Remembers
 from greedylr_fused.schedules.steps import StepSchedule
 
 #: Bounds when neither a bound nor its ratio is given, as ratios of each group's starting LR. The floor of one tenth is
@@ -96,7 +96,7 @@ class GreedyLR(LossSchedule):
     min_lr_ratio: float | None = None
     max_lr_ratio: float | None = None
 
-    code: ClassVar[int] = 1
+    kind: ClassVar[Kind] = Kind.GREEDY
     raises: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -146,6 +146,6 @@ class GreedyLR(LossSchedule):
         return low, high
 
     @property
-    def remembers(self) -> int:
+    def remembers(self) -> Remembers:
         """As transformers' class does not compare what it waits through, or, with `compare`, every observation."""
-        return LAST if self.compare == "previous" else BEST_WHILE_DECIDING
+        return Remembers.LAST if self.compare == "previous" else Remembers.BEST_WHILE_DECIDING

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any, ClassVar
 
 from greedylr_fused.schedules import checks
 from greedylr_fused.schedules.steps import StepSchedule
 
-#: What observations are compared with: the best of those that were not waited through, the best, or the last.
-BEST_WHILE_DECIDING, BEST, LAST = 0, 1, 2
+
+class Kind(IntEnum):
+    """What decides the level of an optimizer's LR (`csrc/core/slots.h`)."""
+
+    NONE = 0
+    GREEDY = 1
+    PLATEAU = 2
+
+
+class Remembers(IntEnum):
+    """What observations are compared with: the best of those that were not waited through, the best, or the last."""
+
+    BEST_WHILE_DECIDING = 0
+    BEST = 1
+    LAST = 2
+
+
+class Event(IntEnum):
+    """What the loss decided in a step: a change of the level, not one that a bound or `eps` left out. A reset is one
+    too where it changed the best alone.
+    """
+
+    NONE = 0
+    RAISE = 1
+    CUT = 2
+    RESET = 3
 
 
 class LossSchedule:
@@ -21,11 +46,11 @@ class LossSchedule:
     from this, or fixed by them.
 
     Attributes:
-        code: of the kind of schedule, in checkpoints.
+        kind: of schedule, in checkpoints.
         raises: whether better observations raise the level.
     """
 
-    code: ClassVar[int]
+    kind: ClassVar[Kind]
     raises: ClassVar[bool]
 
     mode: str
@@ -43,8 +68,8 @@ class LossSchedule:
     base: StepSchedule | None
 
     @property
-    def remembers(self) -> int:
-        """One of `BEST_WHILE_DECIDING`, `BEST` and `LAST`."""
+    def remembers(self) -> Remembers:
+        """What observations are compared with."""
         raise NotImplementedError
 
     def bounds(self, lr: float, group: int) -> tuple[float, float]:
@@ -65,7 +90,7 @@ class LossSchedule:
         """The values of the control vector that this configuration fixes."""
         same = ("factor", "patience", "threshold", "cooldown", "warmup", "eps", "smooth", "window_size", "reset_start")
         return {
-            "kind": float(self.code),
+            "kind": float(self.kind),
             "mode_max": float(self.mode == "max"),
             "threshold_rel": float(self.threshold_mode == "rel"),
             "best": -math.inf if self.mode == "max" else math.inf,

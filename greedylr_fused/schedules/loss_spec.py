@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-from greedylr_fused.schedules.loss_driven import BEST, LAST, LossSchedule
+from greedylr_fused.schedules.loss_driven import Event, LossSchedule, Remembers
 
 
 class Window(deque[float]):
@@ -36,6 +36,9 @@ class LossSpec:
     Args:
         config: the options; without `base`.
         lrs: starting learning rate of each parameter group.
+
+    Attributes:
+        event: what the last observation decided.
     """
 
     def __init__(self, config: LossSchedule, lrs: Sequence[float]) -> None:
@@ -46,6 +49,7 @@ class LossSpec:
         bounds = [config.bounds(lr, g) for g, lr in enumerate(self.lr)]
         self.min_lr = [low for low, _ in bounds]
         self.max_lr = [high for _, high in bounds]
+        self.event = Event.NONE
         self._start_over()
 
     def _start_over(self) -> None:
@@ -65,7 +69,7 @@ class LossSpec:
 
     def observe(self, loss: float) -> list[float]:
         """Take the loss of one step; return the learning rate of every group for the next step."""
-        x = float(loss)  # C1: the observation
+        x, self.event, best_before = float(loss), Event.NONE, self.best  # C1: the observation
         finite = math.isfinite(x)
         if finite and self.config.smooth:  # C2: window
             x = self.window.mean_with(x)
@@ -84,16 +88,16 @@ class LossSpec:
             self.warmup_left -= 1
             self.good = self.bad = 0
         else:
-            self._decide(better)
+            self._decide(better, best_before)
         return list(self.lr)
 
-    def _decide(self, better: bool) -> None:
+    def _decide(self, better: bool, best_before: float) -> None:
         self.good, self.bad = (self.good + 1, 0) if better else (0, self.bad + 1)
         if self.config.raises and self.good > self.config.patience:  # C6: raise
             for g, lr in enumerate(self.lr):
                 new = min(lr / self.config.factor, self.max_lr[g])
                 if new - lr > self.config.eps:
-                    self.lr[g] = new
+                    self.lr[g], self.event = new, Event.RAISE
             self.resets_left = self.config.reset_start
             self.warmup_left = self.config.warmup
             self.good = 0
@@ -101,12 +105,15 @@ class LossSpec:
             for g, lr in enumerate(self.lr):
                 new = max(lr * self.config.factor, self.min_lr[g])
                 if lr - new > self.config.eps:
-                    self.lr[g] = new
+                    self.lr[g], self.event = new, Event.CUT
             if all(lr <= low for lr, low in zip(self.lr, self.min_lr, strict=True)):
                 self.resets_left -= 1
                 if self.resets_left <= 0:  # C8: reset
+                    changed = self.event is Event.CUT or self.lr != self.initial_lr
                     self.lr = list(self.initial_lr)
                     self._start_over()
+                    if changed or self.best != best_before:
+                        self.event = Event.RESET
             self.cooldown_left = self.config.cooldown  # C9: after a reset too, as upstream
             self.bad = 0
 
@@ -117,6 +124,6 @@ class LossSpec:
         return x > (best * (1.0 + threshold) if relative else best + threshold)
 
     def _remembers(self, finite: bool, better: bool, waits: bool) -> bool:
-        if self.config.remembers == LAST:
+        if self.config.remembers is Remembers.LAST:
             return finite
-        return better and (self.config.remembers == BEST or not waits)
+        return better and (self.config.remembers is Remembers.BEST or not waits)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from greedylr_fused.schedules.loss_driven import BEST, LossSchedule
+from greedylr_fused.schedules.loss_driven import Kind, LossSchedule, Remembers
 from greedylr_fused.schedules.steps import StepSchedule
 
 
@@ -54,7 +54,7 @@ class ReduceOnPlateau(LossSchedule):
     window_size: int = 50
     base: StepSchedule | None = None
 
-    code: ClassVar[int] = 2
+    kind: ClassVar[Kind] = Kind.PLATEAU
     raises: ClassVar[bool] = False
     warmup: ClassVar[int] = 0  # type: ignore[misc]
     forget_every: ClassVar[int] = 0  # type: ignore[misc]
@@ -79,6 +79,6 @@ class ReduceOnPlateau(LossSchedule):
         return low, math.inf
 
     @property
-    def remembers(self) -> int:
+    def remembers(self) -> Remembers:
         """The best, also of what is waited through."""
-        return BEST
+        return Remembers.BEST

@@ -7,12 +7,13 @@ a CPU both happen at once. At most one copy is under way.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from greedylr_fused.control.slots import GROUPS_BEGIN, SLOT, STATE_BEGIN
+from greedylr_fused.control.slots import SLOT, STATE_BEGIN, block
 from greedylr_fused.control.vector import Control
 
 
@@ -62,8 +63,8 @@ class Metrics:
         return {prefix + name: value for name, value in found.items()}
 
     @classmethod
-    def of(cls, state: list[float]) -> Metrics:
-        """From the slots `STATE_BEGIN` on, through the last group's LR."""
+    def of(cls, state: Sequence[float], lr: Sequence[float]) -> Metrics:
+        """From the slots `STATE_BEGIN` on, and the LRs of all groups."""
 
         def value(name: str) -> float:
             return state[SLOT[name] - STATE_BEGIN]
@@ -71,7 +72,7 @@ class Metrics:
         scale = value("grad_scale")
         return cls(
             step=int(value("step")),
-            lr=tuple(state[GROUPS_BEGIN - STATE_BEGIN :]),
+            lr=tuple(lr),
             loss=value("loss"),
             smoothed_loss=value("smoothed"),
             best=value("best"),
@@ -89,18 +90,19 @@ class Mirror:
     """
 
     def __init__(self, control: Control) -> None:
-        self._source = control.vector[STATE_BEGIN : GROUPS_BEGIN + control.n_groups]
+        rates = block("lr", control.n_groups)
+        self._source = control.vector[STATE_BEGIN : rates.stop]
         on_cuda = self._source.is_cuda
         shape = (2, *self._source.shape)  # one may be written to while the other is read
         hosts = torch.full(shape, math.nan, dtype=torch.float64, device="cpu", pin_memory=on_cuda)
-        self._shown, self._awaited = ((host, host[GROUPS_BEGIN - STATE_BEGIN :]) for host in hosts.unbind())
+        self._shown, self._awaited = ((host, host[rates.start - STATE_BEGIN :]) for host in hosts.unbind())
         self._arrived: Any = torch.cuda.Event() if on_cuda else None  # type: ignore[no-untyped-call]
         self.under_way = False
         self._shown[0].copy_(self._source)
 
     @property
     def metrics(self) -> Metrics:
-        return Metrics.of(self._shown[0].tolist())
+        return Metrics.of(self._shown[0].tolist(), self.lr)
 
     @property
     def lr(self) -> list[float]:

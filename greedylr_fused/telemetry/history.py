@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS, STATE_BEGIN, block
+from greedylr_fused.schedules.loss_driven import Event
 from greedylr_fused.step.mirror import Metrics
-from greedylr_fused.telemetry.decisions import State, event
 from greedylr_fused.telemetry.ring import END, MARK
+
+#: What `Step.event` may be.
+RAISE, CUT, RESET = EVENTS = tuple(event.name.lower() for event in (Event.RAISE, Event.CUT, Event.RESET))
 
 
 @dataclass(frozen=True)
@@ -35,20 +38,44 @@ class Step:
         return {prefix + name: value for name, value in found.items()}
 
 
-class History:
-    """Takes rows as they come.
+class Row:
+    """A row of the ring, with its numbers by name.
 
     Args:
-        schedule: what decides the LR.
+        values: the slots from `STATE_BEGIN` on, and all blocks of the groups.
+    """
+
+    __slots__ = ("_values", "number")
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self._values = values
+        self.number = int(self["step"] + self["skipped"])
+
+    def __getitem__(self, name: str) -> float:
+        return self._values[SLOT[name] - STATE_BEGIN]
+
+    @property
+    def metrics(self) -> Metrics:
+        scalars = len(SLOTS) - STATE_BEGIN
+        rates = block("lr", (len(self._values) - scalars) // len(BLOCKS))
+        return Metrics.of(self._values, self._values[rates.start - STATE_BEGIN : rates.stop - STATE_BEGIN])
+
+    @property
+    def event(self) -> str | None:
+        event = Event(int(self["event"]))
+        return event.name.lower() if event else None
+
+
+class History:
+    """Takes rows as they come.
 
     Attributes:
         lost_at_end: steps after the last one that is known, of which there is no row.
     """
 
-    def __init__(self, schedule: Any) -> None:
-        self._schedule = schedule
-        self._last: State | None = None  # row or mark
-        self._before_mark: State | None = None
+    def __init__(self) -> None:
+        self._last: int | None = None  # number of the last row or mark
+        self._before_mark: int | None = None
         self._begins = False  # whether the last one is a mark
         self._overwritten = 0  # rows that are missing before the next
         self.lost_at_end = 0
@@ -61,36 +88,22 @@ class History:
             rows: in the order in which they were written.
         """
         self._overwritten += overwritten
-        for row in rows:
-            now = State(row)
-            if now["skip"] == END:
-                behind = 0 if self._last is None else max(0, now.number - self._last.number)
+        for values in rows:
+            row = Row(values)
+            if row["skip"] == END:
+                behind = 0 if self._last is None else max(0, row.number - self._last)
                 self.lost_at_end, self._overwritten = self._overwritten or behind, 0
-            elif now["skip"] == MARK:
-                self._before_mark, self._last, self._begins = self._last, now, True
-            elif not self._is_repeated(now):
-                before = self._before(now)
-                lost = self._overwritten or self._missing(now)
-                self._last, self._begins, self._before_mark, self._overwritten = now, False, None, 0
-                yield self._step(before, now, lost)
+            elif row["skip"] == MARK:
+                self._before_mark, self._last, self._begins = self._last, row.number, True
+            elif self._begins or row.number != self._last:  # otherwise nothing was stepped since the last row
+                lost = self._overwritten or self._missing(row.number)
+                self._last, self._begins, self._before_mark, self._overwritten = row.number, False, None, 0
+                yield Step(row.number, row.metrics, row["skip"] != 0, row.event, lost)
 
-    def _is_repeated(self, now: State) -> bool:
-        """Whether nothing was stepped since the last row."""
-        return self._last is not None and not self._begins and now.number == self._last.number
-
-    def _before(self, now: State) -> State | None:
-        """The state that this step began with. Mostly that of the last row; a mark is none where it shows a checkpoint
-        whose loading failed afterwards.
+    def _missing(self, number: int) -> int:
+        """Steps that wrote no row, such as replays of a graph that was captured without a recorder. A mark says nothing
+        where it shows a checkpoint whose loading failed afterwards.
         """
-        known = (self._last, self._before_mark)
-        return next((state for state in known if state is not None and state.number + 1 == now.number), None)
-
-    def _missing(self, now: State) -> int:
-        """Steps that wrote no row, such as replays of a graph that was captured without a recorder."""
-        if self._last is None or self._before(now) is not None:
+        if self._last is None or number - 1 in (self._last, self._before_mark):
             return 0
-        return max(0, now.number - self._last.number - 1)
-
-    def _step(self, before: State | None, now: State, lost: int) -> Step:
-        decided = None if before is None else event(self._schedule, before, now)
-        return Step(now.number, Metrics.of(now.shown), now["skip"] != 0, decided, lost)
+        return max(0, number - self._last - 1)

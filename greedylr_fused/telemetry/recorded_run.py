@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from greedylr_fused.telemetry.decisions import CUT, EVENTS, RAISE, RESET
+from greedylr_fused.telemetry.history import CUT, EVENTS, RAISE, RESET
 from greedylr_fused.telemetry.run_log import parsed_line
 
 #: What `Run.events` has for a step that was skipped.

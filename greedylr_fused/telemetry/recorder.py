@@ -97,7 +97,7 @@ class Recorder:
                 self._files.append(RunLog(sink, run=run, norms=norms))
         self._opt = weakref.ref(opt)
         self._capacity, self._seconds = capacity, seconds
-        self._history = History(opt.schedule)
+        self._history = History()
         self._ring = Ring(opt._control, capacity)
         self._ring.mark()
         self._copies: deque[Copy] = deque()

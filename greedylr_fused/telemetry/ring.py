@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT, STATE_BEGIN
+from greedylr_fused.control.slots import SLOT, STATE_BEGIN, ring_begin
 from greedylr_fused.control.vector import Control
 
 #: In the slot "skip" of a row that shows where steps begin, and is none.
@@ -130,4 +130,4 @@ def to_host(memory: Tensor, host: Tensor) -> Any:
 
 
 def _state_of(control: Control) -> Tensor:
-    return control.vector[STATE_BEGIN : GROUPS_BEGIN + len(BLOCKS) * control.n_groups]
+    return control.vector[STATE_BEGIN : ring_begin(control.n_groups)]

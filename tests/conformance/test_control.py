@@ -61,7 +61,7 @@ def test_nonfinite_losses_against_the_specification(backend, device, budget):
     rng = random.Random(12)
     for case in random_cases(seed=13, steps=budget.control_steps[backend] // 10):
         case = Case(case.config, case.lrs, with_nonfinite(rng, case.losses))
-        assert_same_trace(backend_trace(backend, device, case), spec_trace(case), case)
+        assert_same_trace(backend_trace(backend, device, case, told=True), spec_trace(case, told=True), case)
 
 
 def test_step_equals_bare_control(backend, device, budget):
@@ -114,7 +114,7 @@ def test_nonfinite_loss_at_every_position(backend, device, bad):
     for at in range(len(losses)):
         for run in (1, 3):
             case = Case(config, [0.1, 0.2], losses[:at] + [bad] * run + losses[at + run :])
-            assert_same_trace(backend_trace(backend, device, case), spec_trace(case), case)
+            assert_same_trace(backend_trace(backend, device, case, told=True), spec_trace(case, told=True), case)
 
 
 def test_difference_2_a_skipped_step_skips_control(backend, device):

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from greedylr_fused.backends.triton.access import loop_bound
-from greedylr_fused.backends.triton.observe import GROUPS, LEVEL, observe, slots
+from greedylr_fused.backends.triton.observe import EVENT, GROUPS, LEVEL, LR, observe, slots
 from greedylr_fused.tensors.formats import Row
 
 _MAX_GRAD_NORM, _SKIP_NONFINITE, _N_GROUPS = slots("max_grad_norm skip_nonfinite n_groups")
@@ -101,7 +101,7 @@ def _set_lr(c, curve, step):
         n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
         for group in range(loop_bound(n_groups)):  # S3
             slot = c + GROUPS + group
-            tl.store(slot, tl.load(slot + LEVEL * n_groups) * fraction)
+            tl.store(slot + LR * n_groups, tl.load(slot + LEVEL * n_groups) * fraction)
 
 
 @triton.jit
@@ -121,6 +121,7 @@ def commit(c, curve, ptrs, steps, n_tensors, others, n_others):
     loss_sum, loss_weight = tl.load(c + _LOSS_SUM), tl.load(c + _LOSS_WEIGHT)
     tl.store(c + _LOSS_SUM, 0.0)
     tl.store(c + _LOSS_WEIGHT, 0.0)
+    tl.store(c + EVENT, 0.0)
     if tl.load(c + _SKIP) != 0:
         tl.store(c + _SKIPPED, tl.load(c + _SKIPPED) + 1)
     else:

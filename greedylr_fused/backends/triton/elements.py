@@ -32,7 +32,7 @@ _BETA1, _BETA2, _EPS = tl.constexpr(int(Hyper.BETA1)), tl.constexpr(int(Hyper.BE
 _WEIGHT_DECAY, _MAXIMIZE = tl.constexpr(int(Hyper.WEIGHT_DECAY)), tl.constexpr(int(Hyper.MAXIMIZE))
 _HYPERS = tl.constexpr(len(Hyper))
 _SKIP, _GRAD_MULTIPLIER = tl.constexpr(SLOT["skip"]), tl.constexpr(SLOT["grad_multiplier"])
-_LR = tl.constexpr(len(SLOT))
+_LR = tl.constexpr(len(SLOT))  # the first of the blocks
 
 
 @triton.jit

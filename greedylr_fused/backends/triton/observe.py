@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 from greedylr_fused.backends.triton.access import loop_bound
-from greedylr_fused.control.slots import BLOCKS, GROUPS_BEGIN, SLOT
+from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS
+from greedylr_fused.schedules.loss_driven import Event, Kind, Remembers
 
 
 def slots(names):
@@ -21,10 +22,14 @@ _EPS, _SMOOTH, _WINDOW_SIZE, _RESET_START = slots("eps smooth window_size reset_
 _RAISES, _REMEMBERS, _FORGET_EVERY, _FORGET_LEFT = slots("raises remembers forget_every forget_left")
 _LOSS, _SMOOTHED, _BEST, _GOOD, _BAD = slots("loss smoothed best good bad")
 _COOLDOWN_LEFT, _WARMUP_LEFT, _RESETS_LEFT = slots("cooldown_left warmup_left resets_left")
-_WINDOW_SUM, _WINDOW_COUNT, _WINDOW_HEAD, _N_GROUPS = slots("window_sum window_count window_head n_groups")
-#: Where the values of group 0 begin, and, in numbers of groups from there, four of the blocks and the ring.
-GROUPS = tl.constexpr(GROUPS_BEGIN)
-INITIAL, MIN, MAX, LEVEL = (tl.constexpr(BLOCKS.index(name)) for name in ("initial_lr", "min_lr", "max_lr", "level"))
+_WINDOW_SUM, _WINDOW_COUNT, _WINDOW_HEAD, _N_GROUPS, EVENT = slots("window_sum window_count window_head n_groups event")
+_NO_SCHEDULE, _BEST_EVER, _LAST = (tl.constexpr(int(code)) for code in (Kind.NONE, Remembers.BEST, Remembers.LAST))
+_RAISE, _CUT, _RESET = (tl.constexpr(int(code)) for code in (Event.RAISE, Event.CUT, Event.RESET))
+#: Where the values of group 0 begin, and, in numbers of groups from there, the blocks and the ring.
+GROUPS = tl.constexpr(len(SLOTS))
+LR, INITIAL, MIN, MAX, LEVEL = (
+    tl.constexpr(BLOCKS.index(name)) for name in ("lr", "initial_lr", "min_lr", "max_lr", "level")
+)
 _RING = tl.constexpr(len(BLOCKS))
 
 
@@ -33,7 +38,7 @@ def observe(c, x):
     """The mean loss x of this step moves the level."""
     tl.store(c + _LOSS, x)  # C1
     finite = tl.abs(x) < float("inf")
-    if tl.load(c + _KIND) == 0:
+    if tl.load(c + _KIND) == _NO_SCHEDULE:
         tl.store(c + _SMOOTHED, x)
     else:
         if finite:  # C2
@@ -47,17 +52,17 @@ def observe(c, x):
 def _judge(c, x, finite):
     """C3-C5, and C6-C9 unless it waits."""
     forget_every, forget_left = tl.load(c + _FORGET_EVERY), tl.load(c + _FORGET_LEFT)
-    best = tl.load(c + _BEST)
+    best_before = tl.load(c + _BEST)
     cooldown_left, warmup_left = tl.load(c + _COOLDOWN_LEFT), tl.load(c + _WARMUP_LEFT)
     due = (forget_every > 0) & (forget_left == 0)  # C3
-    best = tl.where(due, _worst(c), best)
+    best = tl.where(due, _worst(c), best_before)
     forget_left = tl.where(due, forget_every, forget_left)
     tl.store(c + _FORGET_LEFT, tl.where(forget_every > 0, forget_left - 1, forget_left))
     cooling = cooldown_left > 0
     waits = cooling | (warmup_left > 0)
     better = finite & _is_better(c, x, best)  # C4
     remembers = tl.load(c + _REMEMBERS)  # C5
-    remembered = tl.where(remembers == 2, finite, better & ((remembers == 1) | (waits == 0)))
+    remembered = tl.where(remembers == _LAST, finite, better & ((remembers == _BEST_EVER) | (waits == 0)))
     tl.store(c + _BEST, tl.where(remembered, x, best))
     if waits:
         tl.store(c + _COOLDOWN_LEFT, tl.where(cooling, cooldown_left - 1, cooldown_left))
@@ -67,7 +72,7 @@ def _judge(c, x, finite):
     else:
         good = tl.where(due, 0.0, tl.load(c + _GOOD))
         bad = tl.where(due, 0.0, tl.load(c + _BAD))
-        _move(c, tl.where(better, good + 1, 0.0), tl.where(better, 0.0, bad + 1))
+        _move(c, tl.where(better, good + 1, 0.0), tl.where(better, 0.0, bad + 1), best_before)
 
 
 @triton.jit
@@ -90,7 +95,7 @@ def _window_mean(c, x):
 
 
 @triton.jit
-def _move(c, good, bad):
+def _move(c, good, bad, best_before):
     """Move the levels if a count of observations in a row is full."""
     cooldown_left, warmup_left = tl.load(c + _COOLDOWN_LEFT), tl.load(c + _WARMUP_LEFT)
     resets_left, reset_start = tl.load(c + _RESETS_LEFT), tl.load(c + _RESET_START)
@@ -104,7 +109,7 @@ def _move(c, good, bad):
         at_floor = _cut_level(c)
         resets_left = tl.where(at_floor, resets_left - 1, resets_left)
         if at_floor & (resets_left <= 0):  # C8
-            _restore_level(c)
+            _restore_level(c, best_before)
             good = tl.zeros_like(good)
             warmup_left = tl.zeros_like(warmup_left)
             resets_left = reset_start
@@ -141,11 +146,15 @@ def _raise_level(c):
     """Every group's level divided by the factor, up to its bound."""
     factor, eps = tl.load(c + _FACTOR), tl.load(c + _EPS)
     n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
+    moved = 0
     for group in range(loop_bound(n_groups)):
         slot = c + GROUPS + group
         level = tl.load(slot + LEVEL * n_groups)
         new = tl.minimum(level / factor, tl.load(slot + MAX * n_groups))
-        tl.store(slot + LEVEL * n_groups, tl.where(new - level > eps, new, level))
+        moves = new - level > eps
+        tl.store(slot + LEVEL * n_groups, tl.where(moves, new, level))
+        moved += moves.to(tl.int32)
+    _tell(c, _RAISE, moved)
 
 
 @triton.jit
@@ -154,19 +163,33 @@ def _cut_level(c):
     factor, eps = tl.load(c + _FACTOR), tl.load(c + _EPS)
     n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
     above_floor = 0
+    moved = 0
     for group in range(loop_bound(n_groups)):
         slot = c + GROUPS + group
         level, low = tl.load(slot + LEVEL * n_groups), tl.load(slot + MIN * n_groups)
         new = tl.maximum(level * factor, low)
-        new = tl.where(level - new > eps, new, level)
+        moves = level - new > eps
+        new = tl.where(moves, new, level)
         tl.store(slot + LEVEL * n_groups, new)
         above_floor += (new > low).to(tl.int32)
+        moved += moves.to(tl.int32)
+    _tell(c, _CUT, moved)
     return above_floor == 0
 
 
 @triton.jit
-def _restore_level(c):
+def _restore_level(c, best_before):
     n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
+    changed = (tl.load(c + EVENT) == _CUT).to(tl.int32) + (best_before != _worst(c)).to(tl.int32)
     for group in range(loop_bound(n_groups)):
         slot = c + GROUPS + group
-        tl.store(slot + LEVEL * n_groups, tl.load(slot + INITIAL * n_groups))
+        initial = tl.load(slot + INITIAL * n_groups)
+        changed += (tl.load(slot + LEVEL * n_groups) != initial).to(tl.int32)
+        tl.store(slot + LEVEL * n_groups, initial)
+    _tell(c, _RESET, changed)
+
+
+@triton.jit
+def _tell(c, EVENT_CODE: tl.constexpr, count):
+    """That is the event of this step, if anything changed."""
+    tl.store(c + EVENT, tl.where(count > 0, EVENT_CODE, tl.load(c + EVENT)).to(tl.float64))
