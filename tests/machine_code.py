@@ -4,6 +4,8 @@ Bytes per parameter are counted from the instructions of a loop: what its loads 
 one turn of it updates, which are as many as its square roots (one per element in A6; slow paths lie outside the loop).
 """
 
+import importlib.util
+import json
 import re
 import subprocess
 from collections import Counter
@@ -12,17 +14,31 @@ from pathlib import Path
 
 import pytest
 
+import greedylr_fused
 from greedylr_fused.tensors.formats import DType
 
 triton = pytest.importorskip("triton", reason="triton, which brings the disassemblers, is not installed")
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-needs_tools = pytest.mark.skipif(not (TOOLS / "nvdisasm").exists(), reason="this build of triton has no nvdisasm")
+needs_tools = pytest.mark.skipif(
+    not all((TOOLS / tool).exists() for tool in ("nvdisasm", "cuobjdump")),
+    reason="this build of triton has no nvdisasm or no cuobjdump",
+)
 TARGETS = [80, 90, 100]
 BYTES = {DType.F32: 4, DType.F64: 8, DType.BF16: 2, DType.F16: 2}
 
 Mix = tuple[DType, DType, DType]
 Loop = Counter[str]  # instructions by opcode
+
+
+def built_module() -> Path:
+    """The compiled `_cuda`; skips the test where there is none, with the reason that its build gave."""
+    built = importlib.util.find_spec("greedylr_fused._cuda")
+    if built is None or built.origin is None:
+        report = Path(greedylr_fused.__file__).parent / "_build.json"
+        reasons = json.loads(report.read_text()) if report.exists() else {}
+        pytest.skip(f"greedylr_fused._cuda is not built: {reasons.get('_cuda', {}).get('reason', 'never tried')}")
+    return Path(built.origin)
 
 
 def mix_name(mix: Mix) -> str:

@@ -4,11 +4,8 @@ The compiler loses speed and exactness silently: an access that stays narrow, a 
 register, float64 in the loop over elements, a product contracted into the sum after it.
 """
 
-import importlib.util
-import json
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 from machine_code import (
@@ -16,6 +13,7 @@ from machine_code import (
     TARGETS,
     TOOLS,
     accesses,
+    built_module,
     disassemble,
     elements,
     float64,
@@ -27,7 +25,6 @@ from machine_code import (
     needs_tools,
 )
 
-import greedylr_fused
 from greedylr_fused.tensors.formats import MIXES, DType
 
 pytestmark = needs_tools
@@ -35,18 +32,9 @@ CASES = [(target, mix) for target in TARGETS for mix in sorted(MIXES)]
 
 
 @pytest.fixture(scope="session")
-def module() -> Path:
-    built = importlib.util.find_spec("greedylr_fused._cuda")
-    if built is None or built.origin is None:
-        report = Path(greedylr_fused.__file__).parent / "_build.json"
-        reasons = json.loads(report.read_text()) if report.exists() else {}
-        pytest.skip(f"greedylr_fused._cuda is not built: {reasons.get('_cuda', {}).get('reason', 'never tried')}")
-    return Path(built.origin)
-
-
-@pytest.fixture(scope="session")
-def extracted(module, tmp_path_factory):
+def extracted(tmp_path_factory):
     """Folder with what the module holds: machine code (.cubin) for each target and PTX for the newest."""
+    module = built_module()
     folder = tmp_path_factory.mktemp("cuda")
     for option in ("-xelf", "-xptx"):
         command = [TOOLS / "cuobjdump", option, "all", module]
