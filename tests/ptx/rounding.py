@@ -1,0 +1,110 @@
+"""How a GPU rounds, and the ways in which a test may have it round differently. All functions return bits."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ptx import libraries
+from ptx.formats import NAN
+
+TINY, HUGE = 1e-37, 3e38  # between them float32 has room for an error of a few ulp
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What is open in the rounding of a kernel.
+
+    Attributes:
+        fuse: the machine's fma, which rounds once. Otherwise it multiplies and adds, as the source and the CPU do;
+            that of functions which kernels call stays fused, being part of their algorithm.
+        host_pow: the C library's pow in place of the device's, which differs by 1 ulp in one case of six.
+        ulps: by how much div.full, and rcp.approx in the upper half of its bits, may be off; drawn at random.
+    """
+
+    fuse: bool = True
+    host_pow: bool = False
+    ulps: int = 0
+
+
+MACHINE = Rounding()
+#: As the C++ source says, so that bits can be compared with the CPU's.
+AS_WRITTEN = Rounding(fuse=False, host_pow=True)
+
+
+def of_f32(values):
+    """Bits of a float32 result: there is one NaN."""
+    bits, nan = values.view(np.uint32), np.isnan(values)
+    return np.where(nan, np.uint32(NAN[32]), bits) if nan.any() else bits
+
+
+def of_f64(values):
+    return values.view(np.uint64)
+
+
+def fused32(a, b, c):
+    return of_f32(libraries.fused(a, b, c, np.float32))
+
+
+def fused64(a, b, c):
+    return of_f64(libraries.fused(a, b, c, np.float64))
+
+
+def multiplied_added32(a, b, c):
+    return of_f32(a * b + c)
+
+
+def multiplied_added64(a, b, c):
+    return of_f64(a * b + c)
+
+
+def host_pow(bases, exponents):
+    pairs = zip(bases.view(np.float64), exponents.view(np.float64), strict=True)
+    return of_f64(np.array([math.pow(base, exponent) for base, exponent in pairs]))
+
+
+class Approximate:
+    """Operations whose result PTX leaves open within a bound."""
+
+    def __init__(self, ulps: int) -> None:
+        self.ulps = ulps
+        self.random = np.random.default_rng(1)
+
+    def errors(self, shape):
+        return self.random.integers(-self.ulps, self.ulps + 1, shape)
+
+    def divide(self, a, b):
+        """div.full.f32"""
+        quotient = np.atleast_1d(a / b)
+        if self.ulps:
+            open_ = (np.abs(quotient) > TINY) & (np.abs(quotient) < HUGE)
+            moved = quotient.view(np.int32) + self.errors(quotient.shape).astype(np.int32)
+            quotient = np.where(open_, moved, quotient.view(np.int32)).view(np.float32)
+        return of_f32(quotient)
+
+    def invert(self, values):
+        """rcp.approx.ftz.f64: reads and gives the upper 32 bits only, subnormal numbers being 0."""
+        upper = np.uint64(0xFFFFFFFF00000000)
+        inputs = (np.atleast_1d(values).view(np.uint64) & upper).view(np.float64)
+        inputs = np.where(np.abs(inputs) < np.finfo(np.float64).tiny, np.copysign(0.0, inputs), inputs)
+        bits = of_f64(1.0 / inputs)
+        subnormal = (bits & np.uint64(0x7FF0000000000000)) == 0
+        bits = np.where(subnormal, bits & np.uint64(1 << 63), bits)
+        if self.ulps:
+            bits = (bits.view(np.int64) + (self.errors(bits.shape) << 32)).view(np.uint64)
+        return bits & upper
+
+
+def names(rounding: Rounding, *, in_kernel: bool) -> dict[str, Callable]:
+    """The operations by the names that translated code gives them."""
+    approximate = Approximate(rounding.ulps)
+    fuse = rounding.fuse or not in_kernel
+    return {
+        "of_f32": of_f32,
+        "of_f64": of_f64,
+        "fma32": fused32 if fuse else multiplied_added32,
+        "fma64": fused64 if fuse else multiplied_added64,
+        "divide": approximate.divide,
+        "invert": approximate.invert,
+    }
