@@ -1,0 +1,153 @@
+"""Tables that reach every branch of the kernels: tensors of two mixes of storage types, large and small and empty, on
+multiples of 16 bytes and off them, without gradients, with and without amsgrad, in groups of unlike options.
+"""
+
+import numpy as np
+
+from ptx.arena import Arena, stored
+from ptx.names import BLOCKS, GROUPS_BEGIN, MIXES, SLOT, SLOTS, DType, Hyper, Row
+
+Mix = tuple[DType, DType, DType]
+ALL_MIXES: list[Mix] = sorted(MIXES)
+CHUNK = 256  # elements
+TENSORS = range(Row.MAX_EXP_AVG_SQ + 1)  # the rows that point to a tensor's elements
+#: By group: both forms of the first moment's update (beta1 below or above 1/2), with and without each option.
+GROUPS = [
+    {Hyper.BETA1: 0.9, Hyper.BETA2: 0.99, Hyper.EPS: 1e-6, Hyper.WEIGHT_DECAY: 0.1},
+    {Hyper.BETA1: 0.3, Hyper.BETA2: 0.95, Hyper.EPS: 1e-8, Hyper.MAXIMIZE: 1},
+    {Hyper.BETA1: 0.9, Hyper.BETA2: 0.999, Hyper.EPS: 1e-6, Hyper.WEIGHT_DECAY: 0.01, Hyper.MAXIMIZE: 1},
+    {Hyper.BETA1: 0.0, Hyper.BETA2: 0.5, Hyper.EPS: 1e-3, Hyper.WEIGHT_DECAY: 0.5},
+]
+LEVELS = {"lr": 0.01, "initial_lr": 0.01, "level": 0.01, "min_lr": 1e-4, "max_lr": 1.0}
+#: GreedyLR with everything that it can do, impatient, and a curve that ends within a few steps.
+SCHEDULE = {
+    "kind": 1, "raises": 1, "factor": 0.5, "patience": 1, "threshold": 1e-4, "cooldown": 1, "warmup": 1, "eps": 1e-9,
+    "reset_start": 3, "resets_left": 3, "best": np.inf, "curve_length": 3, "decay_start": 2, "decay_steps": 2,
+    "max_grad_norm": np.inf, "grad_scale": 1, "grad_multiplier": 0.75,
+}  # fmt: skip
+#: Others to change to on the way: all that `observe` in csrc/core asks for.
+SCHEDULES = {
+    "kind": [0, 1, 1, 1, 2], "raises": [0, 1], "mode_max": [0, 1], "threshold_rel": [0, 1], "remembers": [0, 1, 2],
+    "forget_every": [0, 1, 2], "patience": [0, 0, 1], "cooldown": [0, 1], "warmup": [0, 1], "factor": [0.5, 0.1],
+    "resets_left": [1, 3], "best": [0.9, 1.2], "curve_length": [0, 3, 3], "decay_start": [2, np.inf],
+}  # fmt: skip
+CURVE = [1.0, 0.9, 0.8, 1.0, 0.7, 0.3]
+EXTREME = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 6e-8, 1e-7, 65504.0, 3e38, -3e38, np.inf]
+
+
+class Problem:
+    """One table in an arena of its own; of equal arguments, equal ones.
+
+    Args:
+        mixes: of the first third of the tensors and of the others.
+        sizes: elements of each tensor.
+        scratch: bytes that the kernels need.
+        window: losses that the schedule smooths over, 0: none.
+        records: steps whose norms are recorded, 0: none.
+
+    Attributes:
+        arrays: (dtype, bits) of a tensor's elements, by row and number of the tensor.
+        views: the table's other arrays, by the name of the argument that points to them.
+    """
+
+    def __init__(
+        self, mixes: tuple[Mix, Mix], sizes: list[int], scratch: int, seed: int, window: int = 0, records: int = 0
+    ) -> None:
+        self.sizes = sizes
+        self.second = len(sizes) // 3  # the first tensor of the second mix, whose launch closes the step
+        self.mixes = mixes
+        self.random = np.random.default_rng(seed)
+        self.arena = Arena(60 * sum(sizes) + 1000 * len(sizes) + scratch + 100_000)
+        self.arrays: dict[tuple[int, int], tuple[DType, np.ndarray]] = {}
+        self.views: dict[str, np.ndarray] = {}
+        self.addresses: dict[str, int] = {}
+        self._place("ptrs", self._tensors())
+        self._place_table()
+        self._place("control", control(window, records))
+        self._place("norms", np.full(2 * max(records, 1), -1, np.float32))
+        if not records:
+            self.addresses["norms"] = 0
+        self._place("scratch", np.zeros(scratch, np.uint8))
+
+    def _place(self, name: str, array) -> None:
+        self.addresses[name], self.views[name] = self.arena.place(array)
+
+    def _tensors(self):
+        """Places all elements; their addresses by row and tensor."""
+        addresses = np.zeros((len(Row), len(self.sizes)), np.int64)
+        for row in TENSORS:
+            for t, size in enumerate(self.sizes):
+                if (row == Row.GRAD and t % 7 == 3) or (row == Row.MAX_EXP_AVG_SQ and t % 3 != 1):
+                    continue
+                param, grad, state = self.mixes[t >= self.second]
+                dtype = {Row.PARAM: param, Row.GRAD: grad}.get(row, state)
+                bits = stored(dtype, self._numbers(row, size, extreme=t % 5 == 2))
+                # On multiples of 16 bytes; off them, all streams by as many elements; each by another number of them.
+                offset = [0, t, t + 2 * row, t + 3 * row][t % 4] % 9
+                addresses[row, t], view = self.arena.place(bits, offset * bits.itemsize)
+                self.arrays[row, t] = dtype, view
+        return addresses
+
+    def _numbers(self, row: int, size: int, extreme: bool):
+        numbers = self.random.standard_normal(size)
+        if extreme:
+            some = self.random.random(size) < 0.1
+            numbers[some] = self.random.choice(EXTREME, some.sum())
+            if row in (Row.PARAM, Row.GRAD) and size > 20:
+                numbers[self.random.integers(size)] = np.nan
+        return 0.1 * np.abs(numbers) if row in (Row.EXP_AVG_SQ, Row.MAX_EXP_AVG_SQ) else numbers
+
+    def _place_table(self) -> None:
+        tensors = np.arange(len(self.sizes))
+        counts = -(-np.array(self.sizes) // CHUNK)
+        self._place("numel", np.array(self.sizes, np.int64))
+        self._place("group", ((5 * tensors + tensors // 4) % len(GROUPS)).astype(np.int32))
+        self._place("hyper", np.array([[group.get(column, 0.0) for column in Hyper] for group in GROUPS]))
+        self._place("steps", (tensors // 5 % 3).astype(np.float32))
+        self._place("norm_weight", 1.0 / (1 + tensors % 3))
+        self._place("chunk_tensor", np.repeat(tensors, counts).astype(np.int32))
+        self._place("chunk_index", np.concatenate([np.arange(count) for count in counts]).astype(np.int32))
+        self._place("curve", np.array(CURVE))
+        self.n_chunks = int(counts.sum())
+        first = int(counts[: self.second].sum())
+        launches = [(*self.mixes[0], 0, first), (*self.mixes[1], first, self.n_chunks - first)]
+        self.launches = [launch for launch in launches if launch[-1]]
+
+    def table(self) -> dict[str, object]:
+        """Arguments of a backend's Table, but for its scratch memory and device."""
+        counts = {"n_tensors": len(self.sizes), "n_chunks": self.n_chunks, "chunk": CHUNK}
+        addresses = {name: address for name, address in self.addresses.items() if name != "scratch"}
+        return {**addresses, **counts, "launches": self.launches}
+
+    def __getitem__(self, slot: str) -> float:
+        return float(self.views["control"][SLOT[slot]])
+
+    def __setitem__(self, slot: str, value: float) -> None:
+        self.views["control"][SLOT[slot]] = value
+
+    def new_gradients(self, scale: float, bad: float | None) -> None:
+        """Others in place of all, one element of them being `bad`."""
+        views = [found for (row, _), found in self.arrays.items() if row == Row.GRAD and len(found[1])]
+        for dtype, view in views:
+            view[:] = stored(dtype, scale * self.random.standard_normal(len(view)))
+        if bad is not None:
+            dtype, view = views[self.random.integers(len(views))]
+            view[self.random.integers(len(view))] = stored(dtype, [bad])[0]
+
+
+def control(window: int, records: int):
+    """A control vector at the start."""
+    slots = SCHEDULE | {"n_groups": len(GROUPS), "smooth": float(window > 0), "window_size": window}
+    slots["norms_size"] = records
+    vector = np.zeros(GROUPS_BEGIN + len(BLOCKS) * len(GROUPS) + window)
+    for name, value in slots.items():
+        vector[SLOT[name]] = value
+    for block, name in enumerate(BLOCKS):
+        begin = GROUPS_BEGIN + block * len(GROUPS)
+        ladder = np.arange(1, len(GROUPS) + 1) if LEVELS[name] == LEVELS["lr"] else 1.0
+        vector[begin : begin + len(GROUPS)] = LEVELS[name] * ladder
+    return vector
+
+
+def name_of_slot(index: int) -> str:
+    return SLOTS[index] if index < GROUPS_BEGIN else f"value {index}"

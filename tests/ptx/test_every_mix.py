@@ -1,0 +1,69 @@
+"""The emitted PTX of every mix of storage types against the `cpu` backend, bit for bit.
+
+Products are rounded before they are added to, as in the source, and pow is the C library's: what is left is equal.
+"""
+
+import re
+
+import numpy as np
+import pytest
+from machine_code import mix_name, needs_tools
+
+from ptx.comparison import STEPS, Comparison, Step
+from ptx.grid import Execution
+from ptx.problem import ALL_MIXES, SCHEDULES, Problem
+
+pytestmark = needs_tools
+#: Elements of tensors: every number that ends in some part of a pack, on either side of the chunk's size, and above.
+SIZES = [*range(24), *range(24), 64, 129, 255, 257, 263, 264, 511, 521]
+WINDOWS = [0, 5, 600]  # the last is more than fits on the chip
+COVERED = 0.75  # of an update kernel's instructions; the rest are the control code's options and the device's pow
+every_mix = pytest.mark.parametrize("number", range(len(ALL_MIXES)), ids=[mix_name(mix) for mix in ALL_MIXES])
+
+
+def compared(device, program, number: int, sizes: list[int]) -> Comparison:
+    mixes = ALL_MIXES[number - 1], ALL_MIXES[number]
+    window, records = WINDOWS[number % 3], 4 * (number % 2)
+    scratch = device.native.scratch_bytes()
+    problem, equal = (Problem(mixes, sizes, scratch, number, window, records) for _ in range(2))
+    return Comparison(device, Execution(program, allowed=problem.arena.allowed()), problem, equal)
+
+
+@every_mix
+def test_every_mix_gives_the_bits_of_the_cpu(device, program, number):
+    comparison = compared(device, program, number, SIZES)
+    for step in STEPS:
+        comparison.take(step)
+    comparison.finish()
+    types = "".join(str(int(dtype)) for dtype in ALL_MIXES[number])
+    for kernel, (executed, total) in program.coverage().items():
+        if "update_kernel" in kernel and "".join(re.findall(r"(?:DTypeE|S\d*_)(\d)E", kernel)) == types:
+            assert executed > COVERED * total, f"{executed} of {total} instructions were executed"
+            return
+    pytest.fail("its kernel was not executed")
+
+
+@every_mix
+def test_every_mix_decides_as_the_cpu(device, program, number):
+    """Each kernel has a copy of the control code, which the compiler has woven into what surrounds it."""
+    comparison = compared(device, program, number, [1, 5])
+    random = np.random.default_rng(number)
+    for k in range(18):
+        if k % 3 == 0:
+            schedule = {name: random.choice(values) for name, values in SCHEDULES.items()}
+            comparison.set_schedule(schedule)
+        loss, weight = random.choice([0.5, 1.0, 1.5, 2.0, -1.0, np.nan, np.inf]), random.choice([0.0, 1.0, 2.0, 2.0])
+        comparison.take(Step(f"step {k}, {schedule}", loss, weight, measures=k % 9 == 8, apart=k % 9 == 8))
+    comparison.finish()
+
+
+@pytest.mark.parametrize("driver", [12000, 13000])
+def test_words_arrive_whole(device, program, driver):
+    """They are parameters of kernels, as many as the driver takes."""
+    device.execution = Execution(program)
+    device.set_driver(driver)
+    for count in (1, 447, 449, 5001):
+        words = np.arange(count) + (1 << 40)
+        target = np.zeros(count + 2, np.int64)
+        device.run(device.native.send, target.ctypes.data + 8, words.ctypes.data, count, 0, 0)
+        assert target.tolist() == [0, *words.tolist(), 0]
