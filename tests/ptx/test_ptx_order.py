@@ -1,0 +1,88 @@
+"""The order of threads in the emitted PTX: any schedule gives the same bits, nothing shared is left without order, and
+of what orders it nothing can be left out; nor can a wrong instruction, so that the comparison is known to see them.
+"""
+
+import re
+
+import pytest
+from machine_code import needs_tools
+
+from ptx import Fault
+from ptx.comparison import STEPS, Comparison
+from ptx.grid import Execution
+from ptx.problem import ALL_MIXES, Problem
+from ptx.races import Races
+from ptx.rounding import AS_WRITTEN, Rounding
+from ptx.translating import Program
+
+pytestmark = needs_tools
+#: Every part of a chunk, and in the launch that closes the step more chunks than warps, of more than one block.
+SIZES = [*range(10), 17, 40, 255, 257, 300, *range(10), 40, 300, *[1, 2, 3, 4] * 15]
+F32 = ALL_MIXES[0]
+UPDATE, MEASURE = "13update_kernelILNS_5DTypeE0ELS2_0ELS2_0EE", "14measure_kernelILb0EE"
+
+
+def watched(device, program, mix, *, steps=STEPS, schedule="together", seed=0) -> None:
+    """Steps with all accesses watched; whatever is wrong is raised."""
+    problem, equal = (Problem((mix, mix), SIZES, device.native.scratch_bytes(), seed) for _ in range(2))
+    races = Races(problem.arena.base, problem.arena.size)
+    execution = Execution(program, schedule, seed, problem.arena.allowed(), races)
+    comparison = Comparison(device, execution, problem, equal)
+    for step in steps:
+        comparison.take(step)
+    comparison.finish()
+    assert races.checked > 1000
+
+
+def mutated(text: str, kernel: str, pattern: str, replacement: str, number: int = 0) -> str:
+    """The module with the `number`-th match in a kernel replaced."""
+    begin = re.search(rf"^\.visible \.entry \w*{kernel}", text, re.M).end()
+    end = re.compile(r"^\.(visible|func)", re.M).search(text, begin).start()
+    found = list(re.compile(pattern, re.M).finditer(text, begin, end))[number]
+    return text[: found.start()] + found.expand(replacement) + text[found.end() :]
+
+
+@pytest.mark.parametrize(
+    "mix, schedule, seed", [(F32, "random", 1), (ALL_MIXES[4], "random", 2), (ALL_MIXES[-1], "one by one", 3)]
+)
+def test_every_schedule_gives_the_same_bits_without_a_race(device, program, mix, schedule, seed):
+    watched(device, program, mix, steps=STEPS[:3], schedule=schedule, seed=seed)
+
+
+@pytest.mark.parametrize(
+    "kernel, opcode, number",
+    [
+        pytest.param(MEASURE, "bar.sync", 0, id="barrier before measure's atomic"),
+        pytest.param(MEASURE, "membar.gl", 0, id="fence before it"),
+        pytest.param(MEASURE, "membar.gl", 1, id="fence behind it"),
+        pytest.param(UPDATE, "bar.warp.sync", 0, id="task written, then read"),
+        pytest.param(UPDATE, "bar.warp.sync", 1, id="task read, then written"),
+        pytest.param(UPDATE, "bar.sync", 0, id="barrier before update's atomic"),
+        pytest.param(UPDATE, "membar.gl", 0, id="fence before that"),
+        pytest.param(UPDATE, "membar.gl", 1, id="fence behind that"),
+    ],
+)
+def test_nothing_that_orders_can_be_left_out(device, ptx, kernel, opcode, number):
+    program = Program(mutated(ptx, kernel, rf"^{re.escape(opcode)}\b[^;]*;", "", number), AS_WRITTEN)
+    with pytest.raises(Fault, match="race: "):
+        watched(device, program, F32, steps=STEPS[1:2])
+
+
+@pytest.mark.parametrize(
+    "kernel, pattern, replacement, message",
+    [
+        pytest.param(MEASURE, r"^(shfl.*), 16, 31,", r"\1, 8, 31,", "grad_sq_sum", id="wrong lane"),
+        pytest.param(UPDATE, r"^(st\.global\.v4.*)\]", r"\1+16]", "race|outside|differ", id="stored one pack farther"),
+        pytest.param(UPDATE, r"^sub\.f32", "add.f32", "differ", id="wrong sign"),
+        pytest.param(UPDATE, r"^atom\.global\.add\.u32", "atom.global.inc.u32", "unknown", id="unknown opcode"),
+    ],
+)
+def test_a_wrong_instruction_is_seen(device, ptx, kernel, pattern, replacement, message):
+    program = Program(mutated(ptx, kernel, pattern, replacement), AS_WRITTEN)
+    with pytest.raises((Fault, AssertionError), match=message):
+        watched(device, program, F32, steps=STEPS[:2])
+
+
+def test_a_sum_that_is_rounded_once_is_seen(device, ptx):
+    with pytest.raises(AssertionError, match="differ"):
+        watched(device, Program(ptx, Rounding(fuse=True, host_pow=True)), F32, steps=STEPS[:1])
