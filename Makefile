@@ -16,13 +16,14 @@ BUILT := $(VENV)/.built
 # another has before it. ARGS come later and win: ARGS="-n0 -s" runs in one process and shows what is printed.
 PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: help train test bench docs gpu-check lint format doctor wheel clean
+.PHONY: help train test ptx bench docs gpu-check lint format doctor wheel clean
 
 help:
 	@echo "make train    pretrain a small GPT on real text, beside the unfused baseline (about 3 minutes on 2 cores)"
 	@echo "              Ctrl-C saves; go on with: make train ARGS='--resume runs/train'"
 	@echo "              other options (--data FILE_OR_DIR, --steps N, ...): make train ARGS=--help"
 	@echo "make test     run all tests, on all cores"
+	@echo "make ptx      the conformance suite on the CUDA kernels as nvcc emitted them, run on the CPU: minutes"
 	@echo "make bench    measure speed beside other optimizers and the memory's own: minutes; results in runs/bench"
 	@echo "make gpu-check   on a machine with a GPU: its tests, sanitizers and benchmarks, in 9 minutes; with the"
 	@echo "              $(PYTHON) at hand, no network; results in \$$OUT or gpu-check-out"
@@ -60,6 +61,12 @@ train: $(BUILT)
 
 test: $(BUILT)
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+# Of random control steps, which take 5 ms each there, fewer than by default.
+PTX := -p ptx.plugin --backend cuda --control-steps 5000 --timeout 600
+
+ptx: $(BUILT)
+	@PYTHONPATH=tests $(BIN)/python -m pytest $(PARALLEL) $(PTX) tests/conformance $(ARGS)
 
 bench: $(BUILT)
 	@$(BIN)/python -m benchmarks $(if $(findstring --out,$(ARGS)),,--out runs/bench) $(ARGS)
