@@ -13,7 +13,7 @@ from ptx.names import SLOT
 from ptx.problem import Problem, name_of_slot
 
 SUMS = ("grad_sq_sum", "grad_abs_sum", "grad_nonfinite")
-VECTORS = ("control", "steps", "norms")
+VECTORS = ("control", "steps")
 SUM_TOLERANCE = 1e-13  # relative; the cpu backend adds up in another order
 
 

@@ -1,6 +1,6 @@
 """What these tests take from the package: the names and numbers that tables and kernels share."""
 
-from greedylr_fused.formats import MIXES, DType, Hyper, Row
-from greedylr_fused.slots import BLOCKS, GROUPS_BEGIN, SLOT, SLOTS
+from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS, block, ring_begin
+from greedylr_fused.tensors.formats import MIXES, DType, Hyper, Row
 
-__all__ = ["BLOCKS", "GROUPS_BEGIN", "MIXES", "SLOT", "SLOTS", "DType", "Hyper", "Row"]
+__all__ = ["BLOCKS", "MIXES", "SLOT", "SLOTS", "DType", "Hyper", "Row", "block", "ring_begin"]

@@ -5,7 +5,7 @@ multiples of 16 bytes and off them, without gradients, with and without amsgrad,
 import numpy as np
 
 from ptx.arena import Arena, stored
-from ptx.names import BLOCKS, GROUPS_BEGIN, MIXES, SLOT, SLOTS, DType, Hyper, Row
+from ptx.names import BLOCKS, MIXES, SLOT, SLOTS, DType, Hyper, Row, block, ring_begin
 
 Mix = tuple[DType, DType, DType]
 ALL_MIXES: list[Mix] = sorted(MIXES)
@@ -43,7 +43,7 @@ class Problem:
         sizes: elements of each tensor.
         scratch: bytes that the kernels need.
         window: losses that the schedule smooths over, 0: none.
-        records: steps whose norms are recorded, 0: none.
+        l1: whether absolute values are measured, too.
 
     Attributes:
         arrays: (dtype, bits) of a tensor's elements, by row and number of the tensor.
@@ -51,7 +51,7 @@ class Problem:
     """
 
     def __init__(
-        self, mixes: tuple[Mix, Mix], sizes: list[int], scratch: int, seed: int, window: int = 0, records: int = 0
+        self, mixes: tuple[Mix, Mix], sizes: list[int], scratch: int, seed: int, window: int = 0, l1: bool = False
     ) -> None:
         self.sizes = sizes
         self.second = len(sizes) // 3  # the first tensor of the second mix, whose launch closes the step
@@ -63,10 +63,8 @@ class Problem:
         self.addresses: dict[str, int] = {}
         self._place("ptrs", self._tensors())
         self._place_table()
-        self._place("control", control(window, records))
-        self._place("norms", np.full(2 * max(records, 1), -1, np.float32))
-        if not records:
-            self.addresses["norms"] = 0
+        self._place("control", control(window))
+        self.l1 = l1
         self._place("scratch", np.zeros(scratch, np.uint8))
 
     def _place(self, name: str, array) -> None:
@@ -117,7 +115,7 @@ class Problem:
         """Arguments of a backend's Table, but for its scratch memory and device."""
         counts = {"n_tensors": len(self.sizes), "n_chunks": self.n_chunks, "chunk": CHUNK}
         addresses = {name: address for name, address in self.addresses.items() if name != "scratch"}
-        return {**addresses, **counts, "launches": self.launches}
+        return {**addresses, **counts, "l1": self.l1, "launches": self.launches}
 
     def __getitem__(self, slot: str) -> float:
         return float(self.views["control"][SLOT[slot]])
@@ -135,19 +133,17 @@ class Problem:
             view[self.random.integers(len(view))] = stored(dtype, [bad])[0]
 
 
-def control(window: int, records: int):
+def control(window: int):
     """A control vector at the start."""
     slots = SCHEDULE | {"n_groups": len(GROUPS), "smooth": float(window > 0), "window_size": window}
-    slots["norms_size"] = records
-    vector = np.zeros(GROUPS_BEGIN + len(BLOCKS) * len(GROUPS) + window)
+    vector = np.zeros(ring_begin(len(GROUPS)) + window)
     for name, value in slots.items():
         vector[SLOT[name]] = value
-    for block, name in enumerate(BLOCKS):
-        begin = GROUPS_BEGIN + block * len(GROUPS)
+    for name in BLOCKS:
         ladder = np.arange(1, len(GROUPS) + 1) if LEVELS[name] == LEVELS["lr"] else 1.0
-        vector[begin : begin + len(GROUPS)] = LEVELS[name] * ladder
+        vector[block(name, len(GROUPS))] = LEVELS[name] * ladder
     return vector
 
 
 def name_of_slot(index: int) -> str:
-    return SLOTS[index] if index < GROUPS_BEGIN else f"value {index}"
+    return SLOTS[index] if index < len(SLOTS) else f"value {index}"

@@ -23,9 +23,9 @@ every_mix = pytest.mark.parametrize("number", range(len(ALL_MIXES)), ids=[mix_na
 
 def compared(device, program, number: int, sizes: list[int]) -> Comparison:
     mixes = ALL_MIXES[number - 1], ALL_MIXES[number]
-    window, records = WINDOWS[number % 3], 4 * (number % 2)
+    window, l1 = WINDOWS[number % 3], number % 2 == 1
     scratch = device.native.scratch_bytes()
-    problem, equal = (Problem(mixes, sizes, scratch, number, window, records) for _ in range(2))
+    problem, equal = (Problem(mixes, sizes, scratch, number, window, l1) for _ in range(2))
     return Comparison(device, Execution(program, allowed=problem.arena.allowed()), problem, equal)
 
 
