@@ -19,7 +19,7 @@ from benchmarks.shapes import Shapes, shapes
 from benchmarks.unfused import ADAMW, LR, SCHEDULE
 from benchmarks.workload import MOMENTS, Workload
 from greedylr_fused import FusedAdamW, GreedyLR, available_backends
-from greedylr_fused.commands.bench.spread import Spread
+from greedylr_fused.commands.bench import Spread
 
 #: Few and small: whatever is added is seen whole. And the shapes of a real model: its share of a step.
 TEN = Shapes("10x64", "ten tensors of 64 elements", ((64,),) * 10)

@@ -21,7 +21,7 @@ from benchmarks.peers import Built, Contender
 from benchmarks.shapes import Shapes
 from benchmarks.workload import Workload
 from greedylr_fused import available_backends
-from greedylr_fused.commands.bench.spread import Spread
+from greedylr_fused.commands.bench import Spread
 
 #: Numbers of tensors. The first steps of torch's optimizers over 1,000 DTensors take a minute, over 10,000 many (they
 #: decide how each list of operands is laid out): those are for who asks for them.

@@ -25,7 +25,7 @@ from benchmarks.peers import Contender
 from benchmarks.shapes import Shapes
 from benchmarks.workload import Workload
 from greedylr_fused import available_backends
-from greedylr_fused.commands.bench.spread import Spread
+from greedylr_fused.commands.bench import Spread
 
 #: Of one collective, and of the start of all processes.
 LIMIT = datetime.timedelta(seconds=120)

@@ -8,7 +8,7 @@ from benchmarks import roofline
 from benchmarks.harness import Sample
 from benchmarks.peers import Contender
 from benchmarks.workload import Workload
-from greedylr_fused.commands.bench.spread import Spread
+from greedylr_fused.commands.bench import Spread
 
 #: Its name among the times.
 ROOFLINE = "roofline"

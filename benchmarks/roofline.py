@@ -21,7 +21,7 @@ from benchmarks.options import add_common, common, report_paths
 from benchmarks.shapes import Shapes
 from benchmarks.workload import MOMENTS, Workload, unsupported
 from greedylr_fused.commands import doctor
-from greedylr_fused.commands.bench.spread import Spread
+from greedylr_fused.commands.bench import Spread
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Elements handed to a thread at a time; None: an equal share to each. The optimizer's own is 16,384.

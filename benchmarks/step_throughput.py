@@ -19,7 +19,7 @@ from benchmarks.presets import FEW, PRESETS
 from benchmarks.rates import ROOFLINE, rates
 from benchmarks.shapes import NAMES, Shapes, shapes
 from benchmarks.workload import Workload, bytes_available, bytes_needed, peak_bytes, unsupported
-from greedylr_fused.commands.bench.spread import Spread
+from greedylr_fused.commands.bench import Spread
 
 
 def measure_case(

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import harness, host_syncs, options, report
 from benchmarks.gpt_steps import BASE, CONTENDERS, SIZES, GPTStep, NotHere, Size
-from greedylr_fused.commands.bench.spread import Spread
+from greedylr_fused.commands.bench import Spread
 
 #: Steps per sample on a GPU, waited for at the end only: where nothing stalls it, the host runs ahead of the device.
 IN_A_ROW = 4

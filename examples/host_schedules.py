@@ -38,7 +38,7 @@ class HostGreedyLR:
         return self._spec.best
 
     def state_dict(self) -> dict[str, Any]:
-        state = {name: value for name, value in vars(self._spec).items() if name not in ("config", "window")}
+        state = {name: value for name, value in vars(self._spec).items() if name not in ("config", "window", "event")}
         return state | _saved(self._spec.window)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

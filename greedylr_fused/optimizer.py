@@ -1,27 +1,21 @@
-"""FusedAdamW: the step as a reader should think of it, and the public interface around it."""
+"""FusedAdamW: the step as a reader should think of it, and its whole public interface."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused.checkpoint import pickling
-from greedylr_fused.checkpoint import state_dict as checkpoint
-from greedylr_fused.control.vector import Control, Schedule
-from greedylr_fused.ranks import agreement
-from greedylr_fused.ranks.ranks import Ranks
-from greedylr_fused.step import flow, losses, options, rates
-from greedylr_fused.step.engine import Engine
-from greedylr_fused.step.flow import outside_graphs
-from greedylr_fused.step.listener import Listener
-from greedylr_fused.step.mirror import Metrics
-from greedylr_fused.step.rates import Rates
-from greedylr_fused.tensors import copies
+from greedylr_fused import checkpoint
+from greedylr_fused.control import Control, Schedule
+from greedylr_fused.ranks import Ranks
+from greedylr_fused.step import Engine, Listener, Metrics, Rates, flow, losses, options, outside_graphs, per_group
+
+#: What a pickle keeps of the constructor's options, beside what `checkpoint.get_state` does.
+_OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite")
 
 
 class FusedAdamW(Optimizer):
@@ -98,24 +92,29 @@ class FusedAdamW(Optimizer):
         # For torch's AdamW, should it load our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
         super().__init__(params, defaults | dict(decoupled_weight_decay=True))
-        self._listeners: list[Listener] = []
         for index, group in enumerate(self.param_groups):
             options.check_group(group, index)
             options.check_params(group["params"], state_dtype)
+        self._listeners: list[Listener] = []
         ranks = Ranks(process_group, partitions, driven=options.needs_loss(schedule))
         self._engine = Engine(backend, self._device(), state_dtype, ranks)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
-        self._rates = Rates(self._control, self.param_groups, driven=schedule is not None)
-        checkpoint.mark(self.param_groups, with_control=self.schedule is not None)
+        self._rates = self._new_rates()
 
-    schedule = property(attrgetter("_schedule"), doc="The schedule, as constructed.")
-    max_grad_norm = property(attrgetter("_max_grad_norm"), doc="The clipping limit, as constructed.")
-    skip_nonfinite = property(attrgetter("_skip_nonfinite"), doc="Whether a non-finite gradient skips the step.")
-    last_lr, set_lr, start_decay = rates.last_lr, rates.set_lr, rates.start_decay
-    write_copies = copies.write_copies
-    check_ranks_agree = agreement.check_ranks_agree
-    state_dict, load_state_dict = checkpoint.state_dict, checkpoint.load_state_dict
-    __getstate__, __setstate__ = pickling.get_state, pickling.set_state
+    @property
+    def schedule(self) -> Schedule | None:
+        """The schedule, as constructed."""
+        return self._schedule
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The clipping limit, as constructed."""
+        return self._max_grad_norm
+
+    @property
+    def skip_nonfinite(self) -> bool:
+        """Whether a non-finite gradient skips the step."""
+        return self._skip_nonfinite
 
     @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -136,65 +135,35 @@ class FusedAdamW(Optimizer):
             ValueError: the loss was given twice, or an LR written to `param_groups` is out of bounds.
         """
         options.warn_of_scheduler(self)
-        before = self._control.observed
-        result = None if closure is None else losses.call(closure)
-        returned = result if self._control.observed == before else None  # otherwise it has observed what it returns
-        if returned is not None and self._control.needs_loss:
-            losses.check_whole(closure)
-        self._take_step(loss, returned)
+        control, engine = self._control, self._engine
+        result, given = losses.of_step(closure, loss, control)
+        if given is None and engine.materialise(self.param_groups, self.state, self._rates.zeroed, control):
+            return result  # distributed checkpointing asked for state, and for no step
+        losses.check_given(given, control)
+        try:
+            if control.reads_gradients:
+                options.check_outside_backward()
+            self._take_written()
+            backend = engine.ready(self.param_groups, self.state) or self._rebuilt()
+            try:
+                if given is not None:
+                    control.observe(given, 1.0)
+                amp = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
+                flow.run(backend, control, engine.ranks, *amp)
+            finally:
+                engine.release()
+            options.warn_of_frozen(self.param_groups, self.state)
+            self._rates.pull(self.param_groups)
+            for listener in self._listeners:
+                listener.stepped()
+        except BaseException:
+            control.forget_observed()
+            raise
+        control.observed = 0
         return result
 
-    def _take_step(self, loss: Any, returned: Any = None) -> None:
-        """`step` without its closure, which has returned this."""
-        given = losses.one_loss(loss, returned, observed=self._control.observed > 0, driven=self._control.needs_loss)
-        losses.warn_of_number(given, self._control.device)
-        if given is None and self._materialised():
-            return
-        try:
-            self._step(given)
-        except BaseException:
-            self._control.forget_observed()
-            raise
-        self._control.observed = 0
-
-    def _materialised(self) -> bool:
-        zeroed, needs_loss = self._rates.zeroed, self._control.needs_loss
-        observed = self._control.observed > 0
-        if self._engine.materialise(self.param_groups, self.state, zeroed, driven=needs_loss, observed=observed):
-            return True
-        if needs_loss and not observed:
-            raise RuntimeError(losses.no_loss(self.schedule))
-        return False
-
-    def _step(self, loss: Any) -> None:
-        if self._control.reads_gradients:
-            options.check_outside_backward()
-        self._take_written()
-        if (backend := self._engine.ready(self.param_groups, self.state)) is None:
-            if self._device() != self._control.device:
-                self._control.to(self._device())
-                self._restart()
-            backend = self._engine.rebuilt(self.param_groups, self.state, self._control)
-        try:
-            if loss is not None:
-                self._control.observe(loss, 1.0)
-            amp = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
-            flow.run(backend, self._control, self._engine.ranks, *amp)
-        finally:
-            self._engine.release()
-        if not self.state:
-            options.warn_of_frozen(self.param_groups)
-        self._rates.pull(self.param_groups)
-        for listener in self._listeners:
-            listener.stepped()
-
-    def _replayed(self) -> None:
-        """A graph that was captured with a step in it was replayed: show what is known by now."""
-        self._rates.pull(self.param_groups)
-        for listener in self._listeners:
-            listener.replayed()
-
     @outside_graphs  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def observe(self, loss: Any, weight: Any = 1.0) -> None:
         """Add the loss of one micro-batch, on the device; the next step uses the weighted mean of all.
 
@@ -205,55 +174,200 @@ class FusedAdamW(Optimizer):
         Raises:
             TypeError, ValueError: not one number, or a negative weight.
         """
-        losses.check_loss(loss)
-        losses.check_weight(weight)
-        with torch.no_grad():
-            self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
+        losses.check_observed(loss, weight)
+        self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
 
     def metrics(self) -> Metrics:
         """The latest snapshot of the device state that has arrived; never waits. On a CPU that of the last step."""
         self._rates.pull(self.param_groups)
         return self._rates.metrics
 
+    def last_lr(self) -> list[float]:
+        """The exact learning rate of each group, that the next step will use. Waits for the device."""
+        self._take_written()
+        found: list[float] = self._control.lr.tolist()
+        return found
+
+    def set_lr(self, lr: float | Tensor | Sequence[float]) -> None:
+        """Write the learning rate, one number or one per group, to the device at once: captured graphs see it too.
+
+        The schedule goes on from there; its counters, best, bounds and starting LR stay. A step schedule goes on from
+        there, too: its peak becomes what gives this LR now, so that half the LR halves all that follow; a peak above 10
+        times the starting LR, as of an LR written early in a warm-up, is refused. Where the curve is 0, the LR holds
+        for one step. With a `base` the bounds are those of the LR before its factor.
+
+        Raises:
+            ValueError: outside the bounds (a tensor is brought there), negative, not finite, or the wrong number of
+                values.
+        """
+        self._rates.set(self.param_groups, per_group(lr, len(self.param_groups)))
+
+    def start_decay(self, steps: int) -> None:
+        """Let the decay of an open-ended `WSD` begin with the next step, on the device: captured graphs see it too.
+        Within the warm-up, which goes on meanwhile, the LR is the product of both.
+
+        Args:
+            steps: until the floor is reached, 1 to 2**20.
+
+        Raises:
+            RuntimeError: the schedule, or its `base`, is not a WSD without `total_steps`; or the decay has begun.
+            ValueError, TypeError: not such a number.
+        """
+        self._take_written()
+        self._control.start_decay(steps)
+
+    def write_copies(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Keep copies of parameters in 16 bits: they are written now, and from then on by every step that updates their
+        parameter. A skipped step leaves both alone. On the CPU a step of a copy with its parameter's strides is one
+        pass.
+
+        Copies are in no checkpoint, deepcopy or pickle: call this again on the optimizer that results. Call it also
+        after writing to a parameter by hand. It replaces what was given before; with no pairs, nothing is copied any
+        more.
+
+        Args:
+            pairs: `(parameter, copy)`: a float32 parameter of this optimizer, and a bfloat16 or float16 tensor of its
+                shape on its device, such as the model's own parameter.
+
+        Raises:
+            TypeError: not pairs of tensors, or of another dtype.
+            ValueError: a parameter that is not in the optimizer, or a copy of another shape or device, or one given
+                twice.
+        """
+        self._engine.copies.keep(pairs, set(self._params()))
+        self._engine.discard()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch. With a schedule each group also carries, under "control", its state as numbers, and the exact
+        LR; then it waits for the device. Without one there is no other key than in torch's, which distributed
+        checkpointing compares: it takes a plain optimizer for torch's AdamW in both directions.
+        """
+        return checkpoint.save(self, None if self._schedule is None else self._numbers)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of FusedAdamW or of `torch.optim.AdamW`: all of it or, if anything fails, nothing.
+
+        Moments keep the wider of the checkpoint's and the parameter's dtype, float64 ones of 16-bit parameters float32.
+        The schedule keeps its own options: of a window longer than its own the newest losses are taken; from a
+        checkpoint without its numbers it starts anew from the LRs there, a step schedule at its first step, unless a
+        scheduler of torch has driven that run: then a step schedule goes on from the scheduler's peak and the steps
+        taken. (torch's AdamW has no numbers; but if it loaded ours, it hands them on as they were.) Moments on the
+        parameters' device are copied, while those before stay until all is loaded: where memory is short, load from the
+        CPU (`map_location="cpu"`).
+
+        Args:
+            state_dict: what `state_dict()` returned.
+
+        Raises:
+            TypeError, ValueError: not a checkpoint of these parameters and groups, damaged numbers, or those of a
+                schedule that compared something else, by another `mode` or `smooth`. Names the key.
+            Exception: whatever a hook raises, or a lack of memory.
+        """
+        checkpoint.load(self, state_dict, self._control, self._engine, self._restart)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch. With a schedule it starts at its own `lr`, with bounds from that, and follows the
         decisions from then on; the other groups and the schedule's state are left alone. Waits for the device.
         """
-        before = (vars(self).get("_control"), vars(self).get("_rates"))
-        if before[0] is not None:
+        constructed = "_rates" in vars(self)  # torch's constructor calls this, too
+        if constructed:
             self._take_written()  # an LR written before this call counts
+            before = self._control, self._rates
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             options.check_group(group, len(self.param_groups) - 1)
             if any(param.is_complex() for param in group["params"]):
                 group["fused"] = False  # torch's own has no complex kernel
-            if before[0] is not None:
+            if constructed:
                 options.check_params(group["params"], self._engine.state_dtype)
                 self._control = self._control.grown(float(group["lr"]))
                 self._restart()
         except BaseException:
             self.param_groups.pop()
-            self._control, self._rates = before  # type: ignore[assignment]
+            if constructed:
+                self._control, self._rates = before
             raise
+
+    def check_ranks_agree(self) -> None:
+        """Check that every rank holds the same control vector (schedule, counters, LRs, norm), bit for bit: for tests,
+        and for a run that behaves as if they did not. Every rank must call it; it waits for all of them.
+
+        Raises:
+            RuntimeError: on every rank alike; names a slot, the ranks and their values.
+        """
+        self._engine.find_ranks(self._params())
+        self._engine.ranks.check_agree(self._control)
 
     def __repr__(self) -> str:
         shown = super().__repr__().replace("    control: {}\n", "")  # of no interest but to distributed checkpointing
         return f"{shown[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}\n)"
 
+    def __getstate__(self) -> dict[str, Any]:
+        self._take_written()
+        own = {name: vars(self)[name] for name in _OPTIONS}
+        return checkpoint.get_state(self, self._control, self._engine) | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        made = checkpoint.set_state(self, state)
+        if made is not None:
+            self._listeners = []  # those of the original go on with it
+            self._engine = checkpoint.engine(made, self._device(), driven=options.needs_loss(self._schedule))
+            self._control = self._new_control(checkpoint.starting_lrs(made))
+            checkpoint.fill(self._control, made)
+            self._rates = self._new_rates()
+
     def _new_control(self, lrs: Sequence[float]) -> Control:
         return Control(
-            self.schedule,
+            self._schedule,
             lrs,
-            max_grad_norm=self.max_grad_norm,
-            skip_nonfinite=self.skip_nonfinite,
+            max_grad_norm=self._max_grad_norm,
+            skip_nonfinite=self._skip_nonfinite,
             device=self._device(),
         )
+
+    def _new_rates(self) -> Rates:
+        """The host's view of the control as it is now."""
+        checkpoint.mark(self.param_groups, with_control=self._schedule is not None)
+        return Rates(self._control, self.param_groups, driven=self._schedule is not None)
 
     def _device(self) -> torch.device:
         """Where the parameters are; torch allows to move a model, or give it memory, after construction."""
         device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
         return torch.device("cpu") if device.type == "meta" else device
+
+    def _params(self) -> list[Tensor]:
+        """Of all groups, in order."""
+        return [param for group in self.param_groups for param in group["params"]]
+
+    def _rebuilt(self) -> Any:
+        """The backend over a new table: parameters, gradients' dtypes or states are others than before."""
+        if self._device() != self._control.device:
+            self._control.to(self._device())
+            self._restart()
+        return self._engine.rebuilt(self.param_groups, self.state, self._control)
+
+    def _restart(self) -> None:
+        """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
+        self._engine.discard()
+        self._rates = self._new_rates()
+        for listener in self._listeners:
+            listener.restarted()
+
+    def _take_written(self) -> None:
+        """Take over the learning rates that the host wrote to the groups."""
+        options.check_groups(len(self.param_groups), self._control.n_groups)
+        self._rates.push(self.param_groups, tensors=not self._engine.lent)
+
+    def _numbers(self) -> list[dict[str, Any]]:
+        self._take_written()
+        return self._control.numbers()
+
+    def _replayed(self) -> None:
+        """A graph that was captured with a step in it was replayed: show what is known by now."""
+        self._rates.pull(self.param_groups)
+        for listener in self._listeners:
+            listener.replayed()
 
     def _measure_norms(self) -> None:
         """Let each step measure the 2-norm and the 1-norm of all gradients, from now on. Every rank must call it.
@@ -272,23 +386,7 @@ class FusedAdamW(Optimizer):
         self._control.measures_l1 = True
         self._engine.discard()
 
-    def _params(self) -> list[Tensor]:
-        """Of all groups, in order."""
-        return [param for group in self.param_groups for param in group["params"]]
-
-    def _take_written(self) -> None:
-        """Take over what the host wrote to the groups: learning rates, or numbers of a checkpoint."""
-        options.check_groups(len(self.param_groups), self._control.n_groups)
-        self._rates.push(self.param_groups)
-
-    def _restart(self) -> None:
-        """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
-        self._engine.discard()
-        checkpoint.mark(self.param_groups, with_control=self.schedule is not None)
-        self._rates = Rates(self._control, self.param_groups, driven=self.schedule is not None)
-        for listener in self._listeners:
-            listener.restarted()
-
-    def _numbers(self) -> list[dict[str, Any]]:
-        self._take_written()
-        return self._control.numbers()
+    @property
+    def _captures(self) -> list[Any]:
+        """Where to put what a graph reads that is being captured."""
+        return self._engine.captures[-1]

@@ -27,7 +27,7 @@ from benchmarks.mixes import MIXES
 from benchmarks.peers import Contender
 from benchmarks.shapes import Shapes
 from benchmarks.workload import Workload, peak_bytes
-from greedylr_fused.commands.bench.spread import Spread
+from greedylr_fused.commands.bench import Spread
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

@@ -7,8 +7,7 @@ import pytest
 import torch
 from support import parameter
 
-from greedylr_fused import FusedAdamW
-from greedylr_fused.tensors import table as packing
+from greedylr_fused import FusedAdamW, capture
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def opt():
 def pretend(monkeypatch):
     """Sets whether a capture is under way."""
     now = [False]
-    monkeypatch.setattr(packing.torch.cuda, "is_current_stream_capturing", lambda: now[0])
+    monkeypatch.setattr(capture.torch.cuda, "is_current_stream_capturing", lambda: now[0])
 
     def set_to(capturing):
         now[0] = capturing
@@ -40,7 +39,8 @@ def refreshed(opt, keeps):
         return words if keeps else None
 
     table.device, table.row = torch.device("cuda"), table.row.clone()
-    assert table.refresh(opt._engine.watch, 0, opt.param_groups, send)
+    opt._engine.backend.send = send
+    assert opt._engine.ready(opt.param_groups, opt.state) is opt._engine.backend
     return sent
 
 
@@ -75,11 +75,13 @@ def test_without_a_graph_the_table_is_let_go(opt):
 
 def test_a_table_that_its_capturer_keeps_is_let_go(opt, pretend):
     """As a CapturedStep does, which drops it with its graph; captured by another as well, it stays."""
-    opt._engine.table.lent = True
+    opt._engine.captures.append([])
     pretend(True)
-    refreshed(opt, keeps=False)
+    refreshed(opt, keeps=True)
     pretend(False)
-    table = weakref.ref(opt._engine.table)
+    reads, table = opt._engine.captures.pop(), weakref.ref(opt._engine.table)
     opt._engine.discard()
+    assert any(kept is table() for kept in reads) and sum(isinstance(kept, torch.Tensor) for kept in reads) == 2
+    del reads
     gc.collect()
     assert table() is None

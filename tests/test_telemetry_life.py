@@ -153,7 +153,8 @@ def test_while_a_graph_is_captured(monkeypatch):
     step(opt)
     asked = len(late.under_way)
     with monkeypatch.context() as capture:
-        capture.setattr("greedylr_fused.telemetry.checks.captures", lambda device: True)
+        for room in ("recorder", "checks"):
+            capture.setattr(f"greedylr_fused.telemetry.{room}.capturing", lambda device: True)
         for _ in range(4):
             step(opt)
         recorder.drain(wait=True)
@@ -172,7 +173,7 @@ def test_a_captured_graph_may_write_for_as_long_as_the_optimizer_lives(monkeypat
     with no_collection():
         opt = optimizer()
         recorder, _ = recorded(opt)
-        monkeypatch.setattr("greedylr_fused.telemetry.checks.captures", lambda device: True)
+        monkeypatch.setattr("greedylr_fused.telemetry.recorder.capturing", lambda device: True)
         for _ in range(2):
             step(opt)
         monkeypatch.undo()

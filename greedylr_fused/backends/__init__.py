@@ -1,67 +1,16 @@
-"""Backend choice: resolved once per optimizer, with a reason for every backend that was passed over."""
+"""Who computes: four calls over one table, none of which reads a value back to the host.
 
-from __future__ import annotations
+Where does a parameter change? In `csrc/core/adamw.h`, called by `cpu.py` and `cuda.py` (`native.py` loads what was
+compiled of it), and in `triton/elements.py`; `adamw.py` is what they all must compute, in plain operations, and
+`reference.py` the backend made of it. `base.py` is what every backend offers; `choice.py` takes the first that can run
+on a device, and remembers why it passed over the others.
+"""
 
-from dataclasses import dataclass
-
-import torch
-
-from greedylr_fused.backends.base import Backend
-from greedylr_fused.backends.cpu import CpuBackend
-from greedylr_fused.backends.cuda import CudaBackend
-from greedylr_fused.backends.reference import ReferenceBackend
-from greedylr_fused.backends.triton import TritonBackend
+from greedylr_fused.backends.base import Backend as Backend
+from greedylr_fused.backends.choice import BACKENDS as BACKENDS
+from greedylr_fused.backends.choice import NAMES as NAMES
+from greedylr_fused.backends.choice import Choice as Choice
+from greedylr_fused.backends.choice import available_backends as available_backends
+from greedylr_fused.backends.choice import resolve as resolve
 
 __all__ = ["BACKENDS", "Backend", "Choice", "available_backends", "resolve"]
-
-#: In order of preference.
-_ORDER: tuple[type[Backend], ...] = (CpuBackend, CudaBackend, TritonBackend, ReferenceBackend)
-BACKENDS: dict[str, type[Backend]] = {backend.name: backend for backend in _ORDER}
-NAMES = ("auto", *BACKENDS)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A resolved backend and why the ones preferred to it were not taken."""
-
-    backend: type[Backend]
-    passed_over: dict[str, str]
-
-    def __str__(self) -> str:
-        reasons = "; ".join(f"not {name}: {reason}" for name, reason in self.passed_over.items())
-        return self.backend.name + (f" ({reasons})" if reasons else "")
-
-
-def available_backends(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Every backend in order of preference, with None if it can run on the device, otherwise why it cannot."""
-    return {name: backend.unavailable(torch.device(device)) for name, backend in BACKENDS.items()}
-
-
-def resolve(name: str, device: torch.device) -> Choice:
-    """The backend of that name, or with "auto" the first that can run on the device.
-
-    Raises:
-        ValueError: unknown name.
-        RuntimeError: the named backend cannot run there; says why.
-    """
-    check_name(name)
-    if name == "auto":
-        passed_over: dict[str, str] = {}
-        for candidate, reason in available_backends(device).items():
-            if reason is None:
-                return Choice(BACKENDS[candidate], passed_over)
-            passed_over[candidate] = reason
-    reason = BACKENDS[name].unavailable(device)
-    if reason is not None:
-        usable = [other for other, why in available_backends(device).items() if why is None]
-        raise RuntimeError(
-            f'backend="{name}" cannot run on {device}: {reason}. Usable there: {", ".join(usable)}; '
-            'or pass backend="auto"'
-        )
-    return Choice(BACKENDS[name], {})
-
-
-def check_name(name: str) -> None:
-    """Refuse an unknown backend name."""
-    if name not in NAMES:
-        raise ValueError(f"backend: got {name!r}, allowed are {', '.join(NAMES)}; leave it out for auto")

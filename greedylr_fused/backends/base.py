@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from greedylr_fused.tensors.table import Table
+from greedylr_fused.tensors import Table
 
 
 class Backend(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from greedylr_fused.backends import native
 from greedylr_fused.backends.base import staged
-from greedylr_fused.tensors.table import Table
+from greedylr_fused.tensors import Table
 
 _native, _reason = native.load("_cpu")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.backends import native
-from greedylr_fused.tensors.table import Table
+from greedylr_fused.tensors import Table
 
 _native, _reason = native.load("_cuda")
 #: What PyTorch calls the devices whose memory the kernels may touch.

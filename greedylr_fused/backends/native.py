@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from greedylr_fused.control.slots import SLOTS
-from greedylr_fused.tensors.formats import MIXES, Row
-from greedylr_fused.tensors.table import Table
+from greedylr_fused.control import SLOTS
+from greedylr_fused.tensors import MIXES, Row, Table
 
 #: Written by the installation: why each module was built, or not.
 BUILD_REPORT = Path(__file__).parent.parent / "_build.json"

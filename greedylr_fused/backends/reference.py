@@ -9,10 +9,9 @@ from torch import Tensor
 
 from greedylr_fused.backends.adamw import Scalars, adamw
 from greedylr_fused.backends.base import staged
-from greedylr_fused.control.slots import SLOT, block, ring_begin
-from greedylr_fused.schedules.loss_driven import Event, Kind, Remembers
-from greedylr_fused.tensors.formats import Row, real
-from greedylr_fused.tensors.table import Table
+from greedylr_fused.control import SLOT, block, ring_begin
+from greedylr_fused.schedules import Event, Kind, Remembers
+from greedylr_fused.tensors import Row, Table, real
 
 #: Elements that are added up by one thread, whatever the number of threads.
 _ROW = 16384

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.step import options
-from greedylr_fused.tensors.dtensor import alike, spec_of
-from greedylr_fused.tensors.formats import DTYPES, MOMENTS
+from greedylr_fused.tensors import DTYPES, MOMENTS, alike, spec_of
 
 #: Of parameter groups: how to compute. An optimizer keeps its own, and PyTorch's AdamW reads them in its checkpoints.
 _FLAGS = ("foreach", "capturable", "differentiable", "fused")

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from greedylr_fused.checkpoint.checks import as_float, check_count, refuse
-from greedylr_fused.control.slots import SAVED, SAVED_BLOCKS
-from greedylr_fused.control.vector import Control
-from greedylr_fused.schedules.loss_driven import Event, Kind
+from greedylr_fused.control import SAVED, SAVED_BLOCKS, Control
+from greedylr_fused.schedules import Event, Kind
 from greedylr_fused.warning import warn
 
 KEY = "control"

@@ -3,67 +3,83 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused.checkpoint import state_dict as checkpoint
-from greedylr_fused.ranks.ranks import Ranks
-from greedylr_fused.step.engine import Engine
-from greedylr_fused.step.options import needs_loss
-from greedylr_fused.step.rates import Rates
+from greedylr_fused.checkpoint.state_dict import with_own_steps
+from greedylr_fused.control import Control
+from greedylr_fused.ranks import Ranks
+from greedylr_fused.step import Engine
 
-if TYPE_CHECKING:
-    from greedylr_fused.optimizer import FusedAdamW
-
-_OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite")
+#: Beside torch's entries: what engine and control are made of.
+_MADE_OF = "_made_of"
 
 
-def get_state(self: FusedAdamW) -> dict[str, Any]:
+def get_state(optimizer: Optimizer, control: Control, engine: Engine) -> dict[str, Any]:
     """Plain numbers and tensors. A process group is known by its name, in this process and others that have it."""
-    own = {name: self.__dict__[name] for name in _OPTIONS}
-    engine, ranks = self._engine, self._engine.ranks
-    own["_made_of"] = {
+    ranks = engine.ranks
+    made = {
         "backend": engine.name,
         "state_dtype": engine.state_dtype,
-        "numbers": self._numbers(),
-        "pending": self._control.pending.tolist(),
-        "observed": self._control.observed,
+        "numbers": control.numbers(),
+        "pending": control.pending.tolist(),
+        "observed": control.observed,
         "group": None if ranks.given is None else ranks.given.group_name,
         "partitions": ranks.partitions,
         "begun": engine.begun,
     }
-    torchs = Optimizer.__getstate__(self)
-    return torchs | own | {"state": checkpoint.with_own_steps(torchs["state"])}
+    torchs = Optimizer.__getstate__(optimizer)
+    return torchs | {_MADE_OF: made, "state": with_own_steps(torchs["state"])}
 
 
-def set_state(self: FusedAdamW, state: dict[str, Any]) -> None:
-    """Take over what `get_state` of this version returned, or, as torch's optimizers do, a partial state.
+def set_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
+    """Let torch take over what `get_state` of this version returned, or, as torch's optimizers do, a partial state.
 
-    Raises:
-        RuntimeError: the process group that it was constructed with does not exist here.
+    Returns:
+        What engine and control are to be made of, see `engine` and `fill`; None in a partial state.
     """
-    Optimizer.__setstate__(self, {key: value for key, value in state.items() if key != "_made_of"})
-    for group in self.param_groups:
+    Optimizer.__setstate__(optimizer, {key: value for key, value in state.items() if key != _MADE_OF})
+    for group in optimizer.param_groups:
         for name in ("amsgrad", "maximize"):
             group.setdefault(name, False)
         group["decoupled_weight_decay"] = True
-    if "_made_of" not in state:
-        return
-    made = state["_made_of"]
-    self.state = defaultdict(dict, self.state)
-    self._listeners = []  # those of the original go on with it
-    driven = self.schedule is not None
-    ranks = Ranks(_group_named(made["group"]), made["partitions"], driven=needs_loss(self.schedule))
-    self._engine = Engine(made["backend"], self._device(), made["state_dtype"], ranks)
-    self._engine.begun = made["begun"]
-    self._control = self._new_control([own["initial_lr"] for own in made["numbers"]])
-    self._control.load(made["numbers"])
-    self._control.restore_decay()
-    self._control.pending.copy_(torch.tensor(made["pending"], dtype=torch.float64, device="cpu"))
-    self._control.observed = made["observed"]
-    self._rates = Rates(self._control, self.param_groups, driven=driven)
+    if _MADE_OF not in state:
+        return None
+    optimizer.state = defaultdict(dict, optimizer.state)
+    made: dict[str, Any] = state[_MADE_OF]
+    return made
+
+
+def engine(made: dict[str, Any], device: torch.device, *, driven: bool) -> Engine:
+    """The engine of a copy.
+
+    Args:
+        made: what `set_state` returned.
+        device: of the parameters.
+        driven: whether the loss decides anything.
+
+    Raises:
+        RuntimeError: the process group that the original was constructed with does not exist here.
+    """
+    ranks = Ranks(_group_named(made["group"]), made["partitions"], driven=driven)
+    found = Engine(made["backend"], device, made["state_dtype"], ranks)
+    found.begun = made["begun"]
+    return found
+
+
+def starting_lrs(made: dict[str, Any]) -> list[float]:
+    """Of each group, for a control that `fill` then fills."""
+    return [own["initial_lr"] for own in made["numbers"]]
+
+
+def fill(control: Control, made: dict[str, Any]) -> None:
+    """Bring the control of a copy into the state of the original's."""
+    control.load(made["numbers"])
+    control.restore_decay()
+    control.pending.copy_(torch.tensor(made["pending"], dtype=torch.float64, device="cpu"))
+    control.observed = made["observed"]
 
 
 def _group_named(name: str | None) -> Any:

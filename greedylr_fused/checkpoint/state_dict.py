@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,71 +21,66 @@ from torch.optim.optimizer import Optimizer
 from greedylr_fused.checkpoint import checks
 from greedylr_fused.checkpoint.numbers import KEY as KEY
 from greedylr_fused.checkpoint.numbers import check_decay, fitted, read_control, saved
-from greedylr_fused.control.vector import Control
-from greedylr_fused.tensors.formats import DTYPES, MIXES, MOMENTS
-
-if TYPE_CHECKING:
-    from greedylr_fused.optimizer import FusedAdamW
+from greedylr_fused.control import Control
+from greedylr_fused.step import Engine
+from greedylr_fused.tensors import DTYPES, MIXES, MOMENTS
 
 
-def state_dict(self: FusedAdamW) -> dict[str, Any]:
-    """As in torch. With a schedule each group also carries, under "control", its state as numbers, and the exact LR;
-    then it waits for the device. Without one there is no other key than in torch's, which distributed checkpointing
-    compares: it takes a plain optimizer for torch's AdamW in both directions.
+def save(optimizer: Optimizer, numbers: Callable[[], list[dict[str, Any]]] | None) -> dict[str, Any]:
+    """What torch's `state_dict` returns, and the control state; other hooks see all of it.
+
+    Args:
+        optimizer: whose.
+        numbers: what returns `Control.numbers`; None without a schedule.
     """
 
     def complete(_: Optimizer, packed: dict[str, Any]) -> None:
-        if self.schedule is not None:
-            for group, own in zip(packed["param_groups"], saved(self._numbers()), strict=True):
+        if numbers is not None:
+            for group, own in zip(packed["param_groups"], saved(numbers()), strict=True):
                 group[KEY] = own
                 group["lr"] = own["lr"]
         packed["state"] = with_own_steps(packed["state"])
 
-    with self.register_state_dict_post_hook(complete, prepend=True):  # other hooks see all of it
-        return Optimizer.state_dict(self)
+    with optimizer.register_state_dict_post_hook(complete, prepend=True):
+        return Optimizer.state_dict(optimizer)
 
 
-def load_state_dict(self: FusedAdamW, state_dict: dict[str, Any]) -> None:
-    """Load a checkpoint of FusedAdamW or of `torch.optim.AdamW`: all of it or, if anything fails, nothing.
-
-    Moments keep the wider of the checkpoint's and the parameter's dtype, float64 ones of 16-bit parameters float32. The
-    schedule keeps its own options: of a window longer than its own the newest losses are taken; from a checkpoint
-    without its numbers it starts anew from the LRs there, a step schedule at its first step, unless a scheduler of
-    torch has driven that run: then a step schedule goes on from the scheduler's peak and the steps taken. (torch's
-    AdamW has no numbers; but if it loaded ours, it hands them on as they were.) Moments on the parameters'
-    device are copied, while those before stay until all is loaded: where memory is short, load from the CPU
-    (`map_location="cpu"`).
+def load(
+    optimizer: Optimizer, state_dict: dict[str, Any], control: Control, engine: Engine, restart: Callable[[], None]
+) -> None:
+    """Load a checkpoint into the parts of an optimizer: all of it or, if anything fails, nothing. Other hooks see the
+    checkpoint before it is read, and the optimizer when all is loaded.
 
     Args:
-        self: the optimizer.
-        state_dict: what `state_dict()` returned.
+        optimizer: whose.
+        state_dict: what `save` returned, or torch's `state_dict`.
+        control: the optimizer's.
+        engine: the optimizer's.
+        restart: called when groups and states are new, before other hooks.
 
     Raises:
-        TypeError, ValueError: not a checkpoint of these parameters and groups, damaged numbers, or those of a schedule
-            that compared something else, by another `mode` or `smooth`. Names the key.
-        Exception: whatever a hook raises, or a lack of memory.
+        TypeError, ValueError: not a checkpoint of these parameters and groups; names the key.
     """
-    previous = self.state
+    previous = optimizer.state
     found: dict[str, Any] = {}
 
     def inspect(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-        found.update(loaded=loaded, control=loaded_control(loaded, self.param_groups, self._control))
-        return for_torch(loaded, self.param_groups)
+        found.update(loaded=loaded, control=loaded_control(loaded, optimizer.param_groups, control))
+        return for_torch(loaded, optimizer.param_groups)
 
     def complete(_: Optimizer) -> None:
-        restore(self, found["loaded"], previous)
-        self._control.take(found["control"])
-        self._control.warn_of_end()
-        self._control.observed = 0
-        self._engine.begun = True
-        self._restart()
+        restore(optimizer, found["loaded"], previous, engine.state_dtype)
+        control.take(found["control"])
+        control.warn_of_end()
+        control.observed = 0
+        engine.begun = True
+        restart()
 
-    # Other hooks see the checkpoint before it is read, and the optimizer when all is loaded.
-    before = self.register_load_state_dict_pre_hook(inspect)
-    after = self.register_load_state_dict_post_hook(complete, prepend=True)
-    with before, after, all_or_nothing(self):
+    before = optimizer.register_load_state_dict_pre_hook(inspect)
+    after = optimizer.register_load_state_dict_post_hook(complete, prepend=True)
+    with before, after, all_or_nothing(optimizer, control, engine):
         checks.check_dictionary(state_dict)
-        Optimizer.load_state_dict(self, state_dict)
+        Optimizer.load_state_dict(optimizer, state_dict)
 
 
 def with_own_steps(state: Mapping[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
@@ -159,15 +154,14 @@ def mark(groups: Sequence[dict[str, Any]], *, with_control: bool) -> None:
 
 
 @contextlib.contextmanager
-def all_or_nothing(optimizer: FusedAdamW) -> Iterator[None]:
+def all_or_nothing(optimizer: Optimizer, control: Control, engine: Engine) -> Iterator[None]:
     """If loading fails, whatever fails in it, PyTorch's loader or a hook: put back everything that it replaced.
 
     Loading writes into no tensor but the control's, which captured graphs read; the rest are other objects.
     """
-    owners: tuple[object, ...] = (optimizer, optimizer._control, optimizer._engine)
+    owners: tuple[object, ...] = (optimizer, control, engine)
     before = [(vars(owner), dict(vars(owner))) for owner in owners]
-    vector = optimizer._control.vector
-    kept = vector.clone()
+    vector, kept = control.vector, control.vector.clone()
     try:
         yield
     except BaseException:
@@ -175,7 +169,7 @@ def all_or_nothing(optimizer: FusedAdamW) -> Iterator[None]:
             now.clear()
             now.update(own)
         vector.copy_(kept)
-        optimizer._control.restore_decay()
+        control.restore_decay()
         raise
 
 
@@ -191,7 +185,9 @@ def for_torch(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]]) -> d
     return {**loaded, "state": state, "param_groups": groups}
 
 
-def restore(optimizer: FusedAdamW, saved: Mapping[str, Any], previous: Mapping[Tensor, Any]) -> None:
+def restore(
+    optimizer: Optimizer, saved: Mapping[str, Any], previous: Mapping[Tensor, Any], state_dtype: torch.dtype | None
+) -> None:
     """Add to what PyTorch's loader has loaded the moments, unrounded, in memory of their own: training on must not
     change the dictionary that was loaded, nor its source.
 
@@ -199,6 +195,7 @@ def restore(optimizer: FusedAdamW, saved: Mapping[str, Any], previous: Mapping[T
         optimizer: the loader has given it its new state and parameter groups.
         saved: the loaded state_dict.
         previous: its state before: tensors found there again stay as they are.
+        state_dtype: of moments, as the optimizer was constructed; None for the wider of the two.
     """
     for index, param in checks.pairs(saved, optimizer.param_groups):
         values = saved["state"].get(index, {})
@@ -208,7 +205,7 @@ def restore(optimizer: FusedAdamW, saved: Mapping[str, Any], previous: Mapping[T
         moments = {name: values[name] for name in MOMENTS if name in values}
         if moments:  # of one dtype, though other optimizers keep exp_avg narrower than exp_avg_sq
             widest = functools.reduce(torch.promote_types, (value.dtype for value in moments.values()))
-            dtype = moment_dtype(param, widest, optimizer._engine.state_dtype)
+            dtype = moment_dtype(param, widest, state_dtype)
             own = previous.get(param, {})
             for name, value in moments.items():
                 source = value.detach()

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.schedules.checks import MAX_STEPS
-from greedylr_fused.telemetry.run_log import parsed_line
+from greedylr_fused.schedules import MAX_STEPS
+from greedylr_fused.telemetry import parsed_line
 
 #: Keys of a line, in the order of the columns that `Refined.from_norms` takes.
 _KEYS = ("grad_norm", "grad_norm_l1")

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.commands.files import load_pyplot, told
-from greedylr_fused.telemetry import recorded_run
-from greedylr_fused.telemetry.history import CUT, EVENTS, RAISE, RESET
-from greedylr_fused.telemetry.recorded_run import SKIP, Run
+from greedylr_fused.telemetry import CUT, EVENTS, RAISE, RESET, SKIP, Run, recorded_run
 
 #: Form and colour of the marks.
 _MARKS = {RAISE: ("^", "#2ca02c"), CUT: ("v", "#d62728"), RESET: ("D", "#9467bd"), SKIP: ("x", "#444444")}

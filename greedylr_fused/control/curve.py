@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.schedules import WSD, LossSchedule, StepSchedule
+from greedylr_fused.warning import warn
 
 #: Steps that an open-ended schedule's late decay may take: memory for them is there from the start, where captured
 #: graphs find it.
@@ -83,6 +84,15 @@ class Curve:
         shares = torch.frombuffer(self.decay(steps), dtype=torch.float64)
         staged = shares.pin_memory() if self.values.is_cuda else shares
         self.values[self.length : self.length + steps + 1].copy_(staged, non_blocking=True)
+
+    def warn_of_end(self, step: int) -> None:
+        """Say that it is over at that step, and is 0 from there on."""
+        if self.base is not None and not self.decay_room and step >= self.length and self.host[-1] == 0.0:
+            warn(
+                f"{type(self.base).__name__}: its LR is 0 from step {self.length - 1} on, and the checkpoint is of "
+                f'step {step}; to train on, construct it with a larger total_steps, or delete "control" and '
+                '"initial_lr" from every group of the checkpoint and write the new peak to "lr" there, to begin anew'
+            )
 
     def to(self, device: torch.device) -> None:
         self.values = self.values.to(device)

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.control import numbers as control_numbers
+from greedylr_fused.capture import capturing
+from greedylr_fused.control import numbers, pending
 from greedylr_fused.control.curve import Curve
 from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS, TABLE, block
-from greedylr_fused.schedules import GreedyLR, LossSchedule, StepSchedule
-from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO
-from greedylr_fused.warning import warn
+from greedylr_fused.schedules import DEFAULT_MAX_RATIO, GreedyLR, LossSchedule, StepSchedule
 
 Schedule = LossSchedule | StepSchedule
 
@@ -89,9 +88,9 @@ class Control:
         lows, highs = (tuple(bound[k] for bound in self.bounds) for k in range(2))
         scaled = [lr * fraction for lr in lrs]
         blocks = {"lr": scaled, "initial_lr": lrs, "min_lr": lows, "max_lr": highs, "level": lrs}
-        numbers = [values[name] for name in SLOTS]
-        numbers += [*(value for name in BLOCKS for value in blocks[name]), *(0.0,) * self.window_size]
-        self.vector = torch.tensor(numbers, dtype=torch.float64, device="cpu").to(device)
+        scalars = [values[name] for name in SLOTS]
+        behind = [*(value for name in BLOCKS for value in blocks[name]), *(0.0,) * self.window_size]
+        self.vector = torch.tensor(scalars + behind, dtype=torch.float64, device="cpu").to(device)
 
     def bounds_for(self, initial_lrs: Sequence[float]) -> list[tuple[float, float]]:
         """Of the levels of groups with these starting LRs."""
@@ -127,7 +126,40 @@ class Control:
         """Whether each step reads all gradients before the update."""
         return self.measures_l1 or self._options["max_grad_norm"] is not None or self._options["skip_nonfinite"]
 
-    numbers, load = control_numbers.numbers, control_numbers.load
+    def numbers(self) -> list[dict[str, Any]]:
+        """Plain numbers of every group, see `numbers.named`. Waits for the device."""
+        return numbers.named(self.vector.tolist(), self.n_groups, self.window_size)
+
+    def load(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Write the numbers of `numbers()` back. With a schedule the LR is what level and step give; the shares of a
+        late decay are not written to the device, see `restore_decay`.
+
+        Raises:
+            ValueError: a level outside the bounds, and nothing has been changed.
+        """
+        bounds = self.bounds_for([saved["initial_lr"] for saved in groups])
+        for group, (saved, (low, high)) in enumerate(zip(groups, bounds, strict=True)):
+            if not low <= saved["level"] <= high:
+                raise ValueError(
+                    f"checkpoint: learning rate of parameter group {group} is {saved['level']}, allowed is {low} to "
+                    f"{high} (min_lr to max_lr of this schedule); construct {type(self.schedule).__name__} with bounds "
+                    "that enclose it"
+                )
+        first, fraction = groups[0], 1.0
+        if self.schedule is not None:
+            fraction = self.curve.fraction(first["step"], first["decay_start"], first["decay_steps"])
+        at_zero = fraction == first["fraction"] == 0  # where the LR is 0, or what the host wrote for that step alone
+        keeps = self.schedule is None or at_zero
+        blocks = {
+            "lr": [saved["lr"] if keeps else saved["level"] * fraction for saved in groups],
+            "initial_lr": [saved["initial_lr"] for saved in groups],
+            "min_lr": [low for low, _ in bounds],
+            "max_lr": [high for _, high in bounds],
+            "level": [saved["level"] for saved in groups],
+        }
+        values = numbers.placed(groups, self.vector.tolist(), blocks, fraction, self.window_size)
+        self.vector.copy_(torch.tensor(values, dtype=torch.float64, device="cpu"))
+        self.bounds, self.decay_steps = bounds, int(first["decay_steps"])
 
     @property
     def device(self) -> torch.device:
@@ -184,7 +216,7 @@ class Control:
                 "begun; go on from a checkpoint before it to decay in another way"
             )
         self.curve.check_decay(steps)
-        if self.vector.is_cuda and torch.cuda.is_current_stream_capturing():
+        if capturing(self.device):
             raise RuntimeError(
                 "start_decay(): got a call while a CUDA graph is captured, whose replays would begin again; allowed is "
                 "before the capture or after it: replays see it"
@@ -195,24 +227,10 @@ class Control:
         self.slot("decay_start").copy_(self.slot("step"))
 
     def observe(self, loss: Any, weight: Any) -> None:
-        """Add `weight * loss` to what is pending; each is a number or a tensor of one element. A DTensor is added up
-        over its mesh, all ranks of which must call this.
-        """
+        """Add `weight * loss` to what is pending; each is a number or a tensor of one element."""
         self.observed += 1
         total, weights = self._pending
-        scalar = type(loss) is Tensor and loss.dim() == 0 and loss.device == total.device
-        if (
-            scalar and loss.element_size() > 1 and not isinstance(weight, Tensor) and weight != 0
-        ):  # one launch converts (not from float8), multiplies, adds
-            total.add_(loss, alpha=weight)
-            weights.add_(weight)
-            return
-        loss, weight = (_on(total, value) if isinstance(value, Tensor) else value for value in (loss, weight))
-        if isinstance(weight, Tensor):  # a mean over no tokens is NaN, and weighs nothing
-            total.add_(torch.where(weight == 0, 0.0, loss * weight))
-        elif weight != 0:
-            total.add_(loss * weight)
-        weights.add_(weight)
+        pending.add(total, weights, loss, weight)
 
     def forget_observed(self) -> None:
         """A step that failed has used up its loss, or it would count twice."""
@@ -240,10 +258,10 @@ class Control:
 
     def grown(self, lr: float) -> Control:
         """One with another group starting at `lr`, otherwise in the state of this one. Waits for the device."""
-        numbers = self.numbers()
-        numbers.append(numbers[0] | {"lr": lr * numbers[0]["fraction"], "initial_lr": lr, "level": lr})
-        control = self.anew([own["initial_lr"] for own in numbers])
-        control.load(numbers)
+        groups = self.numbers()
+        groups.append(groups[0] | {"lr": lr * groups[0]["fraction"], "initial_lr": lr, "level": lr})
+        control = self.anew([own["initial_lr"] for own in groups])
+        control.load(groups)
         control.pending.copy_(self.pending)
         control.observed = self.observed
         return control
@@ -255,25 +273,10 @@ class Control:
         self.restore_decay()
 
     def warn_of_end(self) -> None:
-        """Say that the schedule is over and its LR 0, of which training on would never tell."""
-        step, length = int(self.slot("step")), self.curve.length
-        if self.follows_steps and not self.curve.decay_room and step >= length and self.curve.host[-1] == 0.0:
-            warn(
-                f"{type(self.curve.base).__name__}: its LR is 0 from step {length - 1} on, and the checkpoint is of "
-                f'step {step}; to train on, construct it with a larger total_steps, or delete "control" and '
-                '"initial_lr" from every group of the checkpoint and write the new peak to "lr" there, to begin anew'
-            )
+        """Say that the schedule is over and its LR 0, of which training on would never tell. Waits for the device."""
+        self.curve.warn_of_end(int(self.slot("step")))
 
     def restore_decay(self) -> None:
         """Put the shares of a late decay that was going on where the device reads them."""
         if self.decay_steps:
             self.curve.write_decay(self.decay_steps)
-
-
-def _on(target: Tensor, value: Tensor) -> Tensor:
-    """A one-element tensor as 0-d float64 on the target's device. Only a copy from a device to the host is waited for:
-    the host would read it before it arrives.
-    """
-    if hasattr(value, "device_mesh"):
-        value = value.full_tensor()  # type: ignore[attr-defined]
-    return value.detach().reshape(()).to(target.device, torch.float64, non_blocking=target.device.type != "cpu")

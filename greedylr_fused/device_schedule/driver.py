@@ -15,16 +15,12 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused.backends import resolve
-from greedylr_fused.checkpoint.numbers import KEY, fitted, read_control, saved
-from greedylr_fused.control.vector import Control, Schedule
+from greedylr_fused.checkpoint import KEY, fitted, read_control, saved
+from greedylr_fused.control import Control, Schedule
 from greedylr_fused.device_schedule import checks
-from greedylr_fused.ranks.ranks import Ranks
-from greedylr_fused.step import losses, options
-from greedylr_fused.step.flow import outside_graphs
-from greedylr_fused.step.listener import Listener
-from greedylr_fused.step.mirror import Metrics, Mirror
-from greedylr_fused.tensors.copies import Copies
-from greedylr_fused.tensors.table import Table
+from greedylr_fused.ranks import Ranks
+from greedylr_fused.step import Listener, Metrics, Mirror, losses, options, outside_graphs
+from greedylr_fused.tensors import Copies, Table
 
 #: Which optimizer is driven by what, for as long as both exist.
 _DRIVEN: weakref.WeakKeyDictionary[Optimizer, weakref.ref[DeviceSchedule]] = weakref.WeakKeyDictionary()
@@ -87,6 +83,7 @@ class DeviceSchedule:
         self._decided = [lr.reshape(own.shape) for lr, own in zip(self._control.lr.unbind(), tensors, strict=True)]
         self._control.observed = 0
         self._listeners: list[Listener] = []
+        self._captures: list[Any] = []  # what captured graphs read
         _DRIVEN[optimizer] = weakref.ref(self)
         self._put_back()
 
@@ -146,8 +143,7 @@ class DeviceSchedule:
         Raises:
             TypeError, ValueError: not one number, or a negative weight.
         """
-        losses.check_loss(loss)
-        losses.check_weight(weight)
+        losses.check_observed(loss, weight)
         with torch.no_grad():
             self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
 

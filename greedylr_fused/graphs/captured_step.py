@@ -56,6 +56,7 @@ class CapturedStep:
         self._layout: Any = None
         self._frozen: Frozen | None = None
         self._result: Any = None
+        self._reads: list[Any] = []  # memory that the graph reads
 
     @property
     def captured(self) -> bool:
@@ -92,7 +93,7 @@ class CapturedStep:
         if self._optimizer._control.vector.is_cuda:
             torch.cuda.synchronize(self._optimizer._control.device)
         self._graph = self._frozen = self._result = None
-        self._inputs, self._layout = [], None
+        self._inputs, self._reads, self._layout = [], [], None
         self._warmup_left = max(self._warmup_left, 1)  # tables are built in it, which no capture may do
 
     def __del__(self) -> None:
@@ -109,10 +110,10 @@ class CapturedStep:
         if self._graph is not None and self._frozen is not None:
             self._frozen.check()
             return self._graph, self._frozen
-        counted, graph = _Counted(), _Graph(self._pool)
+        counted, graph, reads = _Counted(), _Graph(self._pool), list[Any]()
         self._optimizer._listeners.append(counted)
         try:
-            with _Capturing(self._optimizer):
+            with _Capturing(self._optimizer, reads):
                 self._result = graph.capture(self._run)
         finally:
             self._optimizer._listeners.remove(counted)
@@ -121,7 +122,7 @@ class CapturedStep:
                 "CapturedStep: got a body that does not step the optimizer it was given, allowed is one that calls "
                 "optimizer.step(loss=loss); add the call, or pass the optimizer that it steps"
             )
-        self._graph, self._frozen = graph, Frozen(self._optimizer)
+        self._graph, self._frozen, self._reads = graph, Frozen(self._optimizer), reads
         return self._graph, self._frozen
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -147,22 +148,19 @@ class CapturedStep:
 
 
 class _Capturing:
-    """Tells the optimizer that it is captured: what the host has written was taken over, and its table is kept. If that
-    fails, nothing has happened on the device: no loss is pending, and the gradients have no values.
+    """Tells the optimizer that it is captured: what the host has written was taken over, and what the graph reads goes
+    into this list. If that fails, nothing has happened on the device: no loss is pending, and the gradients have no
+    values.
     """
 
-    def __init__(self, optimizer: FusedAdamW) -> None:
-        self._optimizer, self._table = optimizer, optimizer._engine.table
+    def __init__(self, optimizer: FusedAdamW, reads: list[Any]) -> None:
+        self._optimizer, self._reads = optimizer, reads
 
     def __enter__(self) -> None:
-        self._optimizer._rates.taken = True
-        if self._table is not None:
-            self._table.lent = True
+        self._optimizer._engine.captures.append(self._reads)
 
     def __exit__(self, kind: Any, *_: object) -> None:
-        self._optimizer._rates.taken = False
-        if self._table is not None:
-            self._table.lent = False
+        self._optimizer._engine.captures.pop()
         if kind is not None:
             self._optimizer._control.observed = 0
             self._optimizer.zero_grad()

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.tensors.dtensor import local
-from greedylr_fused.tensors.watch import ODD, STALE
+from greedylr_fused.tensors import ODD, STALE, local
 
 #: Where graphs can be captured.
 _DEVICES = ("cuda",)

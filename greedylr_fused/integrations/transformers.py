@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 from transformers import Trainer
 
-from greedylr_fused.control.vector import Schedule
+from greedylr_fused.control import Schedule
 from greedylr_fused.integrations import transformers_checks as checks
 from greedylr_fused.integrations.transformers_scheduler import ShownLR
 from greedylr_fused.optimizer import FusedAdamW

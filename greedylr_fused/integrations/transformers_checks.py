@@ -9,10 +9,10 @@ from typing import Any
 from transformers import Trainer
 from transformers import __version__ as transformers_version
 
-from greedylr_fused.control.vector import Schedule
+from greedylr_fused.control import Schedule
 from greedylr_fused.optimizer import FusedAdamW
 from greedylr_fused.schedules import LossSchedule, StepSchedule
-from greedylr_fused.step.options import check_schedule
+from greedylr_fused.step import check_schedule
 from greedylr_fused.warning import warn
 
 #: Options of FusedAdamW that the TrainingArguments have, by their names there.

@@ -5,3 +5,5 @@ asynchronous all-reduce; nothing with one process, and nothing with `schedule=No
 finds the group, the share of each rank in the norm, and adds up. `agreement.py` compares: once, before the first norm,
 whether parameters are divided as the norm takes it; on demand, whether every rank holds the same control vector.
 """
+
+from greedylr_fused.ranks.ranks import Ranks as Ranks

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS
-from greedylr_fused.control.vector import Control
+from greedylr_fused.control import BLOCKS, SLOT, SLOTS, Control
 from greedylr_fused.tensors import dtensor
-
-if TYPE_CHECKING:
-    from greedylr_fused.optimizer import FusedAdamW
 
 
 def check_parameters(params: Sequence[Tensor], group: Any) -> None:
@@ -88,20 +84,13 @@ def gathered(value: Any, group: Any) -> list[Any]:
     return found
 
 
-def check_ranks_agree(self: FusedAdamW) -> None:
-    """Check that every rank holds the same control vector (schedule, counters, LRs, norm), bit for bit: for tests, and
-    for a run that behaves as if they did not. Every rank must call it; it waits for all of them.
+def check_control(control: Control, group: Any) -> None:
+    """Check that every rank holds the same control vector, bit for bit; waits for all of them.
 
     Raises:
         RuntimeError: on every rank alike; names a slot, the ranks and their values.
     """
-    ranks, control = self._engine.ranks, self._control
-    if ranks.moved:
-        ranks.find([param for group in self.param_groups for param in group["params"]])
-        self._engine.discard()  # whose table has each gradient's share among the ranks before
-    if ranks.size == 1:
-        return
-    everyone = gathered(_decided(control, control.needs_loss), ranks.group)
+    everyone = gathered(_decided(control, control.needs_loss), group)
     for name in dict.fromkeys(name for found in everyone for name in found):
         values = [found.get(name) for found in everyone]
         if len(set(values)) > 1:

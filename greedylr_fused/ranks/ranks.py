@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from greedylr_fused.capture import capturing
+from greedylr_fused.control import Control
 from greedylr_fused.ranks import agreement
-from greedylr_fused.tensors.dtensor import is_flattened, layout, sharded_dims
-
-if TYPE_CHECKING:
-    from greedylr_fused.control.vector import Control
+from greedylr_fused.tensors import is_flattened, layout, sharded_dims
 
 
 class Ranks:
@@ -103,6 +102,15 @@ class Ranks:
             self.find(params)
         return any(agreement.gathered(own, self.group)) if self.decide_together else own
 
+    def check_agree(self, control: Control) -> None:
+        """Check that every rank holds the same control vector, bit for bit; waits for all of them.
+
+        Raises:
+            RuntimeError: on every rank alike; names a slot, the ranks and their values.
+        """
+        if self.size > 1:
+            agreement.check_control(control, self.group)
+
     def _group_of(self, params: Sequence[Tensor]) -> Any:
         """The group of the parameters' root mesh; None, the default group, without one, and for several dimensions that
         enclose the world.
@@ -162,8 +170,7 @@ class Ranks:
             RuntimeError: the group has no backend for the device of the parameters; or they are not divided over the
                 ranks as the norm takes it.
         """
-        capturing = shared.is_cuda and torch.cuda.is_current_stream_capturing()
-        if norm and self._to_compare is not None and not capturing:
+        if norm and self._to_compare is not None and not capturing(shared.device):
             agreement.check_parameters(self._to_compare, self.group)
             self._to_compare = None
         try:

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.backends import Backend, Choice, resolve
-from greedylr_fused.control.vector import Control
-from greedylr_fused.ranks.ranks import Ranks
+from greedylr_fused.capture import capturing
+from greedylr_fused.control import Control
+from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import options
-from greedylr_fused.tensors.copies import Copies
-from greedylr_fused.tensors.entry import Entry
-from greedylr_fused.tensors.table import Table
-from greedylr_fused.tensors.watch import STALE, watch
+from greedylr_fused.tensors import STALE, Copies, Entry, Table, watching
 
 
 class Engine:
@@ -27,6 +25,11 @@ class Engine:
         device: where the parameters lie now; the choice is made anew if they move.
         state_dtype: storage type of new moments, None for the parameter's.
         ranks: the processes that decide together.
+
+    Attributes:
+        captures: lists of what captured graphs read. What is captured is put into the last one. The first is that of
+            graphs which anybody captures, and lives as long as the engine; a CapturedStep adds one while it captures,
+            and keeps it with its graph.
     """
 
     def __init__(self, backend: str, device: torch.device, state_dtype: torch.dtype | None, ranks: Ranks) -> None:
@@ -39,8 +42,14 @@ class Engine:
         self.backend: Backend | None = None
         self.watch: Any = None
         self.copies = Copies()
-        self._captured: list[tuple[Table, Backend | None]] = []
+        self.captures: list[list[Any]] = [[]]
         self.begun = False  # nothing was stepped, loaded or materialised yet
+
+    def find_ranks(self, params: Sequence[Tensor]) -> None:
+        """Find them again if torch.distributed was initialised or shut down since, which changes each one's share."""
+        if self.ranks.moved:
+            self.ranks.find(params)
+            self.discard()
 
     def ready(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> Backend | None:
         """The backend with its table brought up to date; None if it needs to be `rebuilt`."""
@@ -73,7 +82,10 @@ class Engine:
         with self._subclass_overrides_off() if self.table.sharded else contextlib.nullcontext():
             found = self.watch.look(groups, state)
         stale = found & STALE or self.copies.moved()
-        return not stale and self.table.refresh(self.watch, found, groups, self.backend.send)
+        captures = self.captures[-1] if capturing(self.table.device) else None
+        if captures is not None:
+            captures += [self.table, self.backend]
+        return not stale and self.table.refresh(self.watch, found, groups, self.backend.send, captures)
 
     @staticmethod
     def _subclass_overrides_off() -> contextlib.AbstractContextManager[None]:
@@ -87,15 +99,16 @@ class Engine:
 
     @property
     def captured(self) -> bool:
-        """Whether a graph reads a table of this engine."""
-        return bool(self._captured) or (self.table is not None and self.table.captured)
+        """Whether a graph reads what the engine has now."""
+        return self.table is not None and self.table.captured
+
+    @property
+    def lent(self) -> bool:
+        """Whether a CapturedStep captures."""
+        return len(self.captures) > 1
 
     def discard(self) -> None:
-        """Forget the table: parameters, groups or states were replaced. What a captured graph reads is kept, unless a
-        CapturedStep keeps it.
-        """
-        if self.table is not None and self.table.kept:
-            self._captured.append((self.table, self.backend))
+        """Forget the table: parameters, groups or states were replaced."""
         self.table = self.backend = self.watch = None
 
     def init_states(
@@ -120,9 +133,7 @@ class Engine:
         groups: Sequence[dict[str, Any]],
         state: dict[Tensor, Any],
         zeroed: Callable[[Sequence[dict[str, Any]]], bool],
-        *,
-        driven: bool,
-        observed: bool,
+        control: Control,
     ) -> bool:
         """Whether this step, that was given no loss, is distributed checkpointing's, which makes an optimizer create
         its state by a step with LR 0 and zero gradients: then create it and do nothing else.
@@ -134,14 +145,16 @@ class Engine:
             groups: the optimizer's parameter groups.
             state: its state.
             zeroed: whether somebody has written LR 0 to all groups.
-            driven: whether the schedule needs a loss.
-            observed: whether there was one.
+            control: whose schedule may need a loss, of which some may have been observed.
         """
-        params = [param for group in groups for param in group["params"]]
-        if state or (self.begun and not params) or not zeroed(groups):
+        if state or not zeroed(groups):
             return False
+        params = [param for group in groups for param in group["params"]]
+        if self.begun and not params:
+            return False
+        driven = control.needs_loss
         asks = not driven and not self.begun  # as every other rank, which may have gradients, or no parameters
-        if not driven or observed:
+        if not driven or control.observed:
             grads = (param.grad for param in params if param.grad is not None)
             real = any(grad.is_sparse or bool(grad.any()) for grad in grads)
             if self.ranks.any(params, real) if asks else real:
@@ -172,4 +185,4 @@ class Engine:
         backend = self.choice.backend
         self.table = table = Table(entries, control, backend.chunk_size, self.copies, backend.writes_copies)
         self.backend = backend(table)
-        self.watch = watch(table.entries, stateless, groups, state, table.steps, table.row)
+        self.watch = watching(table.entries, stateless, groups, state, table.steps, table.row)

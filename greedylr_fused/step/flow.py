@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.backends import Backend
-from greedylr_fused.control.vector import Control
-from greedylr_fused.ranks.ranks import Ranks
+from greedylr_fused.control import Control
+from greedylr_fused.ranks import Ranks
 
 #: Where torch.compile comes to what this decorates it ends its graph, and begins another behind it.
 outside_graphs: Any = torch.compiler.disable(  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from greedylr_fused.control import Control
 from greedylr_fused.step.options import is_number
 from greedylr_fused.warning import warn
 
@@ -30,6 +31,16 @@ def check_loss(loss: Any) -> None:
         raise TypeError(f"loss: got {type(loss).__name__}, allowed is a number or a tensor of one element")
 
 
+def check_observed(loss: Any, weight: Any) -> None:
+    """Check arguments of observe().
+
+    Raises:
+        TypeError, ValueError: not one number, or a negative weight.
+    """
+    check_loss(loss)
+    check_weight(weight)
+
+
 def check_weight(weight: Any) -> None:
     """Check the weight of an observed loss (a tensor is not read).
 
@@ -46,6 +57,27 @@ def check_weight(weight: Any) -> None:
         raise TypeError(f"weight: got {type(weight).__name__}, allowed is a number or a tensor of one element")
     elif not 0.0 <= weight < math.inf:
         raise ValueError(f"weight: got {weight!r}, allowed is a finite number >= 0; pass e.g. the number of tokens")
+
+
+def of_step(closure: Any, loss: Any, control: Control) -> tuple[Any, Any]:
+    """What the closure returned, and the loss of this step; None for one that is missing, or was observed.
+
+    Args:
+        closure: argument of step().
+        loss: argument of step().
+        control: where losses were observed.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: no closure, not one number, given more than once, or that of a part alone.
+    """
+    before = control.observed
+    result = None if closure is None else call(closure)
+    returned = result if control.observed == before else None  # otherwise it has observed what it returns
+    if returned is not None and control.needs_loss:
+        check_whole(closure)
+    given = one_loss(loss, returned, observed=control.observed > 0, driven=control.needs_loss)
+    warn_of_number(given, control.device)
+    return result, given
 
 
 def one_loss(loss: Any, result: Any, *, observed: bool, driven: bool) -> Any:
@@ -74,13 +106,19 @@ def one_loss(loss: Any, result: Any, *, observed: bool, driven: bool) -> Any:
     return given[0] if given else None
 
 
-def no_loss(schedule: Any) -> str:
-    """What a step without a loss is told."""
-    return (
-        f"FusedAdamW.step() got no loss, but its schedule {type(schedule).__name__} decides from the loss; give it in "
-        "one of three ways: step(loss=loss), or a closure that returns it: step(closure), or observe(loss) per "
-        "micro-batch and then step(). Each step needs the loss of its own batch; to decide from losses of evaluations "
-        "alone, drive torch.optim.AdamW by a DeviceSchedule. Under transformers' Trainer write "
+def check_given(loss: Any, control: Control) -> None:
+    """Refuse a step without a loss where the schedule decides from it.
+
+    Raises:
+        RuntimeError: names the ways to give one.
+    """
+    if loss is not None or control.observed or not control.needs_loss:
+        return
+    raise RuntimeError(
+        f"FusedAdamW.step() got no loss, but its schedule {type(control.schedule).__name__} decides from the loss; "
+        "give it in one of three ways: step(loss=loss), or a closure that returns it: step(closure), or observe(loss) "
+        "per micro-batch and then step(). Each step needs the loss of its own batch; to decide from losses of "
+        "evaluations alone, drive torch.optim.AdamW by a DeviceSchedule. Under transformers' Trainer write "
         "use_fused_adamw(trainer), under Lightning callbacks=[ObserveLoss()] (both in "
         "greedylr_fused.integrations), with Accelerate opt.observe(loss)"
     )

@@ -1,4 +1,4 @@
-"""A view of the control vector on the host that never waits.
+"""What the host sees of steps: a view of the control vector that never waits, and who else is told of them.
 
 `update()` enqueues a copy of the state slots into pinned memory, and takes it over once the device has got that far. On
 a CPU both happen at once. At most one copy is under way.
@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from greedylr_fused.control.slots import SLOT, STATE_BEGIN, block
-from greedylr_fused.control.vector import Control
+from greedylr_fused.capture import capturing
+from greedylr_fused.control import SLOT, STATE_BEGIN, Control, block
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ class Mirror:
         if self._arrived is None:
             self._shown[0].copy_(self._source)
             return True
-        if torch.cuda.is_current_stream_capturing():
+        if capturing(self._source.device):
             return False
         if arrived := self.under_way and self._arrived.query():
             self._shown, self._awaited = self._awaited, self._shown
@@ -135,3 +135,18 @@ class Mirror:
             self._arrived.record(torch.cuda.current_stream(self._source.device))
             self.under_way = True
         return arrived
+
+
+class Listener(Protocol):
+    """Is told in `_listeners` of FusedAdamW and DeviceSchedule. Nothing in it may wait for the device, or raise for
+    what it finds.
+    """
+
+    def stepped(self) -> None:
+        """A step was enqueued; what this enqueues comes after it, and a graph that is captured repeats both."""
+
+    def replayed(self) -> None:
+        """A captured graph was replayed, with what `stepped` enqueued in it. The host has some time."""
+
+    def restarted(self) -> None:
+        """The control vector may lie in other memory, and its step count may have been loaded."""

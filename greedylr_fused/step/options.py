@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.schedules import LossSchedule, StepSchedule
-from greedylr_fused.tensors.formats import DTYPES, MIXES
+from greedylr_fused.tensors import DTYPES, MIXES
 from greedylr_fused.warning import warn
 
 _STATE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -220,8 +220,10 @@ def check_groups(found: int, known: int) -> None:
         )
 
 
-def warn_of_frozen(groups: Sequence[dict[str, Any]]) -> None:
-    """Warn of a step of parameters none of which can ever have a gradient."""
+def warn_of_frozen(groups: Sequence[dict[str, Any]], state: Mapping[Any, Any]) -> None:
+    """Warn of a step of parameters none of which has a state, or can ever have a gradient."""
+    if state:
+        return
     params = [param for group in groups for param in group["params"]]
     if params and not any(param.requires_grad for param in params):  # some ranks of ZeroRedundancyOptimizer have none
         warn(

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from greedylr_fused.control.vector import Control
-from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO
+from greedylr_fused.capture import capturing
+from greedylr_fused.control import Control
+from greedylr_fused.schedules import DEFAULT_MAX_RATIO
 from greedylr_fused.step import options
 from greedylr_fused.step.mirror import Metrics, Mirror
 from greedylr_fused.warning import warn
-
-if TYPE_CHECKING:
-    from greedylr_fused.optimizer import FusedAdamW
 
 #: By how much a product and its quotient may miss where they began.
 _SLACK = 1e-12
@@ -33,10 +31,6 @@ class Rates:
         control: where the slots are.
         groups: the optimizer's parameter groups.
         driven: whether a schedule writes the slots.
-
-    Attributes:
-        taken: whether tensors in the groups were taken over already for the step that is being captured: a graph would
-            go on copying from those of its capture.
     """
 
     def __init__(self, control: Control, groups: Sequence[dict[str, Any]], *, driven: bool) -> None:
@@ -45,7 +39,6 @@ class Rates:
         self._mirror = Mirror(control)
         self._known: list[Any] = self._mirror.lr
         self._stale = False  # the snapshot under way is older than what the host wrote
-        self.taken = False
         if driven:
             for group, lr in zip(groups, self._known, strict=True):
                 group["lr"] = lr
@@ -61,16 +54,20 @@ class Rates:
             for index, group in enumerate(groups)
         )
 
-    def push(self, groups: Sequence[dict[str, Any]]) -> None:
+    def push(self, groups: Sequence[dict[str, Any]], *, tensors: bool = True) -> None:
         """Pass on what the host wrote to the groups.
 
         Tensors are copied on the device at every call; with a schedule they are clamped to its bounds there, since the
         host cannot look at them.
+
+        Args:
+            groups: the optimizer's.
+            tensors: whether to look at tensors: a graph that is captured would go on copying from them.
         """
         for index, group in enumerate(groups):
             lr = group["lr"]
             if isinstance(lr, Tensor):
-                if self.taken:
+                if not tensors:
                     continue
                 self._control.write_lr(index, lr)
                 if self._driven:
@@ -152,7 +149,7 @@ class Rates:
     def _write(self, index: int, lr: float) -> None:
         self._check(index, lr)
         self._warn_of_peak(index, lr)
-        if self._control.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if capturing(self._control.device):
             raise RuntimeError(
                 f"learning rate of parameter group {index}: got {lr!r} while a CUDA graph is captured, whose replays "
                 "would write it again; allowed is before the capture, by set_lr(), or after it, which replays see"
@@ -179,40 +176,3 @@ def per_group(value: float | Tensor | Sequence[float], n_groups: int) -> list[fl
     if len(values) != n_groups:
         raise ValueError(f"got {len(values)} learning rates, allowed is one, or one per parameter group ({n_groups})")
     return values
-
-
-def last_lr(self: FusedAdamW) -> list[float]:
-    """The exact learning rate of each group, that the next step will use. Waits for the device."""
-    self._take_written()
-    return self._control.lr.tolist()
-
-
-def set_lr(self: FusedAdamW, lr: float | Tensor | Sequence[float]) -> None:
-    """Write the learning rate, one number or one per group, to the device at once: captured graphs see it too.
-
-    The schedule goes on from there; its counters, best, bounds and starting LR stay. A step schedule goes on from
-    there, too: its peak becomes what gives this LR now, so that half the LR halves all that follow; a peak above 10
-    times the starting LR, as of an LR written early in a warm-up, is refused. Where the curve is 0, the LR holds
-    for one step. With a `base` the bounds are those of the LR before its factor.
-
-    Raises:
-        ValueError: outside the bounds (a tensor is brought there), negative, not finite, or the wrong number of
-            values.
-    """
-    self._rates.set(self.param_groups, per_group(lr, len(self.param_groups)))
-
-
-def start_decay(self: FusedAdamW, steps: int) -> None:
-    """Let the decay of an open-ended `WSD` begin with the next step, on the device: captured graphs see it too.
-    Within the warm-up, which goes on meanwhile, the LR is the product of both.
-
-    Args:
-        self: the optimizer.
-        steps: until the floor is reached, 1 to 2**20.
-
-    Raises:
-        RuntimeError: the schedule, or its `base`, is not a WSD without `total_steps`; or the decay has begun.
-        ValueError, TypeError: not such a number.
-    """
-    self._take_written()
-    self._control.start_decay(steps)

@@ -7,14 +7,10 @@ from typing import Any
 
 import torch
 
+from greedylr_fused.capture import capturing
 from greedylr_fused.device_schedule import DeviceSchedule
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.step.options import is_number
-
-
-def captures(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured, so that nothing but what its replays shall do may be enqueued."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+from greedylr_fused.step import is_number
 
 
 def refuse_capture(what: str, device: torch.device) -> None:
@@ -23,7 +19,7 @@ def refuse_capture(what: str, device: torch.device) -> None:
     Raises:
         RuntimeError: a CUDA graph is being captured.
     """
-    if captures(device):
+    if capturing(device):
         raise RuntimeError(
             f"{what}: got a call while a CUDA graph is captured, allowed is before or after; construct the recorder "
             "before the warm-up steps, and close it when all is trained"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS, STATE_BEGIN, block
-from greedylr_fused.schedules.loss_driven import Event
-from greedylr_fused.step.mirror import Metrics
+from greedylr_fused.control import BLOCKS, SLOT, SLOTS, STATE_BEGIN, block
+from greedylr_fused.schedules import Event
+from greedylr_fused.step import Metrics
 from greedylr_fused.telemetry.ring import END, MARK
 
 #: What `Step.event` may be.

@@ -19,6 +19,7 @@ import weakref
 from collections import deque
 from time import monotonic
 
+from greedylr_fused.capture import capturing
 from greedylr_fused.device_schedule import DeviceSchedule
 from greedylr_fused.optimizer import FusedAdamW
 from greedylr_fused.telemetry import checks
@@ -102,7 +103,6 @@ class Recorder:
         self._ring.mark()
         self._copies: deque[Copy] = deque()
         self._unseen, self._asked = 0, monotonic()
-        self._captured: Ring | None = None
         self._lost = 0  # and not yet warned of
         self._delivering = self._closed = False
         opt._listeners.append(self)
@@ -111,8 +111,8 @@ class Recorder:
     def stepped(self) -> None:
         """The optimizer's: a step was enqueued."""
         self._ring.write()
-        if checks.captures(self._ring.device):
-            self._keep_memory()
+        if capturing(self._ring.device):
+            self._keep_ring()
         else:
             self.replayed()
 
@@ -124,6 +124,12 @@ class Recorder:
         if self._copies and self._copies[0].arrived():
             self._take_over()
             self._hand_over()
+
+    def _keep_ring(self) -> None:
+        """A captured graph writes into it wherever it is replayed: it lives as long as that."""
+        opt = self._opt()
+        if opt is not None and not any(kept is self._ring for kept in opt._captures):
+            opt._captures.append(self._ring)
 
     def restarted(self) -> None:
         """The optimizer's: steps go on from another state, maybe in other memory."""
@@ -140,7 +146,7 @@ class Recorder:
         Args:
             wait: for the device, so that all recorded steps are handed over now, as beside a checkpoint.
         """
-        if not checks.captures(self._ring.device):
+        if not capturing(self._ring.device):
             self._ask()
             self._take_over(wait=wait)
             self._hand_over()
@@ -150,7 +156,7 @@ class Recorder:
         opt = self._opt()
         if opt is not None and self in opt._listeners:
             opt._listeners = [listener for listener in opt._listeners if listener is not self]
-            if not checks.captures(self._ring.device):
+            if not capturing(self._ring.device):
                 self._ring.mark(END)
 
     def close(self) -> None:
@@ -250,17 +256,6 @@ class Recorder:
             except OSError as error:
                 failed.append((file, error))
         return failed
-
-    def _keep_memory(self) -> None:
-        """A captured graph writes into the ring wherever it is replayed: keep that as long as the optimizer."""
-        opt = self._opt()
-        if opt is not None and self._captured is not self._ring:
-            self._captured = self._ring
-            weakref.finalize(opt, _let_go, *self._ring.memory).atexit = False
-
-
-def _let_go(*_: object) -> None:
-    """Nothing is done with what was kept until now."""
 
 
 @atexit.register

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.control.slots import SLOT, STATE_BEGIN, ring_begin
-from greedylr_fused.control.vector import Control
+from greedylr_fused.control import SLOT, STATE_BEGIN, Control, ring_begin
 
 #: In the slot "skip" of a row that shows where steps begin, and is none.
 MARK = -1.0
@@ -47,11 +46,6 @@ class Ring:
     @property
     def device(self) -> torch.device:
         return self._memory.device
-
-    @property
-    def memory(self) -> tuple[Tensor, ...]:
-        """All that a captured `write` reads and writes."""
-        return (self._source, self._memory, self._at, self._one, self._capacity)
 
     def records(self, control: Control) -> bool:
         """Whether that is what it records, in the same memory."""

@@ -6,8 +6,8 @@ memory, elsewhere right after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from torch.autograd.graph import increment_version
 from greedylr_fused.tensors.dtensor import local, local_part, spec_of
 from greedylr_fused.tensors.entry import Entry
 from greedylr_fused.tensors.formats import Row
-
-if TYPE_CHECKING:
-    from greedylr_fused.optimizer import FusedAdamW
 
 #: The row of a table that holds the addresses of copies of a dtype.
 ROWS = {torch.bfloat16: Row.COPY_BF16, torch.float16: Row.COPY_F16}
@@ -36,6 +33,32 @@ class Copies:
         self._all: list[tuple[Entry, Tensor]] = []
         self._by_torch: list[tuple[Entry, Tensor]] = []
         self._memory: list[Any] = []
+
+    def keep(self, pairs: Iterable[tuple[Tensor, Tensor]], params: Collection[Tensor]) -> None:
+        """Write these copies, in the place of those that there were: see `FusedAdamW.write_copies`.
+
+        Args:
+            pairs: (parameter, copy).
+            params: of the optimizer.
+        """
+        chosen: dict[Tensor, Tensor] = {}
+        for pair in pairs:
+            param, copy = _both(pair)
+            if param not in params:
+                raise ValueError(
+                    f"write_copies: got a parameter of shape {tuple(param.shape)} that is not in the optimizer, "
+                    "allowed are those in its param_groups; put the optimizer's parameter first and its copy second"
+                )
+            if param in chosen or any(copy is other for other in chosen.values()):
+                raise ValueError(
+                    f"write_copies: got a tensor of shape {tuple(copy.shape)} in two pairs, allowed is one copy of "
+                    "each parameter; leave tied parameters out after their first"
+                )
+            check(param, copy)
+            chosen[param] = copy
+        with torch.no_grad():
+            _copy([(check(param, copy), local(param)) for param, copy in chosen.items()])
+        self.of = chosen
 
     def place(self, entries: Sequence[Entry], in_kernel: bool) -> list[list[int]]:
         """Rows of a table over these entries: addresses of copies that its kernels write, by dtype; 0 for none.
@@ -72,43 +95,6 @@ class Copies:
     def _memory_now(self) -> list[Any]:
         parts = map(local, self.of.values())
         return [(part.data_ptr(), part.dtype, part.shape, part.stride()) for part in parts]
-
-
-def write_copies(self: FusedAdamW, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:  # noqa: D417  is its method
-    """Keep copies of parameters in 16 bits: they are written now, and from then on by every step that updates their
-    parameter. A skipped step leaves both alone. On the CPU a step of a copy with its parameter's strides is one pass.
-
-    Copies are in no checkpoint, deepcopy or pickle: call this again on the optimizer that results. Call it also after
-    writing to a parameter by hand. It replaces what was given before; with no pairs, nothing is copied any more.
-
-    Args:
-        pairs: `(parameter, copy)`: a float32 parameter of this optimizer, and a bfloat16 or float16 tensor of its shape
-            on its device, such as the model's own parameter.
-
-    Raises:
-        TypeError: not pairs of tensors, or of another dtype.
-        ValueError: a parameter that is not in the optimizer, or a copy of another shape or device, or one given twice.
-    """
-    known = {param for group in self.param_groups for param in group["params"]}
-    chosen: dict[Tensor, Tensor] = {}
-    for pair in pairs:
-        param, copy = _both(pair)
-        if param not in known:
-            raise ValueError(
-                f"write_copies: got a parameter of shape {tuple(param.shape)} that is not in the optimizer, allowed "
-                "are those in its param_groups; put the optimizer's parameter first and its copy second"
-            )
-        if param in chosen or any(copy is other for other in chosen.values()):
-            raise ValueError(
-                f"write_copies: got a tensor of shape {tuple(copy.shape)} in two pairs, allowed is one copy of each "
-                "parameter; leave tied parameters out after their first"
-            )
-        check(param, copy)
-        chosen[param] = copy
-    with torch.no_grad():
-        _copy([(check(param, copy), local(param)) for param, copy in chosen.items()])
-    self._engine.copies.of = chosen
-    self._engine.discard()
 
 
 def check(param: Tensor, copy: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from greedylr_fused.control.vector import Control
+from greedylr_fused.control import Control
 from greedylr_fused.tensors.copies import Copies
 from greedylr_fused.tensors.dtensor import alike
 from greedylr_fused.tensors.entry import Entry
@@ -46,9 +46,8 @@ class Table:
             `chunk_index[c] * chunk` on, or those that are left.
         launches: one per mix of storage types.
         l1: whether a measurement adds up absolute values, too.
-        captured: whether there is a graph that reads and writes all this memory at each replay.
-        lent: whether who captures now keeps this table itself, as long as its graph.
-        kept: whether somebody else has captured, whose graph may live as long as the optimizer.
+        captured: whether there is a graph that reads and writes all this memory at each replay; from then on each step
+            sends its own values, since a replay may have come between.
         sharded: whether a parameter is a DTensor.
     """
 
@@ -79,8 +78,7 @@ class Table:
         self._staged: dict[int, Tensor] = {}
         self._stepped: list[Tensor] = []
         self._due = MOVED | COUNT | HYPER  # what the kernels have not been told yet
-        self.captured = self.lent = self.kept = False
-        self._kept: list[Tensor] = []
+        self.captured = False
 
     def _upload(self, values: Any, dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device="cpu").to(self.device)
@@ -110,7 +108,9 @@ class Table:
                 self.launches.append(Launch(param, grad, state, first, count))
             first += count
 
-    def refresh(self, watch: Any, found: int, groups: Sequence[dict[str, Any]], send: Send) -> bool:
+    def refresh(
+        self, watch: Any, found: int, groups: Sequence[dict[str, Any]], send: Send, captures: list[Any] | None
+    ) -> bool:
         """Bring gradient addresses and hyper-parameters up to date, without waiting for the device.
 
         Args:
@@ -118,6 +118,7 @@ class Table:
             found: what its look found.
             groups: the optimizer's parameter groups.
             send: as `Backend.send`.
+            captures: where what a graph reads that is being captured is kept; None outside of a capture.
 
         Returns:
             False if a gradient came in another dtype that is computed as it is: build a new table.
@@ -139,7 +140,7 @@ class Table:
             rows = [[*map(float, g["betas"]), g["eps"], g["weight_decay"], float(g["maximize"]), 0.0] for g in groups]
             self._hyper.copy_(torch.tensor(rows, dtype=torch.float64, device="cpu"))
         if self.row is not self._grads:
-            self._send_all(send)
+            self._send_all(send, captures)
         self._due = 0
         for entry in self._copied:
             if entry.param.grad is not None:
@@ -204,14 +205,10 @@ class Table:
             "tensors; run backward() again, or step this parameter with torch.optim.AdamW"
         )
 
-    def _send_all(self, send: Send) -> None:
-        capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        # A captured graph repeats its copies at each replay: what they read is kept for good, and from then on every
-        # other step sends its own values, since a replay may have come between.
-        self.captured = self.captured or capturing
-        self.kept = self.kept or (capturing and not self.lent)
+    def _send_all(self, send: Send, captures: list[Any] | None) -> None:
+        self.captured = self.captured or captures is not None
         for flag, target, words in ((MOVED, self._grads, self.row), (HYPER, self.hyper, self._hyper)):
             if self.captured or self._due & flag:
-                kept = send(target, words)
-                if capturing and kept is not None:
-                    self._kept.append(kept)
+                staged = send(target, words)
+                if captures is not None and staged is not None:
+                    captures.append(staged)

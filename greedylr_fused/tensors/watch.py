@@ -159,7 +159,7 @@ class Watch:
         return EMPTY if grad.numel() == 0 else grad.data_ptr() or None
 
 
-def watch(*args: Any) -> Any:
+def watching(*args: Any) -> Any:
     """A compiled `Watch` where there is one and it can see these tensors, otherwise the one above."""
     if unavailable() is None:
         try:

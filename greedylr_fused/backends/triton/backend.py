@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.backends.base import staged
-from greedylr_fused.tensors.formats import DType, real
-from greedylr_fused.tensors.table import Table
+from greedylr_fused.tensors import DType, Table, real
 
 #: What PyTorch calls the devices that Triton compiles for ("cuda" is also AMD's).
 _DEVICES = ("cuda", "xpu")

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from greedylr_fused.backends.triton.access import loop_bound
 from greedylr_fused.backends.triton.observe import EVENT, GROUPS, LEVEL, LR, observe, slots
-from greedylr_fused.tensors.formats import Row
+from greedylr_fused.tensors import Row
 
 _MAX_GRAD_NORM, _SKIP_NONFINITE, _N_GROUPS = slots("max_grad_norm skip_nonfinite n_groups")
 _STEP, _SKIPPED, _LOSS_SUM, _LOSS_WEIGHT = slots("step skipped loss_sum loss_weight")

@@ -22,8 +22,8 @@ from greedylr_fused.backends.triton.access import (
     widen,
 )
 from greedylr_fused.backends.triton.control import commit
-from greedylr_fused.control.slots import SLOT
-from greedylr_fused.tensors.formats import Hyper, Row
+from greedylr_fused.control import SLOT
+from greedylr_fused.tensors import Hyper, Row
 
 _PARAM, _GRAD = tl.constexpr(int(Row.PARAM)), tl.constexpr(int(Row.GRAD))
 _EXP_AVG, _EXP_AVG_SQ = tl.constexpr(int(Row.EXP_AVG)), tl.constexpr(int(Row.EXP_AVG_SQ))

@@ -22,7 +22,7 @@ from greedylr_fused.backends.triton.access import (
     widen,
 )
 from greedylr_fused.backends.triton.control import add_sums, add_up, conclude
-from greedylr_fused.tensors.formats import Row
+from greedylr_fused.tensors import Row
 
 #: Chunks whose sums are added together.
 GROUP = 512

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 
 from greedylr_fused.backends.triton.access import loop_bound
-from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS
-from greedylr_fused.schedules.loss_driven import Event, Kind, Remembers
+from greedylr_fused.control import BLOCKS, SLOT, SLOTS
+from greedylr_fused.schedules import Event, Kind, Remembers
 
 
 def slots(names):
@@ -52,10 +52,11 @@ def observe(c, x):
 def _judge(c, x, finite):
     """C3-C5, and C6-C9 unless it waits."""
     forget_every, forget_left = tl.load(c + _FORGET_EVERY), tl.load(c + _FORGET_LEFT)
-    best_before = tl.load(c + _BEST)
+    best = tl.load(c + _BEST)
+    known = best != _worst(c)
     cooldown_left, warmup_left = tl.load(c + _COOLDOWN_LEFT), tl.load(c + _WARMUP_LEFT)
     due = (forget_every > 0) & (forget_left == 0)  # C3
-    best = tl.where(due, _worst(c), best_before)
+    best = tl.where(due, _worst(c), best)
     forget_left = tl.where(due, forget_every, forget_left)
     tl.store(c + _FORGET_LEFT, tl.where(forget_every > 0, forget_left - 1, forget_left))
     cooling = cooldown_left > 0
@@ -72,7 +73,7 @@ def _judge(c, x, finite):
     else:
         good = tl.where(due, 0.0, tl.load(c + _GOOD))
         bad = tl.where(due, 0.0, tl.load(c + _BAD))
-        _move(c, tl.where(better, good + 1, 0.0), tl.where(better, 0.0, bad + 1), best_before)
+        _move(c, tl.where(better, good + 1, 0.0), tl.where(better, 0.0, bad + 1), known)
 
 
 @triton.jit
@@ -95,8 +96,8 @@ def _window_mean(c, x):
 
 
 @triton.jit
-def _move(c, good, bad, best_before):
-    """Move the levels if a count of observations in a row is full."""
+def _move(c, good, bad, known):
+    """Move the levels if a count of observations in a row is full. `known`: there was a best before this one."""
     cooldown_left, warmup_left = tl.load(c + _COOLDOWN_LEFT), tl.load(c + _WARMUP_LEFT)
     resets_left, reset_start = tl.load(c + _RESETS_LEFT), tl.load(c + _RESET_START)
     patience = tl.load(c + _PATIENCE)
@@ -109,7 +110,7 @@ def _move(c, good, bad, best_before):
         at_floor = _cut_level(c)
         resets_left = tl.where(at_floor, resets_left - 1, resets_left)
         if at_floor & (resets_left <= 0):  # C8
-            _restore_level(c, best_before)
+            _restore_level(c, known)
             good = tl.zeros_like(good)
             warmup_left = tl.zeros_like(warmup_left)
             resets_left = reset_start
@@ -146,15 +147,13 @@ def _raise_level(c):
     """Every group's level divided by the factor, up to its bound."""
     factor, eps = tl.load(c + _FACTOR), tl.load(c + _EPS)
     n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
-    moved = 0
     for group in range(loop_bound(n_groups)):
         slot = c + GROUPS + group
         level = tl.load(slot + LEVEL * n_groups)
         new = tl.minimum(level / factor, tl.load(slot + MAX * n_groups))
-        moves = new - level > eps
-        tl.store(slot + LEVEL * n_groups, tl.where(moves, new, level))
-        moved += moves.to(tl.int32)
-    _tell(c, _RAISE, moved)
+        if new - level > eps:
+            tl.store(slot + LEVEL * n_groups, new)
+            _tell(c, _RAISE)
 
 
 @triton.jit
@@ -163,33 +162,32 @@ def _cut_level(c):
     factor, eps = tl.load(c + _FACTOR), tl.load(c + _EPS)
     n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
     above_floor = 0
-    moved = 0
     for group in range(loop_bound(n_groups)):
         slot = c + GROUPS + group
         level, low = tl.load(slot + LEVEL * n_groups), tl.load(slot + MIN * n_groups)
         new = tl.maximum(level * factor, low)
-        moves = level - new > eps
-        new = tl.where(moves, new, level)
-        tl.store(slot + LEVEL * n_groups, new)
-        above_floor += (new > low).to(tl.int32)
-        moved += moves.to(tl.int32)
-    _tell(c, _CUT, moved)
+        if level - new > eps:
+            tl.store(slot + LEVEL * n_groups, new)
+            _tell(c, _CUT)
+            level = new
+        above_floor += (level > low).to(tl.int32)
     return above_floor == 0
 
 
 @triton.jit
-def _restore_level(c, best_before):
+def _restore_level(c, known):
+    """A reset, which is an event if it changes a level or the best, or the cut before it did."""
     n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
-    changed = (tl.load(c + EVENT) == _CUT).to(tl.int32) + (best_before != _worst(c)).to(tl.int32)
+    if known | (tl.load(c + EVENT) == _CUT):
+        _tell(c, _RESET)
     for group in range(loop_bound(n_groups)):
         slot = c + GROUPS + group
         initial = tl.load(slot + INITIAL * n_groups)
-        changed += (tl.load(slot + LEVEL * n_groups) != initial).to(tl.int32)
-        tl.store(slot + LEVEL * n_groups, initial)
-    _tell(c, _RESET, changed)
+        if tl.load(slot + LEVEL * n_groups) != initial:
+            tl.store(slot + LEVEL * n_groups, initial)
+            _tell(c, _RESET)
 
 
 @triton.jit
-def _tell(c, EVENT_CODE: tl.constexpr, count):
-    """That is the event of this step, if anything changed."""
-    tl.store(c + EVENT, tl.where(count > 0, EVENT_CODE, tl.load(c + EVENT)).to(tl.float64))
+def _tell(c, EVENT_CODE: tl.constexpr):
+    tl.store(c + EVENT, tl.full((), EVENT_CODE, tl.float64))

@@ -4,3 +4,4 @@
 """
 
 from greedylr_fused.commands.bench.command import main as main
+from greedylr_fused.commands.bench.timing import Spread as Spread

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.schedules import GreedyLR
-from greedylr_fused.schedules.loss_spec import LossSpec
+from greedylr_fused.schedules import GreedyLR, LossSpec
 
 Step = Callable[[], object]
 

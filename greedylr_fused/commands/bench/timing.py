@@ -6,10 +6,11 @@ through them backwards, and a ratio is the median over rounds, never that of two
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.benchmark import Timer
@@ -26,7 +27,6 @@ from greedylr_fused.commands.bench.cases import (
     build,
     that_fit,
 )
-from greedylr_fused.commands.bench.spread import Spread
 
 #: Rounds that a case has time for where steps are slow, and calls of torch's fused step that this then takes: nine
 #: contenders, each called twice in a round, at three times the time on average, since foreach takes five on a CPU.
@@ -34,6 +34,36 @@ _ROUNDS = 6
 _CALLS = 9 * 2 * 3 * _ROUNDS
 
 Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, 20th and 80th percentile, and of how many values."""
+
+    median: float
+    p20: float
+    p80: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value; percentiles are values that occurred, of few values the outer ones."""
+        ordered = sorted(values)
+        last = len(ordered) - 1
+        return cls(statistics.median(ordered), ordered[last // 5], ordered[-(-last * 4 // 5)], len(ordered))
+
+    @classmethod
+    def of_ratios(cls, base: Sequence[float], other: Sequence[float]) -> Spread:
+        """Of `base` over `other`, values with the same index by each other: those were taken in the same round."""
+        return cls.of([b / o for b, o in zip(base, other, strict=True)])
+
+    def scaled(self, factor: float) -> Spread:
+        """In another unit."""
+        return Spread(self.median * factor, self.p20 * factor, self.p80 * factor, self.count)
+
+    def as_dict(self) -> dict[str, Any]:
+        """By name, as results are written."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""The loss that a step is about to decide from: what was observed since the step before, added up on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def add(total: Tensor, weights: Tensor, loss: Any, weight: Any) -> None:
+    """Add `weight * loss` and `weight`, each a number or a tensor of one element; a DTensor is added up over its mesh,
+    all ranks of which must call this.
+
+    Args:
+        total: float64 0-d, the sum of weighted losses.
+        weights: float64 0-d, the sum of weights.
+        loss: as in `FusedAdamW.observe`.
+        weight: as there.
+    """
+    scalar = type(loss) is Tensor and loss.dim() == 0 and loss.device == total.device
+    if (
+        scalar and loss.element_size() > 1 and not isinstance(weight, Tensor) and weight != 0
+    ):  # one launch converts (not from float8), multiplies, adds
+        total.add_(loss, alpha=weight)
+        weights.add_(weight)
+        return
+    loss, weight = (_on(total, value) if isinstance(value, Tensor) else value for value in (loss, weight))
+    if isinstance(weight, Tensor):  # a mean over no tokens is NaN, and weighs nothing
+        total.add_(torch.where(weight == 0, 0.0, loss * weight))
+    elif weight != 0:
+        total.add_(loss * weight)
+    weights.add_(weight)
+
+
+def _on(target: Tensor, value: Tensor) -> Tensor:
+    """A one-element tensor as 0-d float64 on the target's device. Only a copy from a device to the host is waited for:
+    the host would read it before it arrives.
+    """
+    if hasattr(value, "device_mesh"):
+        value = value.full_tensor()  # type: ignore[attr-defined]
+    return value.detach().reshape(()).to(target.device, torch.float64, non_blocking=target.device.type != "cpu")
