@@ -81,6 +81,7 @@ lint: $(BUILT)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 	@$(BIN)/clang-format --dry-run -Werror $(CPP)
 	@! grep -nE '#include *[<"](torch|ATen|c10)/' $(CPP) || { echo "csrc/ must not include torch headers"; exit 1; }
 

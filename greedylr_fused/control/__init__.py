@@ -3,7 +3,8 @@
 Where is the LR decided? In this vector, by a backend, at the end of each step: `csrc/core/observe.h` and `control.h`,
 `backends/triton/observe.py` and `control.py`, `backends/reference.py`. What they all must compute is written in plain
 floats in `schedules/loss_spec.py`. `slots.py` names each number of the vector, `vector.py` builds it and writes to it,
-`numbers.py` makes it plain numbers for checkpoints, `curve.py` is the table of a step schedule.
+`pending.py` adds up observed losses, `numbers.py` makes it plain numbers for checkpoints, `curve.py` is the table of a
+step schedule.
 """
 
 from greedylr_fused.control.curve import Curve as Curve

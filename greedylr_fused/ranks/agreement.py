@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from greedylr_fused.control import BLOCKS, SLOT, SLOTS, Control
-from greedylr_fused.tensors import dtensor
+from greedylr_fused.tensors import is_flattened, layout, local, sharded_dims
 
 
 def check_parameters(params: Sequence[Tensor], group: Any) -> None:
@@ -23,8 +23,8 @@ def check_parameters(params: Sequence[Tensor], group: Any) -> None:
     Raises:
         RuntimeError: on every rank alike.
     """
-    flat = [param for param in params if dtensor.is_flattened(param)]
-    placed = [param for param in params if dtensor.layout(param) is not None]
+    flat = [param for param in params if is_flattened(param)]
+    placed = [param for param in params if layout(param) is not None]
     apart = {id(param) for param in (*flat, *placed)}
     plain = [param for param in params if id(param) not in apart]
     own = (_fingerprint(plain), _fingerprint(placed), repr(list(map(_place, placed))), _fingerprint(flat, vary=True))
@@ -59,14 +59,14 @@ def _refuse_others(what: str, prints: Sequence[str], places: Sequence[str]) -> N
 
 def _place(param: Tensor) -> list[tuple[int, int]]:
     """Which part of a parameter lies on this rank: its coordinates in the dimensions that divide it."""
-    spec = dtensor.layout(param)
+    spec = layout(param)
     coordinate = spec.mesh.get_coordinate()
-    return [(dim, coordinate[dim]) for dim in dtensor.sharded_dims(spec)]
+    return [(dim, coordinate[dim]) for dim in sharded_dims(spec)]
 
 
 def _fingerprint(params: Sequence[Tensor], vary: bool = False) -> str:
     """Empty if the parameters have no elements, and if they should `vary` and do not, as where all are zero."""
-    parts = [dtensor.local(param.detach()).resolve_conj() for param in params]
+    parts = [local(param.detach()).resolve_conj() for param in params]
     held = [torch.view_as_real(p) if p.is_complex() else p for p in parts if p.numel()]
     if not held:
         return ""
