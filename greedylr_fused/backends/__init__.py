@@ -6,11 +6,7 @@ compiled of it), and in `triton/elements.py`; `adamw.py` is what they all must c
 on a device, and remembers why it passed over the others.
 """
 
-from greedylr_fused.backends.base import Backend as Backend
-from greedylr_fused.backends.choice import BACKENDS as BACKENDS
-from greedylr_fused.backends.choice import NAMES as NAMES
-from greedylr_fused.backends.choice import Choice as Choice
-from greedylr_fused.backends.choice import available_backends as available_backends
-from greedylr_fused.backends.choice import resolve as resolve
+from greedylr_fused.backends.base import Backend
+from greedylr_fused.backends.choice import BACKENDS, NAMES, Choice, available_backends, resolve
 
 __all__ = ["BACKENDS", "Backend", "Choice", "available_backends", "resolve"]

@@ -88,7 +88,7 @@ def _group_named(name: str | None) -> Any:
     try:
         from torch.distributed import distributed_c10d as c10d
 
-        return c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
+        return c10d._resolve_process_group(name)  # type: ignore[arg-type]
     except Exception as error:
         raise RuntimeError(
             f"FusedAdamW: got a pickle of an optimizer with the process group {name!r}, which does not exist in this "

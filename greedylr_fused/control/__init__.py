@@ -7,15 +7,6 @@ floats in `schedules/loss_spec.py`. `slots.py` names each number of the vector, 
 step schedule.
 """
 
-from greedylr_fused.control.curve import Curve as Curve
-from greedylr_fused.control.slots import BLOCKS as BLOCKS
-from greedylr_fused.control.slots import SAVED as SAVED
-from greedylr_fused.control.slots import SAVED_BLOCKS as SAVED_BLOCKS
-from greedylr_fused.control.slots import SLOT as SLOT
-from greedylr_fused.control.slots import SLOTS as SLOTS
-from greedylr_fused.control.slots import STATE_BEGIN as STATE_BEGIN
-from greedylr_fused.control.slots import TABLE as TABLE
-from greedylr_fused.control.slots import block as block
-from greedylr_fused.control.slots import ring_begin as ring_begin
-from greedylr_fused.control.vector import Control as Control
-from greedylr_fused.control.vector import Schedule as Schedule
+from greedylr_fused.control.curve import Curve
+from greedylr_fused.control.slots import BLOCKS, SAVED, SAVED_BLOCKS, SLOT, SLOTS, STATE_BEGIN, TABLE, block, ring_begin
+from greedylr_fused.control.vector import Control, Schedule

@@ -6,4 +6,4 @@ finds the group, the share of each rank in the norm, and adds up. `agreement.py`
 whether parameters are divided as the norm takes it; on demand, whether every rank holds the same control vector.
 """
 
-from greedylr_fused.ranks.ranks import Ranks as Ranks
+from greedylr_fused.ranks.ranks import Ranks

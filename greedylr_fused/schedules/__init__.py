@@ -5,16 +5,12 @@
 specifies in plain floats. `refinement.py` makes a curve (`refined.py`) of the gradient norms of a run.
 """
 
-from greedylr_fused.schedules import refinement as refinement
+from greedylr_fused.schedules import refinement
 from greedylr_fused.schedules.budgeted import REX, UBA
-from greedylr_fused.schedules.checks import MAX_STEPS as MAX_STEPS
+from greedylr_fused.schedules.checks import MAX_STEPS
 from greedylr_fused.schedules.cosine import Cosine, CosineRestarts
-from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO as DEFAULT_MAX_RATIO
-from greedylr_fused.schedules.greedy import GreedyLR
-from greedylr_fused.schedules.loss_driven import Event as Event
-from greedylr_fused.schedules.loss_driven import Kind as Kind
-from greedylr_fused.schedules.loss_driven import LossSchedule
-from greedylr_fused.schedules.loss_driven import Remembers as Remembers
+from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO, GreedyLR
+from greedylr_fused.schedules.loss_driven import Event, Kind, LossSchedule, Remembers
 from greedylr_fused.schedules.loss_spec import LossSpec
 from greedylr_fused.schedules.one_cycle import OneCycle
 from greedylr_fused.schedules.plateau import ReduceOnPlateau

@@ -1,19 +1,15 @@
 """Every step of an optimizer, recorded without a host synchronisation.
 
 `recorder.py` asks and hands over; `ring.py` is the memory on the device, a row per step; `history.py` makes rows the
-steps that they are; `run_log.py` writes `run.jsonl`, `recorded_run.py` reads it, `loggers.py` feeds loggers; `checks.py`
-has those of a recorder's arguments.
+steps that they are; `run_log.py` writes `run.jsonl`, `recorded_run.py` reads it, `loggers.py` feeds loggers;
+`checks.py` has those of a recorder's arguments.
 """
 
-from greedylr_fused.telemetry import recorded_run as recorded_run
-from greedylr_fused.telemetry.history import CUT as CUT
-from greedylr_fused.telemetry.history import EVENTS as EVENTS
-from greedylr_fused.telemetry.history import RAISE as RAISE
-from greedylr_fused.telemetry.history import RESET as RESET
+from greedylr_fused.telemetry import recorded_run
+from greedylr_fused.telemetry.history import CUT, EVENTS, RAISE, RESET
 from greedylr_fused.telemetry.loggers import tensorboard
-from greedylr_fused.telemetry.recorded_run import SKIP as SKIP
-from greedylr_fused.telemetry.recorded_run import Run as Run
+from greedylr_fused.telemetry.recorded_run import SKIP, Run
 from greedylr_fused.telemetry.recorder import Recorder
-from greedylr_fused.telemetry.run_log import parsed_line as parsed_line
+from greedylr_fused.telemetry.run_log import parsed_line
 
 __all__ = ["Recorder", "tensorboard"]
