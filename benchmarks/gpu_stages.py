@@ -161,7 +161,7 @@ def groups(machine: Machine) -> list[tuple[int, list[Stage]]]:
     cores = max(2, min(12, (os.cpu_count() or 2) - 2))
     others = ("amp", "errors", "agreement", "control", "distributed")
     apart = ("--ignore=tests/gpu", "--ignore=tests/conformance")
-    apart += ("--deselect=tests/test_triton_interpreter.py::test_conformance_on_the_gpu",)
+    apart += ("--deselect=tests/backends/test_triton_interpreter.py::test_conformance_on_the_gpu",)
     large = "flat-1e9,gpt2-124m,10000x64" if m.device == "cuda" else "1000x64x64"
     throughput = ("--shapes", large, "--mixes", "fp32,bf16", "--seconds", "2")
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-pytest.register_assert_rewrite("support", "oracle", "twins")
+pytest.register_assert_rewrite("support")
 
-from support import Budget  # noqa: E402
+from support.tensors import Budget  # noqa: E402
 
 NATIVE = Budget(
     control_steps={"cpu": 100_000, "cuda": 100_000, "reference": 10_000, "triton": 20_000},
@@ -112,7 +112,7 @@ def emulated(request) -> bool:
 @pytest.fixture(autouse=True)
 def _emulation(request, monkeypatch):
     if emulated(request):
-        from emulated import install
+        from support.emulated import install
 
         install(monkeypatch)
 

@@ -1,7 +1,7 @@
 """Whether an installed greedylr_fused works: python tests/smoke.py [BACKEND]
 
-Needs nothing but the package and torch. tests/test_wheels.py runs it on a wheel that was just built, cibuildwheel on
-each that it builds. BACKEND is the one that parameters on a CPU must get; by default "cpu".
+Needs nothing but the package and torch. tests/project/test_wheels.py runs it on a wheel that was just built,
+cibuildwheel on each that it builds. BACKEND is the one that parameters on a CPU must get; by default "cpu".
 """
 
 import importlib

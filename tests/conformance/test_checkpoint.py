@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from support import (
+from support.tensors import (
     FLOATS,
     assert_same,
     assert_same_bits,

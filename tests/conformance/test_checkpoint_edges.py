@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from support import latest, parameter
+from support.tensors import latest, parameter
 
 from greedylr_fused import FusedAdamW, GreedyLR
 

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from support import assert_same, snapshot
-from twins import Twins
+from support.tensors import assert_same, snapshot
+from support.twins import Twins
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from support import assert_same, assert_same_bits, latest, parameter, snapshot
+from support.tensors import assert_same, assert_same_bits, latest, parameter, snapshot
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from greedylr_fused import WSD, Cosine, FusedAdamW, GreedyLR, Linear, OneCycle, ReduceOnPlateau, Table

@@ -5,8 +5,8 @@ import random
 
 import pytest
 import torch
-from golden import TRACES
-from oracle import (
+from support.golden import TRACES
+from support.oracle import (
     Case,
     assert_same_trace,
     backend_trace,
@@ -16,7 +16,7 @@ from oracle import (
     upstream_trace,
     with_nonfinite,
 )
-from support import assert_same, latest, parameter, snapshot
+from support.tensors import assert_same, latest, parameter, snapshot
 from transformers.optimization import GreedyLR as Upstream
 
 from greedylr_fused import FusedAdamW, GreedyLR

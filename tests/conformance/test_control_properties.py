@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import COMPARED, Case, Driven, backend_trace, upstream_trace
+from support.oracle import COMPARED, Case, Driven, backend_trace, upstream_trace
 
 from greedylr_fused import GreedyLR
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from support import assert_same_bits, generator, parameter, set_grad, short, spread, stepped
+from support.tensors import assert_same_bits, generator, parameter, set_grad, short, spread, stepped
 
 from greedylr_fused import FusedAdamW
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from host_reads import no_host_read
-from support import assert_same, assert_same_bits, generator, latest, parameter, snapshot, spread
+from support.host_reads import no_host_read
+from support.tensors import assert_same, assert_same_bits, generator, latest, parameter, snapshot, spread
 
 from greedylr_fused import WSD, Cosine, FusedAdamW, GreedyLR, ReduceOnPlateau
 

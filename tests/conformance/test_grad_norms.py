@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support import FLOATS, assert_same, generator, latest, parameter, set_grad, short, snapshot, spread
+from support.tensors import FLOATS, assert_same, generator, latest, parameter, set_grad, short, snapshot, spread
 
 from greedylr_fused import FusedAdamW, GreedyLR
 from greedylr_fused.backends import BACKENDS

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from support import assert_same_bits, latest, parameter, stepped
+from support.tensors import assert_same_bits, latest, parameter, stepped
 
 from greedylr_fused import FusedAdamW, GreedyLR
 

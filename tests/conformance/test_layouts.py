@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from support import FLOATS, assert_same_bits, flat, generator, latest, parameter, set_grad, short, spread, stepped
+from support.tensors import (
+    FLOATS,
+    assert_same_bits,
+    flat,
+    generator,
+    latest,
+    parameter,
+    set_grad,
+    short,
+    spread,
+    stepped,
+)
 
 from greedylr_fused import FusedAdamW
 from greedylr_fused.backends import BACKENDS

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from oracle import Case, assert_same_trace, backend_trace, lr_trace, random_case, spec_trace, with_nonfinite
+from support.oracle import Case, assert_same_trace, backend_trace, lr_trace, random_case, spec_trace, with_nonfinite
 
 from greedylr_fused import GreedyLR, ReduceOnPlateau
 from greedylr_fused.schedules import LossSpec

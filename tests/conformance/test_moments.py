@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import assert_same_bits, parameter, stepped
+from support.tensors import assert_same_bits, parameter, stepped
 
 from greedylr_fused import FusedAdamW
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support import (
+from support.tensors import (
     assert_same,
     assert_same_bits,
     generator,

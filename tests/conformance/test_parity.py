@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import Measured, adamw64, generator, parameter, set_grad, short, spread, stepped, ulp
+from support.tensors import Measured, adamw64, generator, parameter, set_grad, short, spread, stepped, ulp
 
 from greedylr_fused import FusedAdamW
 

@@ -6,8 +6,8 @@ import random
 
 import pytest
 import torch
-from oracle import Case, assert_same_trace, lr_trace, random_case, spec_trace
-from support import latest, parameter
+from support.oracle import Case, assert_same_trace, lr_trace, random_case, spec_trace
+from support.tensors import latest, parameter
 
 from greedylr_fused import (
     WSD,

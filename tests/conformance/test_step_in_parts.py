@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import assert_same, snapshot
+from support.tensors import assert_same, snapshot
 
 from greedylr_fused import FusedAdamW, GreedyLR
 from greedylr_fused.control.slots import SLOT

@@ -3,7 +3,7 @@
 import random
 
 import torch
-from support import generator
+from support.tensors import generator
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 SHAPES = ((3,), (130,), (5, 3), (4,))

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run
+from support.ranks import run
 
 from greedylr_fused import FusedAdamW, GreedyLR
 from greedylr_fused.telemetry import Recorder

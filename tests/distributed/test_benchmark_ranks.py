@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run
+from support.ranks import run
 
 from benchmarks import ranks as benchmark
 from benchmarks import report

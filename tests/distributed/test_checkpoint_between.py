@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from ranks import run
 from resharding import LOSSES, VARIANTS, differences, load_sharded, network, save_sharded
+from support.ranks import run
 from torch import nn
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import (

@@ -3,8 +3,8 @@
 import copy
 
 import pytest
-from ranks import run
 from resharding import SAVED, differences, plain, seen, sharded, train
+from support.ranks import run
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,

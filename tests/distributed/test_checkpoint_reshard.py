@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run
 from resharding import (
     END,
     SAVED,
@@ -18,6 +17,7 @@ from resharding import (
     sharded,
     train,
 )
+from support.ranks import run
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,

@@ -1,7 +1,7 @@
 """DeviceSchedule on two ranks: the mean of their losses decides, as in FusedAdamW, and each holds the same bits."""
 
 import torch
-from ranks import run
+from support.ranks import run
 from torch.distributed import new_group
 
 from greedylr_fused import DeviceSchedule, FusedAdamW

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run
+from support.ranks import run
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "distributed.md"
 TEXT = PAGE.read_text()

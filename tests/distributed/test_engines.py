@@ -3,7 +3,7 @@
 import pytest
 import torch
 from engines import ENGINES
-from ranks import run
+from support.ranks import run
 from training import BATCH, SCHEDULE, STEPS, alone, train
 
 pytestmark = [

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ranks import run
+from support.ranks import run
 
 from greedylr_fused import FusedAdamW, GreedyLR
 

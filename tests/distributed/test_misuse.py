@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run
+from support.ranks import run
 from torch.distributed.device_mesh import init_device_mesh
 
 from greedylr_fused import FusedAdamW, GreedyLR

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from oracle import Case, spec_trace, upstream_trace
-from ranks import run
+from support.oracle import Case, spec_trace, upstream_trace
+from support.ranks import run
 from torch.distributed.fsdp import fully_shard
 
 from greedylr_fused import FusedAdamW, GreedyLR

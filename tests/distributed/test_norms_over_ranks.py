@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ranks import run
+from support.ranks import run
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 

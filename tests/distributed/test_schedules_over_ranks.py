@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ranks import run
+from support.ranks import run
 from torch.distributed.fsdp import fully_shard
 
 from greedylr_fused import WSD, FusedAdamW, GreedyLR

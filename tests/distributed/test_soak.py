@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 from churn import Churn, local
-from growth import check, counts, least_growth
-from oracle import Case, random_losses, upstream_trace
-from ranks import run
+from support.growth import check, counts, least_growth
+from support.oracle import Case, random_losses, upstream_trace
+from support.ranks import run
 from torch.distributed.device_mesh import init_device_mesh
 
 from greedylr_fused import FusedAdamW, GreedyLR

@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run
+from support.ranks import run
 from torch import nn
 
 from greedylr_fused import Cosine, DeviceSchedule, FusedAdamW, GreedyLR, Linear

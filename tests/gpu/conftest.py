@@ -2,10 +2,10 @@
 backend for it and one by the CUDA kernels, emulated.
 """
 
-import emulated
 import pytest
 import torch
 from machines import Machine
+from support import emulated
 
 from greedylr_fused import available_backends
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from support import generator, parameter, spread
+from support.tensors import generator, parameter, spread
 from torch import Tensor
 
 from greedylr_fused import FusedAdamW, GreedyLR

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from machines import RESTLESS, Machine, Training
-from support import stepped
+from support.tensors import stepped
 
 from greedylr_fused import available_backends
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from machines import Training
-from support import assert_same, snapshot, stepped
+from support.tensors import assert_same, snapshot, stepped
 
 #: The gradients of these steps are not finite.
 BAD = {4: math.inf, 5: math.nan, 9: -math.inf}

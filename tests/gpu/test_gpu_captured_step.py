@@ -3,7 +3,7 @@
 import pytest
 import torch
 from machines import Training
-from support import assert_same, snapshot
+from support.tensors import assert_same, snapshot
 
 from greedylr_fused.graphs import CapturedStep
 

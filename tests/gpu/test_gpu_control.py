@@ -4,11 +4,11 @@ import random
 
 import pytest
 import torch
-from support import parameter
+from support.tensors import parameter
 
 pytest.importorskip("transformers", reason="the module with the random cases needs it")
 
-from oracle import COMPARED, Case, random_case, spec_trace, with_nonfinite  # noqa: E402
+from support.oracle import COMPARED, Case, random_case, spec_trace, with_nonfinite  # noqa: E402
 
 from greedylr_fused import FusedAdamW  # noqa: E402
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from machines import Training
-from ranks import run
-from support import assert_same, snapshot
+from support.ranks import run
+from support.tensors import assert_same, snapshot
 
 from greedylr_fused import FusedAdamW, GreedyLR
 from greedylr_fused.ranks.ranks import Ranks

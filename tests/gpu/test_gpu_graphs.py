@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 from machines import RESTLESS, WARM_UP, Training
-from support import assert_same, snapshot
+from support.tensors import assert_same, snapshot
 
 from greedylr_fused import WSD
 

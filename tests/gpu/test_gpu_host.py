@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 from machines import RESTLESS, Training
-from support import parameter
+from support.tensors import parameter
 
 from greedylr_fused import FusedAdamW
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import Before, Measured, compare, parameter, short, torch_step
+from support.tensors import Before, Measured, compare, parameter, short, torch_step
 
 from greedylr_fused import FusedAdamW
 

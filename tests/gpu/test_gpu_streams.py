@@ -3,7 +3,7 @@
 import pytest
 import torch
 from machines import Machine, Training
-from support import assert_same, snapshot
+from support.tensors import assert_same, snapshot
 
 #: Some seconds on any GPU, for a test that takes milliseconds.
 LONG = 4_000_000_000

@@ -3,7 +3,7 @@
 import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from oracle import Case, upstream_trace
+from support.oracle import Case, upstream_trace
 
 from greedylr_fused import FusedAdamW, GreedyLR
 

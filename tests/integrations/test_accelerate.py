@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState
-from oracle import Case, upstream_trace
-from support import assert_same, assert_same_bits, snapshot
+from support.oracle import Case, upstream_trace
+from support.tensors import assert_same, assert_same_bits, snapshot
 
 from greedylr_fused import WSD, Cosine, FusedAdamW, GreedyLR
 

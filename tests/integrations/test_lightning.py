@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from host_reads import no_host_read
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from lightning_support import BATCHES, LR, Batches, Net, assert_traced, fit, greedy, half, trainer
-from support import assert_same, snapshot
+from support.host_reads import no_host_read
+from support.tensors import assert_same, snapshot
 
 from greedylr_fused import Cosine
 from greedylr_fused.integrations.lightning import ObserveLoss

@@ -1,7 +1,7 @@
 """Checkpoints of the Trainer: resumed to the bit, and shared with the Trainer as it is without us."""
 
 import torch
-from support import assert_same, snapshot
+from support.tensors import assert_same, snapshot
 from trainer_support import SCHEDULE, assert_follows, inner, logged, trainer_of
 
 from greedylr_fused import Cosine, GreedyLR, Linear

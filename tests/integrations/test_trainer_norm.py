@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 import torch
-from host_reads import no_host_read
-from support import assert_same_bits, latest
+from support.host_reads import no_host_read
+from support.tensors import assert_same_bits, latest
 from trainer_support import LR, SCHEDULE, Net, inner, logged, trainer_of
 from transformers import Trainer, TrainerCallback
 

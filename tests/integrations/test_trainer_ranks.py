@@ -5,12 +5,12 @@ import os
 import tempfile
 
 import pytest
-import ranks
 import torch
 import torch.distributed as dist
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
-from support import assert_same, snapshot
+from support import ranks
+from support.tensors import assert_same, snapshot
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from trainer_support import LR, SCHEDULE, inner, logged, oracle_lrs, trainer_of

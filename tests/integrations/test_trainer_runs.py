@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 from accelerate.state import GradientState
-from support import assert_same_bits
+from support.tensors import assert_same_bits
 from torch.optim.lr_scheduler import LRScheduler
 from trainer_support import LR, SCHEDULE, Net, arguments, assert_follows, inner, logged, points, trainer_of
 from transformers import Trainer, TrainerCallback

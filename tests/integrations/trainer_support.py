@@ -1,7 +1,7 @@
 """Tiny models for the Trainer of transformers, and a record of what happens to them, step by step."""
 
 import torch
-from oracle import Case, upstream_trace
+from support.oracle import Case, upstream_trace
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 

@@ -1,7 +1,7 @@
 """The main job under torchrun's own agent, started from this process.
 
 The agent is that of `torchrun`, and so are the environment, the store and the restarts. What differs is that its ranks
-are forked from the server of tests/ranks.py, which has imported torch, so that a start takes tenths of a second.
+are forked from the server of tests/support/ranks.py, which has imported torch, so that a start takes no second.
 """
 
 import faulthandler
@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import ranks
 from running import EXAMPLES
 from striking import strike
+from support import ranks
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch

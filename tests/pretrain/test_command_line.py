@@ -4,13 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from running import contents
-
-ROOT = Path(__file__).parent.parent.parent
+from support.paths import ROOT
 
 
 def truncated(folder):

@@ -9,9 +9,9 @@ import signal
 import sys
 
 import pytest
-import ranks
 import torch
 from running import EXAMPLES, assert_same_bits
+from support import ranks
 
 POINTS = ["first write", "a write", "last write", "flush", "fsync", "rename", "after"]
 CONTENT = {"numbers": torch.arange(30_000, dtype=torch.float64), "more": [torch.ones(5_000) for _ in range(4)]}

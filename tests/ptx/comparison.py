@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import emulated
 import numpy as np
 import pytest
+from support import emulated
 
 from ptx.arena import with_one_nan
 from ptx.device import Device

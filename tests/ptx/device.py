@@ -5,7 +5,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-import emulated
+from support import emulated
 
 from ptx import libraries
 from ptx.grid import Execution

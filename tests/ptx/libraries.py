@@ -10,12 +10,12 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import emulated
 import native_build as native
 import native_cuda
 import numpy as np
 import pytest
-from sanitizers import compiler_here
+from support import emulated
+from support.sanitizers import compiler_here
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
 FOLDER = BUILD / f"ptx-{sysconfig.get_platform()}"
@@ -43,7 +43,7 @@ def fused(a, b, c, dtype):
 
 def shipped_ptx() -> str:
     """The PTX in the built module, that of the newest architecture; skips the test where there is none."""
-    from machine_code import built_module
+    from support.machine_code import built_module
 
     text = _ptx_in(built_module())
     if not all(path.exists() for path in _objects()):
@@ -53,7 +53,7 @@ def shipped_ptx() -> str:
 
 
 def _ptx_in(path: Path) -> str:
-    from machine_code import TOOLS
+    from support.machine_code import TOOLS
 
     command = [TOOLS / "cuobjdump", "--dump-ptx", path]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout

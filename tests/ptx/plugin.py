@@ -30,7 +30,7 @@ def pytest_configure(config):
 
 
 def device_for(config):
-    import emulated
+    from support import emulated
 
     from ptx import libraries
     from ptx.device import Device

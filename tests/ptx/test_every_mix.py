@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from machine_code import mix_name, needs_tools
+from support.machine_code import mix_name, needs_tools
 
 from ptx.comparison import STEPS, Comparison, Step
 from ptx.grid import Execution

@@ -5,7 +5,7 @@ of what orders it nothing can be left out; nor can a wrong instruction, so that 
 import re
 
 import pytest
-from machine_code import needs_tools
+from support.machine_code import needs_tools
 
 from ptx import Fault
 from ptx.comparison import STEPS, Comparison

@@ -1,0 +1,177 @@
+"""Backends: which runs where and why, and that all forms of the same formulas stay pinned to each other."""
+
+import io
+import re
+import tokenize
+
+import pytest
+import torch
+from support.paths import ROOT
+from support.tensors import parameter
+
+from greedylr_fused import FusedAdamW, GreedyLR, available_backends, backends
+from greedylr_fused.backends import BACKENDS, Choice, resolve
+from greedylr_fused.backends.base import Backend
+from greedylr_fused.control import slots
+from greedylr_fused.control.slots import BLOCKS, SLOTS
+from greedylr_fused.control.vector import Control
+from greedylr_fused.schedules.loss_driven import Event, Kind, Remembers
+from greedylr_fused.tensors.formats import MIXES, DType, Hyper, Row
+
+CPU = torch.device("cpu")
+
+
+def native():
+    return pytest.importorskip("greedylr_fused._cpu")
+
+
+def test_available_backends_in_order_of_preference():
+    found = available_backends()
+    assert list(found) == ["cpu", "cuda", "triton", "reference"] == list(BACKENDS)
+    assert found["reference"] is None
+    assert all(reason is None or (isinstance(reason, str) and len(reason) > 20) for reason in found.values())
+    assert available_backends("meta")["cpu"] == "it updates CPU tensors, and these are on meta"
+
+
+def test_auto_takes_the_first_that_runs():
+    choice = resolve("auto", CPU)
+    assert choice.backend.name == next(name for name, reason in available_backends().items() if reason is None)
+
+
+def test_auto_remembers_why_others_were_passed_over(monkeypatch):
+    monkeypatch.setattr(BACKENDS["cpu"], "unavailable", staticmethod(lambda device: "of a test"))
+    choice = resolve("auto", CPU)
+    assert choice.passed_over["cpu"] == "of a test" and "not cpu: of a test" in str(choice)
+    opt = FusedAdamW([parameter(torch.zeros(2))])
+    assert "not cpu: of a test" in repr(opt)
+    assert str(Choice(BACKENDS["cpu"], {})) == "cpu"
+
+
+def test_an_explicit_request_runs_or_says_why(monkeypatch):
+    monkeypatch.setattr(BACKENDS["cpu"], "unavailable", staticmethod(lambda device: "no compiler was found"))
+    with pytest.raises(RuntimeError) as caught:
+        FusedAdamW([parameter(torch.zeros(2))], backend="cpu")
+    for part in ('backend="cpu" cannot run on cpu', "no compiler was found", "reference", 'backend="auto"'):
+        assert part in str(caught.value)
+    assert repr(FusedAdamW([parameter(torch.zeros(2))], backend="reference")).count("backend: reference") == 1
+
+
+def test_triton_on_a_cpu_names_the_remedy():
+    reason = available_backends()["triton"]
+    if reason is None:
+        pytest.skip("the interpreter is on in this process")
+    assert "TRITON_INTERPRET=1" in reason or "cannot be imported" in reason
+
+
+def test_a_module_that_was_not_built_says_why(monkeypatch, tmp_path):
+    from greedylr_fused.backends import native
+
+    report = tmp_path / "_build.json"
+    monkeypatch.setattr(native, "BUILD_REPORT", report)
+    module, reason = native.load("_absent")
+    assert module is None and "greedylr_fused._absent is not usable: No module named" in reason
+    report.write_text('{"_absent": {"built": false, "reason": "no C++17 compiler"}}')
+    assert native.load("_absent") == (None, "greedylr_fused._absent is not usable: no C++17 compiler")
+
+
+@pytest.mark.parametrize("name", ["SLOTS", "MIXES", "ROWS"])
+def test_a_module_built_from_other_sources_is_refused(monkeypatch, name):
+    module = native()
+    from greedylr_fused.backends import native as loader
+
+    assert loader.load("_cpu") == (module, "")
+    monkeypatch.delattr(module, name)
+    assert "built from other sources" in loader.load("_cpu")[1]
+
+
+def test_a_backend_without_its_module_gives_the_reason(monkeypatch):
+    from greedylr_fused.backends import cpu, cuda
+
+    for backend, module in ((cpu.CpuBackend, cpu), (cuda.CudaBackend, cuda)):
+        monkeypatch.setattr(module, "_native", None)
+        monkeypatch.setattr(module, "_reason", "of a test")
+        assert backend.unavailable(torch.device(backend.name)) == "of a test"
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_protocol(name):
+    backend = BACKENDS[name]
+    assert backend.name == name and backend.chunk_size >= 1024
+    for method in ("measure", "decide", "update", "send", "unavailable"):
+        assert callable(getattr(backend, method)) and hasattr(Backend, method)
+
+
+def test_exports():
+    assert set(backends.__all__) <= set(dir(backends))
+
+
+def test_slots_are_the_same_in_every_language():
+    """Names, order, words and the blocks under which they stand."""
+    assert native().SLOTS == SLOTS
+    header = (ROOT / "csrc/core/slots.h").read_text()
+    for name in ("CONFIGURATION", "MEMORY", "STEP"):
+        rows = re.search(rf"#define GREEDYLR_{name}\(X\)(.*?[^\\])$", header, re.S | re.M)[1]
+        listed = re.findall(r"X\((\w+)\)\s*/\* (.*?) \*/", rows)
+        assert listed == [(slot, words) for slot, _, words in getattr(slots, name)]
+    blocks = re.search(r"#define GREEDYLR_BLOCKS\(X\)(.*)", header)[1]
+    assert tuple(re.findall(r"X\((\w+)\)", blocks)) == BLOCKS
+
+
+@pytest.mark.parametrize("codes", [Kind, Remembers, Event], ids=lambda codes: codes.__name__)
+def test_codes_in_slots_are_the_same_in_every_language(codes):
+    header = (ROOT / "csrc/core/slots.h").read_text()
+    listed = re.search(rf"enum class {codes.__name__} : int {{ (.*?) }};", header)[1].split(", ")
+    assert [(code.name, code.value) for code in codes] == list(zip(listed, range(len(listed)), strict=True))
+
+
+def test_dtypes_and_mixes_are_the_same_in_every_language():
+    assert native().DTYPES == {d.name: d.value for d in DType}
+    assert set(native().MIXES) == {tuple(map(int, mix)) for mix in MIXES} and len(MIXES) == len(native().MIXES) == 13
+
+
+def test_rows_and_columns_are_the_same_in_every_language():
+    header = (ROOT / "csrc/core/common.h").read_text()
+    for enum in (Row, Hyper):
+        listed = dict(
+            re.findall(r"(\w+) = (\d+)", re.search(rf"enum {enum.__name__} : int {{(.*?)}};", header, re.S)[1])
+        )
+        for name, value in listed.items():
+            assert name.endswith("_COUNT") or enum[name] == int(value)
+    assert f"ROW_COUNT = {len(Row)}" in header and f"HYPER_COUNT = {len(Hyper)}" in header
+
+
+def test_the_control_vector_has_the_documented_size():
+    control = Control(
+        GreedyLR(smooth=True, window_size=7), [0.1, 0.2], max_grad_norm=1.0, skip_nonfinite=True, device=CPU
+    )
+    assert control.vector.shape == (47 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and len(SLOTS) == 47
+
+
+TAG = re.compile(r"(?://|#)\s*([ACGS]\d)\b(?!\s*(?:-|\.\.|to))")
+FORMS = {
+    "csrc/core/adamw.h": "A",
+    "csrc/core/control.h": "GS",
+    "csrc/core/observe.h": "C",
+    "greedylr_fused/backends/adamw.py": "A",
+    "greedylr_fused/schedules/loss_spec.py": "C",
+    "greedylr_fused/backends/reference.py": "GCS",
+    "greedylr_fused/backends/triton/control.py": "GS",
+    "greedylr_fused/backends/triton/observe.py": "C",
+    "greedylr_fused/backends/triton/elements.py": "A",
+}
+COUNT = {"A": 6, "G": 4, "C": 9, "S": 3}
+
+
+def comments(path):
+    text = path.read_text()
+    if path.suffix == ".py":
+        return [t.string for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT]
+    return re.findall(r"//.*", text)
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_every_form_has_the_same_steps_in_the_same_order(path):
+    found = [tag[1] for comment in comments(ROOT / path) if (tag := TAG.match(comment))]
+    want = [f"{letter}{i}" for letter in FORMS[path] for i in range(1, COUNT[letter] + 1)]
+    order = sorted(dict.fromkeys(found), key=lambda tag: FORMS[path].index(tag[0]))  # letters may come in any order
+    assert order == want

@@ -1,0 +1,73 @@
+"""The emulation that runs CUDA kernels on the CPU: it finds the mistakes that a GPU would only punish now and then."""
+
+import os
+import re
+import subprocess
+
+import native_build as native
+import pytest
+from support.sanitizers import FLAGS, OPTIONS, compiler_here, needs
+
+SANITIZERS = {"plain": None, "address": "address,undefined", "thread": "thread"}
+SUM = 2 * sum(range(4000))
+seeds = pytest.mark.parametrize("seed", [0, 1])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs a case of csrc/tests/mistakes.cpp, compiled plain or with sanitizers at its first use."""
+    programs = {}
+
+    def run(build, case, seed):
+        if build not in programs:
+            folder = tmp_path_factory.mktemp(build)
+            compiler = compiler_here()
+            flags = needs(compiler, SANITIZERS[build], folder)
+            objects = [native.Object("tests/mistakes.cpp", "mistakes", native.EMULATED), *native.emulation_objects()]
+            native.build(compiler, objects, folder / "mistakes", folder / "objects", (*FLAGS, *flags), ("-pthread",))
+            programs[build] = folder / "mistakes"
+        command = [str(programs[build]), case, str(seed)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **OPTIONS})
+
+    return run
+
+
+@pytest.mark.parametrize("build", SANITIZERS)
+def test_a_correct_kernel_gives_one_result_in_every_schedule(run, build):
+    outputs = set()
+    for seed in range(4):
+        done = run(build, "none", seed)
+        assert done.returncode == 0, done.stderr
+        assert f"sum {SUM}, " in done.stdout
+        outputs.add(done.stdout)
+    assert any("in order 0 1 2 3 4" in output for output in outputs) and len(outputs) > 2
+    assert run(build, "none", 3).stdout == done.stdout, "a seed stands for one schedule"
+
+
+@pytest.mark.parametrize("mistake", ["no-barrier", "no-syncwarp", "no-fence-before", "no-fence-after"])
+@seeds
+def test_what_is_not_ordered_is_a_race(run, mistake, seed):
+    done = run("thread", mistake, seed)
+    assert "data race" in done.stderr and "mistakes.cpp" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "mistake, message",
+    {
+        "misaligned": r"thread \d+ of block \d accesses 16 bytes at once at 0x\w+, which is not a multiple",
+        "divergent-barrier": r"cannot go on.*block 0: 32 at __syncthreads 32 ended",
+        "ended-before-barrier": r"cannot go on.*block 0: 63 at __syncthreads 1 ended",
+        "divergent-shuffle": r"cannot go on.*block 0: 33 at __syncthreads 31 at a shuffle",
+        "outside-mask": r"reads lane \d+, which is not in the mask 0x",
+    }.items(),
+)
+@seeds
+def test_what_is_undefined_ends_the_launch(run, mistake, message, seed):
+    for build in ("plain", "address"):
+        done = run(build, mistake, seed)
+        assert done.returncode == 3 and re.search(message, done.stdout), (done.stdout, done.stderr)
+
+
+def test_shared_memory_is_as_long_as_declared_and_not_zero_at_first(run):
+    assert "use-after-poison" in run("address", "beyond-shared", 0).stderr
+    assert f"sum {SUM}, " not in run("plain", "unwritten-shared", 0).stdout

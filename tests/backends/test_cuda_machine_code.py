@@ -1,0 +1,132 @@
+"""The machine code of the CUDA kernels, as it lies in the module that was built; no GPU is needed.
+
+The compiler loses speed and exactness silently: an access that stays narrow, a value kept in memory for want of a
+register, float64 in the loop over elements, a product contracted into the sum after it.
+"""
+
+import re
+import subprocess
+
+import pytest
+from support.machine_code import (
+    BYTES,
+    TARGETS,
+    TOOLS,
+    accesses,
+    built_module,
+    disassemble,
+    elements,
+    float64,
+    floor,
+    main_loops,
+    matching,
+    mix_name,
+    moved,
+    needs_tools,
+)
+
+from greedylr_fused.tensors.formats import MIXES, DType
+
+pytestmark = needs_tools
+CASES = [(target, mix) for target in TARGETS for mix in sorted(MIXES)]
+
+
+@pytest.fixture(scope="session")
+def extracted(tmp_path_factory):
+    """Folder with what the module holds: machine code (.cubin) for each target and PTX for the newest."""
+    module = built_module()
+    folder = tmp_path_factory.mktemp("cuda")
+    for option in ("-xelf", "-xptx"):
+        command = [TOOLS / "cuobjdump", option, "all", module]
+        subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=60)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kernels(extracted):
+    """The kernels for a target by symbol, disassembled when they are first asked for."""
+    known = {}
+
+    def of(target):
+        if target not in known:
+            found = list(extracted.glob(f"*.sm_{target}.cubin"))
+            if not found:
+                pytest.skip(f"the nvcc that built the module does not know sm_{target}")
+            known[target] = disassemble(found[0])
+        return known[target]
+
+    return of
+
+
+def update_kernels(codes):
+    """By mix. The types are template arguments, numbered as `DType`."""
+    found = {}
+    for symbol, code in codes.items():
+        if "update_kernel" in symbol:
+            mix = re.findall(r"L(?:NS\d?_5DTypeE|S\d*_)(\d)E", symbol)
+            found[tuple(DType(int(number)) for number in mix)] = code
+    return found
+
+
+def only(codes, name):
+    (code,) = [code for symbol, code in codes.items() if name in symbol]
+    return code
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_mix_has_a_kernel(kernels, target):
+    assert set(update_kernels(kernels(target))) == MIXES
+
+
+@pytest.mark.parametrize(("target", "mix"), CASES, ids=lambda case: case if isinstance(case, int) else mix_name(case))
+def test_update_code(kernels, target, mix, record_property):
+    code = update_kernels(kernels(target))[mix]
+    record_property("registers", code.registers)
+    loops = [loop for loop in main_loops(code) if accesses(loop).keys() == {("LDG", 128), ("STG", 128)}]
+    assert loops, "no loop whose accesses are all 16 bytes wide"
+    # 64 registers let 1024 threads run at once on a multiprocessor. Threads that have more loads under way than one for
+    # each of five streams, or values of 64 bits, may take 80.
+    under_way = max(16 * accesses(loop)["LDG", 128] for loop in loops)
+    assert code.registers <= (64 if under_way <= 5 * 16 and DType.F64 not in mix else 80)
+    assert all(moved(loop) % elements(loop) == 0 for loop in loops)
+    assert {moved(loop) // elements(loop) for loop in loops} == {floor(mix), floor(mix, amsgrad=True)}
+    for loop in main_loops(code):
+        assert matching(loop, "MUFU") == 2 * elements(loop), "more than a root and a quotient per element"
+        assert matching(loop, r"MUFU\.(EX2|LG2|SIN|COS)|BAR|ATOM|SHFL|MEMBAR|LD\.|ST\.") == 0
+        assert mix[0] == DType.F64 or not float64(loop), "float64 in a loop over elements"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_is_spilled(kernels, target):
+    assert not {symbol: code.spills() for symbol, code in kernels(target).items() if code.spills()}
+
+
+@pytest.mark.parametrize("l1", [False, True], ids=["", "l1"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_measure_code(kernels, target, l1, record_property):
+    code = only(kernels(target), f"measure_kernelILb{l1:d}E")
+    record_property("registers", code.registers)
+    assert code.registers <= 64, "fewer than 1024 threads, with 64 bytes under way each, run at once"
+    read = []
+    for loop in main_loops(code):
+        assert {kind for kind, _ in accesses(loop)} == {"LDG"}
+        wide = 16 * accesses(loop)["LDG", 128]
+        assert moved(loop) in (64, 2 * 16), "four packs, or one and once more, narrow, for a gradient off 16 bytes"
+        added = matching(loop, "DFMA")  # one per element
+        assert wide % added == 0 and wide >= 16
+        if wide == 64:
+            read.append(wide // added)
+        assert matching(loop, "DADD") == (added if l1 else 0), "the absolute values, which only L1 is to pay for"
+        assert matching(loop, "MUFU|BAR|LDS|STS|SHFL|DMUL") == 0
+    assert sorted(read) == sorted(BYTES.values())
+
+
+@pytest.mark.parametrize("kernel", ["decide_kernel", "commit_kernel"])
+def test_control_is_not_contracted(extracted, kernel):
+    """Its bits are those of every backend. The compiler contracts where it may; what it must not is written so that it
+    may not (`mul` in core/control.h).
+    """
+    (source,) = extracted.glob("*.ptx")
+    body = re.search(rf"^\.visible \.entry \w*{kernel}\w*\(.*?^}}", source.read_text(), re.M | re.S)[0]
+    assert not re.search(r"\b(mul|mad)\.f64|(div|sqrt|rcp)\.(full|approx)", body)
+    assert not re.search(r"\bfma\.rn\.f64", body)

@@ -1,0 +1,224 @@
+"""The machine code of the Triton kernels, compiled for NVIDIA GPUs on a machine that needs none.
+
+Speed and exactness are lost silently: an access that stays 4 bytes wide, a value spilled to memory, a constant
+rounded to float32, a product contracted into the sum after it. All of these show in the code.
+"""
+
+import re
+import struct
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+from support.machine_code import (  # noqa: E402
+    BYTES,
+    TARGETS,
+    TOOLS,
+    accesses,
+    disassemble,
+    elements,
+    float64,
+    floor,
+    main_loops,
+    matching,
+    mix_name,
+    moved,
+    needs_tools,
+)
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from greedylr_fused.backends.triton import access as triton_access  # noqa: E402
+from greedylr_fused.backends.triton import control as triton_control  # noqa: E402
+from greedylr_fused.backends.triton import elements as triton_elements  # noqa: E402
+from greedylr_fused.backends.triton import measure as triton_measure  # noqa: E402
+from greedylr_fused.backends.triton.backend import OPTIONS, TritonBackend, blocks  # noqa: E402
+from greedylr_fused.tensors.formats import MIXES, DType  # noqa: E402
+
+pytestmark = [
+    pytest.mark.skipif(triton_access.INTERPRETED.value, reason="TRITON_INTERPRET=1: nothing is compiled"),
+    needs_tools,
+]
+
+F32, F64, BF16, F16 = DType.F32, DType.F64, DType.BF16, DType.F16
+TYPES = {F32: triton.language.float32, F64: triton.language.float64}
+TYPES |= {BF16: triton.language.bfloat16, F16: triton.language.float16}
+#: All mixes for one target; for the others those whose code differs in more than conversions.
+FEW = [(F32, F32, F32), (BF16, BF16, BF16), (BF16, BF16, F32)]
+CASES = [(90, mix) for mix in sorted(MIXES)] + [(target, mix) for target in (80, 100) for mix in FEW]
+POINTERS = {"numel": "*i64", "ptrs": "*i64", "hyper": "*fp64", "control": "*fp64", "c": "*fp64", "steps": "*fp32"}
+POINTERS |= {"group": "*i32", "chunk_tensor": "*i32", "chunk_index": "*i32", "nonfinite": "*i32", "others": "*i32"}
+POINTERS |= {"curve": "*fp64", "square_sums": "*fp64", "norm_weight": "*fp64", "counter": "*i32", "counters": "*i32"}
+POINTERS |= {"norms": "*fp32"}
+KERNELS = [triton_elements.update_kernel, triton_measure.measure_kernel]
+KERNELS += [triton_control.conclude_kernel, triton_control.decide_kernel, triton_control.commit_kernel]
+CONTROL_KERNELS = KERNELS[2:]
+
+
+def registers(mix):
+    """Budget per thread. 64 lets 8 programs of 128 threads run at once on a multiprocessor; 80 lets 6, which keep as
+    many bytes of loads under way where every element is 16 bits wide or 64.
+    """
+    return 64 if F32 in mix else 80
+
+
+def compiled(kernel, target, **constants):
+    signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in kernel.arg_names}
+    source = ASTSource(kernel, signature, constants)
+    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=OPTIONS)
+
+
+@cache
+def update(target, mix, closes=True):
+    block, rest = blocks(mix)
+    constants = dict(zip("PGS", (TYPES[dtype] for dtype in mix), strict=True))
+    constants |= {"CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest, "CLOSES": closes}
+    return compiled(triton_elements.update_kernel, target, **constants)
+
+
+@cache
+def measure(target, dtype, l1=False):
+    block, rest = blocks([dtype])
+    constants = {"G": TYPES[dtype], "CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest}
+    constants |= {"GROUP": triton_measure.GROUP, "CLOSES": True, "DECIDES": True, "L1": l1}
+    return compiled(triton_measure.measure_kernel, target, **constants)
+
+
+@cache
+def control(target, kernel):
+    return compiled(kernel, target, **dict.fromkeys({"DECIDES", "L1"} & set(kernel.arg_names), True))
+
+
+def machine_code(kernel, tmp_path):
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(kernel.asm["cubin"])
+    (code,) = disassemble(path).values()
+    return code
+
+
+@pytest.mark.parametrize(("target", "mix"), CASES, ids=lambda case: case if isinstance(case, int) else mix_name(case))
+def test_update_code(target, mix, tmp_path, record_property):
+    kernel = update(target, mix)
+    code = machine_code(kernel, tmp_path)
+    record_property("registers", code.registers)
+    assert code.registers <= registers(mix)
+    assert not code.spills(), "values spilled to memory"
+    # The atomic counter's value goes to all threads through shared memory, and nothing else does.
+    assert kernel.metadata.shared <= 16, "streams are rearranged through shared memory"
+    without, amsgrad = sorted(main_loops(code), key=moved)
+    # One access per stream and thread: 16 bytes of the widest type, as many elements of the others.
+    wide = {dtype: 128 if dtype == F32 or F32 not in mix else 64 for dtype in mix}
+    param, grad, state = (wide[dtype] for dtype in mix)
+    loads, stores = [("LDG", param), ("LDG", grad), *[("LDG", state)] * 2], [("STG", param), *[("STG", state)] * 2]
+    assert accesses(without) == Counter(loads + stores)
+    assert accesses(amsgrad) == Counter([*loads, *stores, ("LDG", state), ("STG", state)])
+    assert moved(without) == floor(mix) * elements(without)
+    assert moved(amsgrad) == floor(mix, amsgrad=True) * elements(amsgrad)
+    for loop in (without, amsgrad):
+        assert matching(loop, r"MUFU\.(EX2|LG2|SIN|COS)") == 0
+        assert matching(loop, "MUFU") == 2 * elements(loop), "more than a root and a quotient per element"
+        assert F64 in mix or not float64(loop), "float64 in the element loop"
+        assert matching(loop, "BAR|LDS|STS|SHFL|ATOM") == 0
+
+
+def test_only_the_last_launch_closes():
+    closing, other = (update(90, (F32, F32, F32), closes=closes).asm["ptx"] for closes in (True, False))
+    assert re.search(r"atom\.\S*acq_rel\S*\.add", closing) and "atom" not in other
+    before = closing[: closing.index("atom.")]
+    assert re.search(r"bar(rier)?\.(cta\.)?sync", before), "threads may store after their program was counted"
+
+
+def test_update_arithmetic():
+    ptx = update(90, (F32, F32, F32)).asm["ptx"]
+    roots = {*re.findall(r"sqrt\.\S+f32", ptx)}
+    assert roots and roots <= {"sqrt.rn.f32", "sqrt.rn.ftz.f32"}  # Triton 3.5 flushes subnormals: below 1e-19 of a root
+    assert re.search(r"max\.NaN\.f32", ptx), "amsgrad drops NaN"
+    assert "cvt.rn.bf16" in update(90, (BF16, BF16, BF16)).asm["ptx"], "bf16 is not rounded to nearest even"
+    for root in re.findall(r"(?:sqrt|div)\S*f64", update(90, (F64, F64, F64)).asm["ptx"]):
+        assert root in ("sqrt.rn.f64", "div.rn.f64")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", sorted(TYPES), ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("l1", [False, True], ids=["", "l1"])
+def test_measure_code(target, dtype, l1, tmp_path, record_property):
+    kernel = measure(target, dtype, l1)
+    code = machine_code(kernel, tmp_path)
+    record_property("registers", code.registers)
+    assert code.registers <= (64 if l1 else 48), "8 programs of 128 threads are to run at once, 10 without L1"
+    assert not code.spills()
+    assert kernel.metadata.shared <= 1024, "more than the sums of four warps goes through shared memory"
+    (loop,) = main_loops(code)
+    assert accesses(loop).keys() == {("LDG", 128)}
+    added = matching(loop, "DFMA")  # one per element
+    assert added and moved(loop) == BYTES[dtype] * added
+    assert matching(loop, "DADD") == (added if l1 else 0), "the absolute values, which only L1 is to pay for"
+    assert matching(loop, "MUFU|BAR|LDS|STS|SHFL|DMUL") == 0
+
+
+@pytest.mark.parametrize("l1", [False, True], ids=["", "l1"])
+def test_a_gradient_that_moves_keeps_its_norm(l1):
+    """Wide or narrow, all elements of a chunk end in one sum (of each kind) over the same threads."""
+    code = measure(90, BF16, l1).asm["ttgir"]
+    block, _ = blocks([BF16])
+    assert len(re.findall(rf"\(tensor<{block}xf64, #\w+>\) -> f64", code)) == 1 + l1
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kernel", CONTROL_KERNELS, ids=lambda kernel: kernel.__name__)
+def test_control_is_exact_float64(kernel, target, tmp_path):
+    """No multiply-add but those inside division and square root, which are rounded correctly."""
+    ptx = control(target, kernel).asm["ptx"]
+    assert not re.search(r"\bfma\.|\bmad\.\S*f", ptx)
+    assert not re.search(r"\b(add|sub|mul)\.f64", ptx), "without .rn the assembler may contract"
+    assert {*re.findall(r"\b(?:div|sqrt|rcp)\.\S+", ptx)} <= {"div.rn.f64", "sqrt.rn.f64"}
+    assert not re.search(r"cvt\.f64\.f32", ptx), "a value passes through float32"
+
+    assert "cvt.rn.f32.f64" not in ptx
+    # What remains when both are replaced by single instructions must hold no multiply-add at all.
+    plain = ptx.replace("div.rn.f64", "add.rn.f64").replace("sqrt.rn.f64", "neg.f64")
+    source, cubin = tmp_path / "plain.ptx", tmp_path / "plain.cubin"
+    source.write_text(plain)
+    newest = TOOLS / "ptxas-blackwell"
+    assembler = newest if newest.exists() else TOOLS / "ptxas"
+    gpu_name = re.search(r"\.target (sm_\w+)", ptx).group(1)
+    subprocess.run([assembler, f"--gpu-name={gpu_name}", source, "-o", cubin], check=True)
+    (code,) = disassemble(cubin).values()
+    assert not [opcode for opcode, _ in code.lines if opcode.startswith("DFMA")]
+
+
+def test_control_constants():
+    def literal(value):
+        return f"0d{struct.pack('>d', value).hex().upper()}"
+
+    decide = control(90, triton_control.decide_kernel).asm["ptx"]
+    assert literal(1e-6) in decide
+    allowed = {literal(value) for value in (0.0, 1.0, -1.0, 2.0, float("inf"), -float("inf"))}
+    commit = control(90, triton_control.commit_kernel).asm["ptx"]
+    assert {*re.findall(r"0d[0-9A-F]{16}", commit)} <= allowed
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
+def test_no_argument_value_recompiles(kernel):
+    """Triton compiles anew for integers equal to 1 or divisible by 16, and for aligned pointers, unless told not to."""
+    assert [p.name for p in kernel.params if not (p.is_constexpr or p.do_not_specialize)] == []
+
+
+def test_says_where_it_runs():
+    assert TritonBackend.unavailable(torch.device("cuda", 1)) is None
+    assert "TRITON_INTERPRET=1" in TritonBackend.unavailable(torch.device("cpu"))
+    assert "'mps'" in TritonBackend.unavailable(torch.device("mps"))
+
+
+def test_package_imports_without_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None; import greedylr_fused as g; print(g.available_backends()['triton'])"
+    )
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "cannot be imported" in run.stdout

@@ -1,0 +1,55 @@
+"""The conformance suite once more, with Triton's interpreter on CPU tensors.
+
+In processes of its own: the interpreter is chosen by an environment variable that must be set before triton is
+imported, and all other tests want the compiler. On a machine with a GPU the same suite runs natively as well.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from support.paths import ROOT
+
+PARTS = 3  # which tests may run side by side, where they run in parallel
+LIMIT = 1200  # seconds; a hang, not a measure of speed
+
+
+def conformance(*options: str, **environment: str) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/conformance",
+        "tests/backends/test_triton_launches.py",
+        "--ignore-glob=*/test_checkpoint_*.py",  # what is refused, or taken apart, is no kernel's business
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--backend",
+        "triton",
+        *options,
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=LIMIT
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.timeout(LIMIT + 20)
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_conformance_in_interpreter(part):
+    pytest.importorskip("triton")
+    output = conformance("--part", f"{part}/{PARTS}", TRITON_INTERPRET="1")
+    passed = re.search(r"(\d+) passed", output)
+    assert passed and int(passed[1]) > 300 / PARTS, output[-2000:]
+
+
+@pytest.mark.timeout(LIMIT + 20)
+@pytest.mark.gpu
+def test_conformance_on_the_gpu():
+    pytest.importorskip("triton")
+    conformance("--device", "cuda", TRITON_INTERPRET="0")

@@ -1,0 +1,125 @@
+"""What the benchmarks measure: shapes of the published size, a roofline that changes nothing, contenders or reasons."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from support.paths import ROOT
+
+from benchmarks import peers, roofline, shapes
+from benchmarks.mixes import MIXES
+from benchmarks.peers import Contender
+from benchmarks.shapes import Shapes
+from benchmarks.workload import MOMENTS, Workload, unsupported
+
+CPU = torch.device("cpu")
+SMALL = Shapes("small", "for tests", ((100,), (7, 30), (1,)))
+
+#: Parameters and tensors as published: model cards and repositories of the models, torchvision, diffusers, peft.
+PUBLISHED = {
+    "gpt2-124m": (124_439_808, 148),
+    "qwen2.5-0.5b": (494_032_768, 290),
+    "llama-3.2-1b": (1_235_814_400, 146),
+    "llama-3-8b": (8_030_261_248, 291),
+    "vit-l-16": (304_326_632, 296),
+    "lora-llama-8b": (41_943_040, 448),
+    "lora-llama-70b": (207_093_760, 1_120),
+    "unet-sd15": (859_520_964, 686),
+    "10000x64": (640_000, 10_000),
+    "1000x64x64": (4_096_000, 1_000),
+    "flat-1e8": (10**8, 1),
+    "flat-1e9": (10**9, 1),
+}
+
+
+@pytest.mark.parametrize("name", shapes.NAMES)
+def test_shapes_have_the_published_size(name):
+    found = shapes.shapes(name)
+    assert (found.elements, len(found.sizes)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    "name, config, options",
+    [
+        ("gpt2-124m", "GPT2Config", {}),
+        (
+            "llama-3.2-1b",
+            "LlamaConfig",
+            dict(vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16)
+            | dict(num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True),
+        ),
+        (
+            "qwen2.5-0.5b",
+            "Qwen2Config",
+            dict(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24)
+            | dict(num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True),
+        ),
+    ],
+)
+def test_shapes_are_those_of_transformers(name, config, options):
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**options))
+    assert sorted(tuple(p.shape) for p in model.parameters()) == sorted(shapes.shapes(name).sizes)
+
+
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
+def test_the_roofline_changes_nothing(mix):
+    if reason := unsupported(mix):
+        pytest.skip(reason)
+    work = Workload(Shapes("odd", "", ((9001,),)), mix, CPU)
+    before = {name: tensor.clone() for name, tensor in work.flat.items()}
+    for form in roofline.candidates(work).values():
+        form()
+    assert all(torch.equal(before[name], tensor) for name, tensor in work.flat.items())
+
+
+def test_the_roofline_of_gpus_changes_nothing():
+    """In Triton's interpreter, which has to be chosen before Triton is imported."""
+    pytest.importorskip("triton")
+    code = """
+import os
+os.environ["TRITON_INTERPRET"] = "1"
+import torch
+from benchmarks import roofline_triton
+from benchmarks.mixes import MIXES
+from benchmarks.shapes import Shapes
+from benchmarks.workload import Workload, unsupported
+for mix in [mix for mix in MIXES.values() if unsupported(mix) is None]:
+    work = Workload(Shapes("odd", "", ((9000,),)), mix, torch.device("cpu"))
+    before = {name: tensor.clone() for name, tensor in work.flat.items()}
+    for form in roofline_triton.candidates(work.flat, mix, processors=1).values():
+        form()
+    assert all(torch.equal(before[name], tensor) for name, tensor in work.flat.items()), mix.name
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=110)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_contenders_share_the_moments(mix):
+    if reason := unsupported(MIXES[mix]):
+        pytest.skip(reason)
+    work = Workload(SMALL, MIXES[mix], CPU)
+    addresses = {name: [moments[name].data_ptr() for moments in work.moments] for name in MOMENTS[: MIXES[mix].moments]}
+    for name in ("ours-cpu", "ours-reference+clip+greedy", "torch-fused", "torch-foreach+clip+greedy", "torch-forloop"):
+        before = work.flat["exp_avg"].clone()
+        try:
+            built = peers.build(Contender.parse(name), work)
+        except peers.NotOffered:
+            assert not name.startswith("ours")
+            continue
+        for moment, expected in addresses.items():
+            assert [state[moment].data_ptr() for state in built.optimizer.state.values()] == expected
+        assert not torch.equal(work.flat["exp_avg"], before), "no step was made"
+        assert peers.state_bytes(built) >= SMALL.elements * MIXES[mix].moments * MIXES[mix].state.itemsize
+
+
+def test_what_a_contender_cannot_do_has_a_reason():
+    work = Workload(SMALL, MIXES["bf16-fp32states"], CPU)
+    reasons = {}
+    for name in ("ours-cuda", "torch-fused", "torch-capturable", "ours-cpu+graph", "flashoptim", "bnb-8bit+graph"):
+        with pytest.raises(peers.NotOffered) as refusal:
+            peers.build(Contender.parse(name), work)
+        reasons[name] = str(refusal.value)
+    assert all(reasons.values()) and "CUDA" in reasons["ours-cpu+graph"]
