@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused import checkpoint
+from greedylr_fused.backends import Backend
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import Engine, Listener, Metrics, Rates, flow, losses, options, outside_graphs, per_group
@@ -340,7 +341,7 @@ class FusedAdamW(Optimizer):
         """Of all groups, in order."""
         return [param for group in self.param_groups for param in group["params"]]
 
-    def _rebuilt(self) -> Any:
+    def _rebuilt(self) -> Backend:
         """The backend over a new table: parameters, gradients' dtypes or states are others than before."""
         if self._device() != self._control.device:
             self._control.to(self._device())

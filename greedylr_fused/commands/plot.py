@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.commands.files import load_pyplot, told
+from greedylr_fused.commands import fail
 from greedylr_fused.telemetry import CUT, EVENTS, RAISE, RESET, SKIP, Run, recorded_run
 
 #: Form and colour of the marks.
@@ -35,10 +36,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs = _chosen(given)
         _draw(figures, runs, Path(given.source).name, out, log_lr=given.log_lr)
     except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {told(error)}\n")
+        fail(parser, error)
     for name, run in runs.items():
         print(_summary(name, run))
     print(out)
+
+
+def load_pyplot() -> Any:
+    """`matplotlib.pyplot`, told to draw into files.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        importlib.import_module("matplotlib").use("agg")
+        return importlib.import_module("matplotlib.pyplot")
+    except ImportError as error:
+        raise ValueError(f"got no matplotlib ({error}), which draws the picture; run: pip install matplotlib") from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from greedylr_fused.commands import gradient_norms
-from greedylr_fused.commands.files import load_pyplot, told
+from greedylr_fused.commands import fail, gradient_norms
+from greedylr_fused.commands.plot import load_pyplot
 from greedylr_fused.schedules import Refined, refinement
 
 #: A peak within this last share of the run is remarked upon.
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if plot:
             _draw(plot, given, norms, name, schedule)
     except (OSError, TypeError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {told(error)}\n")
+        fail(parser, error)
 
 
 def _parser() -> argparse.ArgumentParser:

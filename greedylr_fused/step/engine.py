@@ -99,8 +99,8 @@ class Engine:
 
     @property
     def captured(self) -> bool:
-        """Whether a graph reads what the engine has now."""
-        return self.table is not None and self.table.captured
+        """Whether somebody captured a graph, which may be replayed."""
+        return bool(self.captures[0]) or (self.table is not None and self.table.captured)
 
     @property
     def lent(self) -> bool:

@@ -6,7 +6,9 @@ how that run went on: its learning rates after each later step, and its paramete
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from greedylr_fused import (
     ReduceOnPlateau,
     Refined,
     Table,
+    checkpoint,
 )
 
 FOLDER = Path(__file__).parent / "before_rooms"
@@ -103,6 +106,15 @@ def test_a_device_schedule_goes_on_to_the_bit() -> None:
         schedule.step(torch.tensor(loss, dtype=torch.float64))
         lrs.append(schedule.last_lr())
     assert lrs == run["lrs"]
+
+
+def test_the_example_of_a_checkpoint_is_one() -> None:
+    example = re.search(r'"control": (\{.*?\})', checkpoint.__doc__, re.S)[1]
+    shown = ast.literal_eval(example.replace("inf", "2e308"))
+    params = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))]
+    written = optimizer(params, "greedy").state_dict()["param_groups"][0]["control"]
+    assert list(shown) == list(written)
+    assert [type(value) for value in shown.values()] == [type(value) for value in written.values()]
 
 
 def test_every_file_is_loaded_by_a_test() -> None:

@@ -21,11 +21,10 @@ from typing import Any
 import torch
 
 from greedylr_fused.backends import NAMES, resolve
-from greedylr_fused.commands import doctor
+from greedylr_fused.commands import doctor, fail
 from greedylr_fused.commands.bench import timing as bench_timing
 from greedylr_fused.commands.bench.cases import CLIP, FUSED, MOST, OURS, STEP, cases, that_fit
 from greedylr_fused.commands.bench.timing import Result
-from greedylr_fused.commands.files import told
 from greedylr_fused.version import __version__
 
 _COLUMNS = ("work", "optimizer", "ms", "20-80 %", "GB/s", "speed")
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             given.json.write_text("")  # refused now, or not after a minute
         about = _about(device, threads, backend)
     except (OSError, RuntimeError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {told(error)}\n")
+        fail(parser, error)
     busy = _busy()
     print("; ".join(f"{name} {text}" for name, text in about.items()), *busy, sep="\n", flush=True)
     before = torch.get_num_threads()
