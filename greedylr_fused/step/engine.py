@@ -111,17 +111,12 @@ class Engine:
         """Forget the table: parameters, groups or states were replaced."""
         self.table = self.backend = self.watch = None
 
-    def init_states(
-        self,
-        groups: Sequence[dict[str, Any]],
-        state: dict[Tensor, Any],
-        has_gradient: Callable[[Tensor], bool] = lambda param: param.grad is not None,
-    ) -> None:
+    def init_states(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> None:
         """Create the state of every parameter that has a gradient, with the names, shapes and strides of torch's."""
         for group in groups:
             for param in group["params"]:
                 known = state.get(param)
-                if has_gradient(param) and not known:
+                if param.grad is not None and not known:
                     state[param] = known = {"step": torch.zeros((), dtype=torch.float32, device=param.device)}
                     known["exp_avg"] = self._zeros(param)
                     known["exp_avg_sq"] = self._zeros(param)

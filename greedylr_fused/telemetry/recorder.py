@@ -86,9 +86,7 @@ class Recorder:
     ) -> None:
         checks.check(opt, sinks, capacity, every, seconds, grad_norms)
         checks.refuse_capture("Recorder()", opt._control.device)
-        if grad_norms:
-            opt._measure_norms()  # type: ignore[union-attr]  # a FusedAdamW, as was checked
-        norms = opt._control.measures_l1
+        norms = grad_norms or opt._control.measures_l1
         self._files: list[RunLog] = []
         self._feeds: list[Feed] = []
         for sink in sinks:
@@ -96,6 +94,8 @@ class Recorder:
                 self._feeds.append(Feed(sink, every=every, prefix=prefix))
             else:
                 self._files.append(RunLog(sink, run=run, norms=norms))
+        if grad_norms:
+            opt._measure_norms()  # type: ignore[union-attr]  # a FusedAdamW, as was checked
         self._opt = weakref.ref(opt)
         self._capacity, self._seconds = capacity, seconds
         self._history = History()
