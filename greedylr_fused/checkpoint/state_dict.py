@@ -132,8 +132,7 @@ def _control_of(groups: Sequence[Mapping[str, Any]], control: Control, taken: fl
 
 def _taken(state: Mapping[Any, Any]) -> float:
     """Steps that the states of a checkpoint have counted."""
-    steps = [torch.as_tensor(own["step"], dtype=torch.float32).reshape(()) for own in state.values() if "step" in own]
-    return float(torch.stack([step.cpu() for step in steps]).max()) if steps else 0.0
+    return max((float(own["step"]) for own in state.values() if "step" in own), default=0.0)
 
 
 def _peak(group: Mapping[str, Any]) -> float:

@@ -48,7 +48,7 @@ def read(path: Path, run: str | None = None) -> tuple[str, Tensor]:
         got = "several runs" if run is None else f"no run {run!r}"
         raise ValueError(f"{path}: expected one of {', '.join(runs)}, got {got}; choose one with --run")
     name = next(iter(runs)) if run is None else run
-    return name, torch.tensor(_whole(path, name, runs[name]), dtype=torch.float64)
+    return name, torch.tensor(_whole(path, name, runs[name]), dtype=torch.float64, device="cpu")
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -149,7 +149,7 @@ def _rates(axes: Any, run: Run, color: str, single: bool) -> None:
     for index, column in enumerate(columns):
         several = single and 1 < len(columns) <= _GROUPS
         shade = {"color": f"C{index}", "label": f"LR {index}"} if several else {"color": color}
-        values = torch.tensor(column, dtype=torch.float64)
+        values = torch.tensor(column, dtype=torch.float64, device="cpu")
         _line(axes, steps, values, linewidth=1.2, drawstyle="steps-post", zorder=1, **shade)
 
 
@@ -210,9 +210,9 @@ def thinned(values: Tensor) -> Tensor:
     """Positions that look the same when drawn as a line: of each of equal parts the first, least, largest and last."""
     size = -(-len(values) // _PARTS)
     if size <= 4:
-        return torch.arange(len(values))
+        return torch.arange(len(values), device="cpu")
     parts = values[: len(values) // size * size].view(-1, size)
-    begins = torch.arange(len(parts)) * size
-    rest = torch.arange(parts.numel(), len(values))
+    begins = torch.arange(len(parts), device="cpu") * size
+    rest = torch.arange(parts.numel(), len(values), device="cpu")
     ends, least, largest = begins + size - 1, begins + parts.argmin(1), begins + parts.argmax(1)
     return torch.cat((torch.stack((begins, least, largest, ends), dim=1).sort(dim=1).values.flatten(), rest))

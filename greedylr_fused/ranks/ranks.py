@@ -15,6 +15,9 @@ from greedylr_fused.control import Control
 from greedylr_fused.ranks import agreement
 from greedylr_fused.tensors import is_flattened, layout, sharded_dims
 
+#: In the place of the default group that ranks were found in, before they were.
+_NOWHERE = object()
+
 
 class Ranks:
     """The processes whose losses and gradients decide together, and the share of each in the norm.
@@ -34,7 +37,7 @@ class Ranks:
     def __init__(self, process_group: Any, partitions: int | None, *, driven: bool) -> None:
         self.given, self.partitions, self._driven = process_group, partitions, driven
         self.size, self.group = 1, process_group
-        self._found_in: Any = self  # nothing was found yet
+        self._found_in: Any = _NOWHERE
         self._sharded = False
         self._made: dict[tuple[int, ...], Any] = {}
         self._to_compare: list[Tensor] | None = None
@@ -52,7 +55,7 @@ class Ranks:
             RuntimeError: no group that encloses all meshes, one that this rank is not in, or one that `partitions`
                 does not fit.
         """
-        first, before, self._found_in = self._found_in is self, self._found_in, _world()
+        first, before, self._found_in = self._found_in is _NOWHERE, self._found_in, _world()
         if self._found_in is not before:
             self._made.clear()
         self.size, self.group = 1, self.given

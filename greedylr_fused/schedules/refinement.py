@@ -36,7 +36,8 @@ def as_norms(norms: Any, optimizer: str) -> Tensor:
         )
     column, name, _ = OPTIMIZERS[optimizer]
     try:
-        found = torch.as_tensor(norms).detach().to("cpu", torch.float64)
+        given = norms if isinstance(norms, Tensor) else torch.as_tensor(norms, device="cpu")
+        found = given.detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"refinement: got norms that are not numbers ({error}), allowed is a list, array or tensor of one {name} "
@@ -81,7 +82,7 @@ def median_filter(values: Tensor, width: int) -> Tensor:
     padded = torch.cat([values[:1].expand(half), values, values[n - 1 - half : n - 1].flip(0)])
     order = padded.argsort(stable=True)
     by_rank = padded[order].tolist()
-    ranks = torch.empty_like(order).scatter_(0, order, torch.arange(len(order))).tolist()
+    ranks = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device="cpu")).tolist()
     # A mark for every rank in the window, and how many marks lie below the median's rank: as the window moves on by one
     # the median moves by at most two marks, which `find` reaches at the speed of memory.
     marks = bytearray(len(ranks))
@@ -147,7 +148,7 @@ def resample(schedule: Tensor, n_steps: int) -> Tensor:
     n = len(schedule)
     if n == n_steps:
         return schedule
-    at = torch.arange(n_steps, dtype=torch.float64) * (n - 1) / max(1, n_steps - 1)
+    at = torch.arange(n_steps, dtype=torch.float64, device="cpu") * (n - 1) / max(1, n_steps - 1)
     left = at.long().clamp(max=n - 2)
     found = torch.lerp(schedule[left], schedule[left + 1], at - left)
     return found / found.max()

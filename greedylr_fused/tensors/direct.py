@@ -21,7 +21,8 @@ def find() -> tuple[int, ...] | None:
     """Addresses of the functions `aoti_torch_get_*` and the offset of the tensor in bytes; None if one is missing."""
     if sys.implementation.name != "cpython":
         return None
-    samples = [torch.zeros(2, 3), torch.zeros(()), torch.nn.Parameter(torch.zeros(1)), torch.zeros(4)[1:]]
+    plain = [torch.zeros(shape, device="cpu") for shape in ((2, 3), (), (1,), (4,))]
+    samples = [*plain[:2], torch.nn.Parameter(plain[2]), plain[3][1:]]
     offsets = set.intersection(*map(_places, samples))
     functions = _functions()
     return (*functions, min(offsets)) if len(offsets) == 1 and functions else None

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from support.tensors import parameter
+from support.tensors import assert_same, parameter, snapshot
 
 from greedylr_fused import FusedAdamW, GreedyLR
 
@@ -144,6 +144,41 @@ def test_an_optimizer_is_freed():
     model.zero_grad()
     gc.collect()
     assert gradient() is None, "gradients are not kept alive by the tables"
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+def test_no_cycle_waits_for_the_collector(stepped):
+    opt = FusedAdamW([parameter(torch.zeros(3), torch.ones(3))], schedule=GreedyLR())
+    if stepped:
+        opt.step(loss=1.0)
+    gc.collect()
+    parts = [weakref.ref(part) for part in (opt, opt._engine.ranks, opt._control, opt._rates)]
+    gc.disable()
+    try:
+        del opt
+        assert [part() for part in parts] == [None] * len(parts)
+    finally:
+        gc.enable()
+
+
+def test_another_default_device_is_none_of_its_business():
+    def trained():
+        param = parameter(torch.zeros(3), torch.ones(3))
+        opt = FusedAdamW([param], schedule=GreedyLR(window_size=2), max_grad_norm=1.0)
+        opt.step(loss=1.0)
+        return opt
+
+    opt, other = trained(), trained()
+    saved = other.state_dict()
+    with torch.device("meta"):
+        opt.load_state_dict(saved)
+        for each in (opt, other):
+            each.step(loss=2.0)
+            added = torch.nn.Parameter(torch.ones(2, device="cpu"))
+            added.grad = torch.ones(2, device="cpu")
+            each.add_param_group({"params": [added]})
+            each.step(loss=3.0)
+    assert_same(snapshot(opt), snapshot(other))
 
 
 def test_temporary_gradients_are_let_go():

@@ -67,6 +67,18 @@ def test_modules_say_what_they_are_for(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
+#: What makes a tensor out of numbers, on whatever device is the default one.
+FACTORIES = "arange as_tensor empty eye full linspace ones rand randint randn scalar_tensor tensor zeros".split()
+
+
+@pytest.mark.parametrize("path", [path for path in PACKAGE if path.parent.name != "triton"], ids=name)
+def test_every_tensor_is_made_on_a_device_that_is_named(path):
+    """`with torch.device("meta")`, or torch.set_default_device, is of the user's tensors."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in [f"torch.{factory}" for factory in FACTORIES]:
+            assert "device" in [keyword.arg for keyword in node.keywords], f"line {node.lineno}: {ast.unparse(node)}"
+
+
 def test_the_public_names_are_documented():
     for exported in greedylr_fused.__all__:
         value = getattr(greedylr_fused, exported)
