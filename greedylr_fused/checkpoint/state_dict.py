@@ -22,7 +22,7 @@ from greedylr_fused.checkpoint import checks
 from greedylr_fused.checkpoint.numbers import KEY as KEY
 from greedylr_fused.checkpoint.numbers import check_decay, fitted, read_control, saved
 from greedylr_fused.control import Control
-from greedylr_fused.step import Engine
+from greedylr_fused.step import Engine, lr_of
 from greedylr_fused.tensors import DTYPES, MIXES, MOMENTS
 
 
@@ -110,7 +110,7 @@ def loaded_control(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]],
 def _control_of(groups: Sequence[Mapping[str, Any]], control: Control, taken: float = 0.0) -> Control:
     numbers = read_control(groups)
     if numbers is None:
-        result = control.anew([_peak(group) if control.follows_steps else float(group["lr"]) for group in groups])
+        result = control.anew([_peak(group) if control.follows_steps else float(lr_of(group)) for group in groups])
         begins = control.follows_steps and not any("initial_lr" in group for group in groups)  # that LR was constant
         result.load([own | {"step": 0.0 if begins else taken} for own in result.numbers()])
         return result

@@ -10,5 +10,5 @@ from greedylr_fused.step import flow, losses, options
 from greedylr_fused.step.engine import Engine
 from greedylr_fused.step.flow import outside_graphs
 from greedylr_fused.step.mirror import Listener, Metrics, Mirror
-from greedylr_fused.step.options import check_schedule, is_number
+from greedylr_fused.step.options import check_schedule, is_number, lr_of
 from greedylr_fused.step.rates import Rates, per_group

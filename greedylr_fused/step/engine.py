@@ -117,9 +117,9 @@ class Engine:
             for param in group["params"]:
                 known = state.get(param)
                 if param.grad is not None and not known:
-                    state[param] = known = {"step": torch.zeros((), dtype=torch.float32, device=param.device)}
-                    known["exp_avg"] = self._zeros(param)
-                    known["exp_avg_sq"] = self._zeros(param)
+                    count = torch.zeros((), dtype=torch.float32, device=param.device)
+                    known = {"step": count, "exp_avg": self._zeros(param), "exp_avg_sq": self._zeros(param)}
+                    state[param] = known  # whole, whatever interrupts this
                 if known and group["amsgrad"] and "max_exp_avg_sq" not in known:
                     known["max_exp_avg_sq"] = torch.zeros_like(known["exp_avg_sq"])
 

@@ -15,6 +15,8 @@ from greedylr_fused.schedules import LossSchedule, StepSchedule
 from greedylr_fused.tensors import DTYPES, MIXES
 from greedylr_fused.warning import warn
 
+#: By what share of where it started a learning rate may miss zero.
+_ROUNDING = 1e-12
 _STATE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -70,8 +72,17 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def lr_of(group: Mapping[str, Any]) -> Any:
+    """The learning rate that stands in a group, a number or a tensor; 0 for a number that a torch scheduler, which has
+    left "initial_lr" there, brought below it by rounding, as LinearLR does at `end_factor=0`.
+    """
+    lr = group["lr"]
+    rounding = _ROUNDING * float(group.get("initial_lr", 0.0)) if is_number(lr) and lr < 0 else 0.0
+    return 0.0 if rounding and lr >= -rounding else lr
+
+
 def check_group(group: dict[str, Any], index: int) -> None:
-    """Check the AdamW options of one parameter group; betas given as tensors become numbers.
+    """Check the AdamW options of one parameter group; betas given as tensors, and arrays of numpy, become numbers.
 
     Raises:
         ValueError, TypeError: an option is out of range or of the wrong type; names the group.
@@ -80,21 +91,21 @@ def check_group(group: dict[str, Any], index: int) -> None:
     def refuse(name: str, allowed: str, remedy: str) -> None:
         raise ValueError(f"{name} of parameter group {index}: got {group[name]!r}, allowed is {allowed}; {remedy}")
 
-    for name in ("eps", "weight_decay"):
-        if isinstance(group[name], Tensor) and group[name].numel() == 1:
-            group[name] = float(group[name])
     for name in ("lr", "eps", "weight_decay"):
-        if not is_number(group[name]) and not (name == "lr" and isinstance(group[name], Tensor)):
+        shown = name == "lr" and isinstance(group[name], Tensor)  # the user's own tensor stays there
+        if not shown and math.prod(getattr(group[name], "shape", (0,))) == 1:
+            group[name] = group[name].item()
+        if not shown and not is_number(group[name]):
             raise TypeError(
                 f"{name} of parameter group {index}: got {group[name]!r}, allowed is a number; write {name}=1e-3 "
                 "without quotes"
             )
     if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
         refuse("lr", "a number or a tensor of one element", "pass one LR per parameter group")
-    if not 0.0 <= float(group["lr"]) < math.inf:
+    if not 0.0 <= float(lr_of(group)) < math.inf:
         refuse("lr", "a finite number >= 0", "write lr=3e-4")
     betas = group["betas"]
-    pair = isinstance(betas, Sequence) and len(betas) == 2
+    pair = hasattr(betas, "__getitem__") and hasattr(betas, "__len__") and len(betas) == 2
     if not pair or not all(is_number(b) or (isinstance(b, Tensor) and b.numel() == 1) for b in betas):
         refuse("betas", "a pair of numbers in [0, 1)", "write betas=(0.9, 0.999)")
     group["betas"] = betas = (float(betas[0]), float(betas[1]))

@@ -50,7 +50,7 @@ class Rates:
     def zeroed(self, groups: Sequence[dict[str, Any]]) -> bool:
         """Whether the host wrote 0 to all groups; where a schedule begins there, it is only shown."""
         return all(
-            float(group["lr"]) == 0.0 and (not self._driven or self._written(index, group["lr"]))
+            float(options.lr_of(group)) == 0.0 and (not self._driven or self._written(index, group["lr"]))
             for index, group in enumerate(groups)
         )
 
@@ -65,7 +65,7 @@ class Rates:
             tensors: whether to look at tensors: a graph that is captured would go on copying from them.
         """
         for index, group in enumerate(groups):
-            lr = group["lr"]
+            lr = options.lr_of(group)
             if isinstance(lr, Tensor):
                 if not tensors:
                     continue

@@ -3,11 +3,13 @@
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 from support.tensors import parameter
 
 from greedylr_fused import FusedAdamW, GreedyLR
+from greedylr_fused.step import Engine
 
 
 def one():
@@ -77,6 +79,52 @@ def test_every_option_of_torchs_adamw_with_its_default():
 def test_torchs_choices_of_implementation_are_accepted(options):
     opt = FusedAdamW(one(), **options)
     opt.step()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"betas": np.array([0.5, 0.75])},
+        {"betas": tuple(np.array([0.5, 0.75]))},
+        {"betas": torch.tensor([0.5, 0.75])},
+        {"betas": [np.float32(0.5), torch.tensor(0.75)]},
+        {"lr": np.float64(0.5)},
+        {"lr": np.array([0.5])},
+        {"eps": np.array(0.5)},
+        {"weight_decay": torch.tensor([0.5])},
+    ],
+    ids=str,
+)
+def test_numbers_of_numpy_and_torch_are_numbers(options):
+    plain = {name: (0.5, 0.75) if name == "betas" else 0.5 for name in options}
+    runs = []
+    for given in (options, plain):
+        param = parameter(torch.ones(3), torch.ones(3))
+        opt = FusedAdamW([param], **given)
+        opt.step()
+        runs.append((param.tolist(), opt.state_dict()["param_groups"]))
+    assert runs[0] == runs[1]
+
+
+def test_a_state_is_whole_or_not_there(monkeypatch):
+    """What interrupts the making of a state (memory, a key) leaves none, and the next step makes it."""
+    opt, whole, made = FusedAdamW(one()), Engine._zeros, []
+
+    def once_interrupted(engine, param):
+        made.append(param)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return whole(engine, param)
+
+    monkeypatch.setattr(Engine, "_zeros", once_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        opt.step()
+    assert not any(opt.state.values())
+    opt.step()
+    twin = FusedAdamW(one())
+    twin.step()
+    (ours,), (theirs,) = opt.state.values(), twin.state.values()
+    assert {k: v.tolist() for k, v in ours.items()} == {k: v.tolist() for k, v in theirs.items()}
 
 
 def test_an_unsupported_dtype_names_the_supported_ones():

@@ -95,3 +95,38 @@ def test_resume_of_optimizer_and_scheduler():
             driver.step()
         runs.append((opt.last_lr(), opt.param_groups[0]["params"][0].tolist()))
     assert runs[0] == runs[1]
+
+
+def test_linear_lr_that_rounds_below_zero(backend):
+    """LinearLR multiplies by what rounds: at end_factor=0 torch ends a hair below zero, and saves it."""
+    runs, checkpoints = [], []
+    for kind, options in ((FusedAdamW, {"backend": backend}), (torch.optim.AdamW, {})):
+        param = parameter(torch.ones(4), torch.ones(4))
+        opt = kind([param], lr=1e-3, **options)
+        driver = lr_scheduler.LinearLR(opt, end_factor=0.0, total_iters=7)
+        for _ in range(9):
+            opt.step()
+            driver.step()
+        runs.append((param, opt, driver))
+        checkpoints.append(opt.state_dict())
+    assert checkpoints[0]["param_groups"][0]["lr"] == checkpoints[1]["param_groups"][0]["lr"] < 0
+    assert runs[0][1].last_lr() == [0.0]
+    torch.testing.assert_close(runs[0][0], runs[1][0], rtol=1e-6, atol=0)
+    for saved in checkpoints:
+        param = parameter(torch.ones(4), torch.ones(4))
+        opt = FusedAdamW([param], lr=1e-3, backend=backend)
+        opt.load_state_dict(saved)
+        opt.step()
+        assert opt.last_lr() == [0.0] and param.tolist() == [1.0] * 4
+
+
+def test_a_learning_rate_below_zero_stays_refused():
+    opt = FusedAdamW([parameter(torch.ones(4), torch.ones(4))], lr=1e-3)
+    for lr, initial in ((-1e-3, 1e-3), (-1e-14, 1e-3), (-1e-20, None)):
+        opt.param_groups[0]["lr"] = lr
+        if initial is not None:
+            opt.param_groups[0]["initial_lr"] = initial
+        else:
+            opt.param_groups[0].pop("initial_lr", None)
+        with pytest.raises(ValueError, match="learning rate of parameter group 0: got -"):
+            opt.step()
