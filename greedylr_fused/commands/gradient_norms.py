@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.schedules import MAX_STEPS
-from greedylr_fused.telemetry import parsed_line
+from greedylr_fused.telemetry import recorded_run
 
 #: Keys of a line, in the order of the columns that `Refined.from_norms` takes.
 _KEYS = ("grad_norm", "grad_norm_l1")
@@ -36,8 +35,9 @@ def read(path: Path, run: str | None = None) -> tuple[str, Tensor]:
     if path.is_dir():
         raise ValueError(f"{path}: expected a run.jsonl, got a folder; name the file in it")
     runs: dict[str, dict[int, list[float]]] = {}
-    for where, row in _rows(path):
-        _add(where, row, runs.setdefault(str(row.get("run", "run")), {}))
+    for number, row in recorded_run.rows(path):
+        if row.keys() & {*_KEYS, "lost"}:
+            _add(f"{path}, line {number}", row, runs.setdefault(str(row.get("run", "run")), {}))
     runs = {name: steps for name, steps in runs.items() if _any_finite(steps)} or runs
     if not runs:
         raise ValueError(
@@ -49,19 +49,6 @@ def read(path: Path, run: str | None = None) -> tuple[str, Tensor]:
         raise ValueError(f"{path}: expected one of {', '.join(runs)}, got {got}; choose one with --run")
     name = next(iter(runs)) if run is None else run
     return name, torch.tensor(_whole(path, name, runs[name]), dtype=torch.float64, device="cpu")
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines with a norm or of steps that were lost, and where each is."""
-    lines = path.read_text(errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        row = parsed_line(line)
-        if row is None and number == len(lines):
-            return
-        if row is None:
-            raise ValueError(f"{path}, line {number}: expected one JSON object, got {line[:60]!r}; correct the line")
-        if row.keys() & {*_KEYS, "lost"}:
-            yield f"{path}, line {number}", row
 
 
 def _add(where: str, row: dict[str, Any], steps: dict[int, list[float]]) -> None:

@@ -10,6 +10,5 @@ from greedylr_fused.telemetry.history import CUT, EVENTS, RAISE, RESET
 from greedylr_fused.telemetry.loggers import tensorboard
 from greedylr_fused.telemetry.recorded_run import SKIP, Run
 from greedylr_fused.telemetry.recorder import Recorder
-from greedylr_fused.telemetry.run_log import parsed_line
 
 __all__ = ["Recorder", "tensorboard"]

@@ -117,7 +117,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Run]:
         ValueError: it has no steps, or a damaged line.
     """
     runs: dict[str, Run] = {}
-    for number, row in _rows(Path(path)):
+    for number, row in rows(Path(path)):
         if "step" not in row or not ("lr" in row or "next_lr" in row or "lost" in row):
             continue
         name = str(row.get("run", "run"))
@@ -141,8 +141,13 @@ def read(path: str | os.PathLike[str]) -> dict[str, Run]:
     return runs
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number of each line, and what is in it. One that is cut short may only be the last."""
+def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number of each line, and what is in it. One that is cut short may only be the last.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a damaged line.
+    """
     with path.open(errors="replace") as file:
         damaged = None
         for number, line in enumerate(file, start=1):
@@ -151,8 +156,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             row = parsed_line(line)
             if row is None:
                 damaged = (
-                    f"{path}, line {number}: got {line[:60]!r}, allowed is one JSON object; correct the line, or "
-                    "name the run.jsonl of a run"
+                    f"{path}, line {number}: got {line[:60].rstrip()!r}, allowed is one JSON object; correct the line, "
+                    "or name the run.jsonl of a run"
                 )
             else:
                 yield number, row

@@ -102,8 +102,8 @@ def test_l2_norms_are_not_taken_for_adam_unless_told_to(tmp_path, capsys):
     ("text", "says"),
     [
         ('{"step": 1, "loss": 2.0}\n', '"grad_norm_l1"'),
-        ('{"step": 1, "grad_norm": 1}\n[1, 2]\n{}\n', "line 2: expected one JSON object, got '[1, 2]'"),
-        ('{"step": 1, "grad_norm": 1}\noh\n{}\n', "line 2: expected one JSON object, got 'oh'"),
+        ('{"step": 1, "grad_norm": 1}\n[1, 2]\n{}\n', "line 2: got '[1, 2]', allowed is one JSON object"),
+        ('{"step": 1, "grad_norm": 1}\noh\n{}\n', "line 2: got 'oh', allowed is one JSON object"),
         ('{"step": 1.5, "grad_norm": 1}\n', "got {'step': 1.5"),
         ('{"step": 99999999999, "grad_norm": 1}\n', "from 0 to 33554432"),
         ('{"step": 1, "grad_norm_l1": "1"}\n', "norms that are numbers or null"),
