@@ -48,7 +48,8 @@ class Recorder:
     kept and tried again. Training goes on, and no other sink misses a step.
 
     Several ranks hold the same numbers, and nothing is sent between them: construct it on rank 0 alone. The optimizer
-    is not kept alive by it. At the end of the process all that are open are closed.
+    is not kept alive by it. At the end of the process all that are open are closed; one that is forked off records
+    nothing.
 
     Args:
         opt: a FusedAdamW or a DeviceSchedule.
@@ -257,9 +258,26 @@ class Recorder:
                 failed.append((file, error))
         return failed
 
+    def _leave_to_parent(self) -> None:
+        """This process was forked off: what the files and loggers get is the other's to say."""
+        opt = self._opt()
+        if opt is not None:
+            opt._listeners = [listener for listener in opt._listeners if listener is not self]
+        self._closed, self._files, self._feeds = True, [], []
+
 
 @atexit.register
 def _close_all() -> None:
     with contextlib.ExitStack() as stack:  # all of them, whatever one raises
         for recorder in tuple(_OPEN):
             stack.callback(recorder.close)
+
+
+def _leave_all() -> None:
+    for recorder in tuple(_OPEN):
+        recorder._leave_to_parent()
+    _OPEN.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not where processes cannot fork
+    os.register_at_fork(after_in_child=_leave_all)

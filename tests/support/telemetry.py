@@ -1,5 +1,7 @@
 """What the tests of telemetry share: small optimizers to step, and a sink that keeps the steps as they come."""
 
+import json
+
 import torch
 
 from greedylr_fused import FusedAdamW, GreedyLR
@@ -90,3 +92,8 @@ def replay(opt, recorder, *, told=False, **options):
         opt._listeners = before
     if told:
         recorder.replayed()
+
+
+def numbers(path):
+    """The steps that have a line in a file, in its order."""
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
