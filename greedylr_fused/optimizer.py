@@ -158,7 +158,7 @@ class FusedAdamW(Optimizer):
             for listener in self._listeners:
                 listener.stepped()
         except BaseException:
-            control.forget_observed()
+            control.discard_observed()
             raise
         control.observed = 0
         return result
@@ -178,6 +178,14 @@ class FusedAdamW(Optimizer):
         losses.check_observed(loss, weight)
         self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
 
+    @outside_graphs  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def discard_observed(self) -> None:
+        """Drop the losses that were observed since the last step, as where micro-batches are given up and no step
+        follows. Without one, the next step would count them. It does not wait for the device, and may be captured.
+        """
+        self._control.discard_observed()
+
     def metrics(self) -> Metrics:
         """The latest snapshot of the device state that has arrived; never waits. On a CPU that of the last step."""
         self._rates.pull(self.param_groups)
@@ -186,8 +194,7 @@ class FusedAdamW(Optimizer):
     def last_lr(self) -> list[float]:
         """The exact learning rate of each group, that the next step will use. Waits for the device."""
         self._take_written()
-        found: list[float] = self._control.lr.tolist()
-        return found
+        return list(self._control.lr.tolist())
 
     def set_lr(self, lr: float | Tensor | Sequence[float]) -> None:
         """Write the learning rate, one number or one per group, to the device at once: captured graphs see it too.

@@ -232,8 +232,8 @@ class Control:
         total, weights = self._pending
         pending.add(total, weights, loss, weight)
 
-    def forget_observed(self) -> None:
-        """A step that failed has used up its loss, or it would count twice."""
+    def discard_observed(self) -> None:
+        """Drop what is pending, as after a step that failed: it has used up its loss, or that would count twice."""
         self.pending.zero_()
         self.observed = 0
 

@@ -124,7 +124,7 @@ class DeviceSchedule:
                 self._ranks.add_up(shared, norm=False).wait()
             self._backend.commit()
         except BaseException:
-            self._control.forget_observed()
+            self._control.discard_observed()
             raise
         self._control.observed = 0
         self._write()
@@ -146,6 +146,14 @@ class DeviceSchedule:
         losses.check_observed(loss, weight)
         with torch.no_grad():
             self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
+
+    @outside_graphs  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def discard_observed(self) -> None:
+        """Drop the losses that were observed since the last step, as where micro-batches are given up and no step
+        follows. Without one, the next step would count them. It does not wait for the device, and may be captured.
+        """
+        self._control.discard_observed()
 
     def metrics(self) -> Metrics:
         """The latest snapshot of the device state that has arrived; never waits. On a CPU that of the last step."""

@@ -71,7 +71,11 @@ def of_step(closure: Any, loss: Any, control: Control) -> tuple[Any, Any]:
         TypeError, ValueError, RuntimeError: no closure, not one number, given more than once, or that of a part alone.
     """
     before = control.observed
-    result = None if closure is None else call(closure)
+    try:
+        result = None if closure is None else call(closure)
+    except BaseException:
+        control.discard_observed()  # the next attempt observes anew
+        raise
     returned = result if control.observed == before else None  # otherwise it has observed what it returns
     if returned is not None and control.needs_loss:
         check_whole(closure)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.tensors import FLOATS, assert_same, parameter, short, snapshot
 
-from greedylr_fused import FusedAdamW, GreedyLR
+from greedylr_fused import DeviceSchedule, FusedAdamW, GreedyLR
 
 GREEDY = GreedyLR(patience=0, factor=0.5, smooth=False)
 
@@ -81,6 +81,42 @@ def test_a_closure_that_observes_is_not_counted_again():
         opt.step(closure, loss=1.0)
     opt.step(closure)
     assert opt.metrics().loss == (1.0 + 3.0 + 3.0) / 3
+
+
+def test_a_closure_that_raises_leaves_no_loss():
+    """Its step is tried again, from the beginning."""
+    opt, fails = build(), [True]
+
+    def closure():
+        opt.observe(300.0 if fails else 3.0)
+        if fails:
+            raise MemoryError
+        return torch.tensor(1.0)
+
+    opt.observe(100.0)
+    with pytest.raises(MemoryError):
+        opt.step(closure)
+    fails.clear()
+    opt.step(closure)
+    assert opt.metrics().loss == 3.0
+
+
+@pytest.mark.parametrize("kind", [FusedAdamW, DeviceSchedule])
+def test_observed_losses_that_are_discarded(kind):
+    opt = build()
+    if kind is DeviceSchedule:
+        adamw = torch.optim.AdamW([parameter(torch.ones(2), torch.ones(2))], lr=torch.tensor(1.0))
+        opt = DeviceSchedule(adamw, GreedyLR(smooth=False))
+    opt.observe(100.0, weight=7)
+    opt.discard_observed()
+    with pytest.raises(RuntimeError, match="got no loss"):
+        opt.step()
+    opt.observe(3.0)
+    opt.step()
+    assert opt.metrics().loss == 3.0
+    opt.discard_observed()  # of nothing
+    opt.step(loss=5.0)
+    assert opt.metrics().loss == 5.0
 
 
 def test_closure_returns_with_and_without_a_schedule():
