@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import host_overhead, options, plots, report, step_throughput
-from benchmarks.presets import PRESETS
+from benchmarks import options, plots, report
+from benchmarks.host import overhead
 from benchmarks.report import Record, Report
+from benchmarks.throughput import optimizer_step
+from benchmarks.throughput.presets import PRESETS
 
 Line = tuple[str, str, str, str]
 
@@ -21,23 +23,23 @@ Line = tuple[str, str, str, str]
 def throughput(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
     """Optimizer steps, in the preset for the device."""
     preset = PRESETS["gpu" if device.type == "cuda" else "quick"]
-    return step_throughput.run(preset.cases, preset.contenders, device, preset.seconds * share, config, out, until)
+    return optimizer_step.run(preset.cases, preset.contenders, device, preset.seconds * share, config, out, until)
 
 
 def host(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
     """Host time."""
-    return host_overhead.run(host_overhead.COUNTS, device, 2.0 * share, config, out, until)
+    return overhead.run(overhead.COUNTS, device, 2.0 * share, config, out, until)
 
 
 def control(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
     """What GreedyLR adds."""
-    module = importlib.import_module("benchmarks.control_cost")
+    module = importlib.import_module("benchmarks.host.control_cost")
     return module.run(list(module.CASES), device, 5.0 * share, config, out, until)  # type: ignore[no-any-return]
 
 
 def training(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
     """Whole training steps."""
-    module = importlib.import_module("benchmarks.train_step")
+    module = importlib.import_module("benchmarks.throughput.train_step")
     return module.run(module.defaults(device), device, 10.0 * share, config, out, until)  # type: ignore[no-any-return]
 
 
@@ -112,8 +114,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run every benchmark in the preset for this machine: on 2 cores in under 10 minutes and 8 GB.\n"
         "Writes a JSON file each and PNGs, and prints one table. Protocol and columns: benchmarks/README.md.",
-        epilog=f"One at a time, with more options: python -m benchmarks.NAME --help, NAME one of\n"
-        f"{', '.join([*BENCHMARKS, 'roofline', 'plots'])}.",
+        epilog="One at a time, with more options: python -m benchmarks.NAME --help, NAME one of\n"
+        "throughput.optimizer_step, throughput.train_step, throughput.roofline, host.overhead, host.control_cost, "
+        "host.ranks, plots.",
     )
     options.add_common(parser, "each benchmark's JSON")
     parser.add_argument("--only", metavar="A,B", help=f"of {', '.join(BENCHMARKS)} (default: all)")

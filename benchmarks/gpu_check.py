@@ -24,9 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_stages, stages
-from benchmarks.gpu_stages import ROOT, Machine
-from benchmarks.stages import Runner
+from benchmarks.gpu import outcome, stages
+from benchmarks.gpu.runner import Command, Runner, Stage
+from benchmarks.gpu.stages import ROOT, Machine
 
 #: Importable name and package of what stages need besides PyTorch.
 NEEDED = {name: name for name in ("pytest", "hypothesis", "pybind11", "ninja", "setuptools")}
@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="the same on a CPU, where that makes sense")
     arguments = parser.parse_args()
     machine = Machine(arguments.out.resolve(), "cpu" if arguments.rehearse else "cuda")
-    groups = gpu_stages.groups(machine)
+    groups = stages.groups(machine)
     if arguments.list:
         print("\n".join(stage.name for _, group in groups for stage in group))
         return 0
@@ -63,15 +63,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that an interrupted run ends its processes
     runner = Runner(ROOT, machine.env, 60 * arguments.minutes, lambda line: print(line, flush=True))
     if missing := [package for name, package in NEEDED.items() if importlib.util.find_spec(name) is None]:
-        runner.run([stages.Stage("missing packages", lambda: install(machine, missing))])
+        runner.run([Stage("missing packages", lambda: install(machine, missing))])
     for workers, group in groups:
         chosen = [stage for stage in group if not arguments.only or any(word in stage.name for word in arguments.only)]
         if chosen:
             runner.run(chosen, workers, reserve=0.0 if group is groups[-1][1] else FOR_THE_LAST)
             _write(machine, runner)
     print("\n" + "\n".join(machine.highlights()) + "\n")
-    print(stages.table(runner.results))
-    return stages.exit_code(runner.results)
+    print(outcome.table(runner.results))
+    return outcome.exit_code(runner.results)
 
 
 def no_gpu(load: Callable[[str], Any] = importlib.import_module) -> str | None:
@@ -85,7 +85,7 @@ def no_gpu(load: Callable[[str], Any] = importlib.import_module) -> str | None:
     return None
 
 
-def install(machine: Machine, missing: list[str], wheels: Path = ROOT / "wheels") -> list[stages.Command] | str:
+def install(machine: Machine, missing: list[str], wheels: Path = ROOT / "wheels") -> list[Command] | str:
     """What installs packages from the folder, beside the interpreter's own; without the folder, what is missing."""
     if not wheels.is_dir():
         return f"{', '.join(missing)} cannot be imported, and there is no folder wheels/ to take them from"
@@ -95,7 +95,7 @@ def install(machine: Machine, missing: list[str], wheels: Path = ROOT / "wheels"
 
 def _write(machine: Machine, runner: Runner) -> None:
     """After every group, so that what was found is there if a later one ends the run."""
-    stages.write(runner.results, machine.out, "gpu_check", environment=machine.environment())
+    outcome.write(runner.results, machine.out, "gpu_check", environment=machine.environment())
 
 
 if __name__ == "__main__":

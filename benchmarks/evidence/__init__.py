@@ -1,1 +1,3 @@
-"""Convergence: tasks, schedules under test, the plan of runs, their statistics and the report on them."""
+"""What `python -m benchmarks.convergence` consists of: tasks, schedules under test, the plan of runs, their statistics
+and the report on them.
+"""

@@ -7,11 +7,12 @@ import pytest
 import torch
 from support.paths import ROOT
 
-from benchmarks import peers, roofline, shapes
-from benchmarks.mixes import MIXES
-from benchmarks.peers import Contender
-from benchmarks.shapes import Shapes
-from benchmarks.workload import MOMENTS, Workload, unsupported
+from benchmarks.cases import peers, shapes
+from benchmarks.cases.mixes import MIXES
+from benchmarks.cases.peers import Contender
+from benchmarks.cases.shapes import Shapes
+from benchmarks.cases.workload import MOMENTS, Workload, unsupported
+from benchmarks.throughput import roofline
 
 CPU = torch.device("cpu")
 SMALL = Shapes("small", "for tests", ((100,), (7, 30), (1,)))
@@ -82,10 +83,10 @@ def test_the_roofline_of_gpus_changes_nothing():
 import os
 os.environ["TRITON_INTERPRET"] = "1"
 import torch
-from benchmarks import roofline_triton
-from benchmarks.mixes import MIXES
-from benchmarks.shapes import Shapes
-from benchmarks.workload import Workload, unsupported
+from benchmarks.throughput import roofline_triton
+from benchmarks.cases.mixes import MIXES
+from benchmarks.cases.shapes import Shapes
+from benchmarks.cases.workload import Workload, unsupported
 for mix in [mix for mix in MIXES.values() if unsupported(mix) is None]:
     work = Workload(Shapes("odd", "", ((9000,),)), mix, torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in work.flat.items()}

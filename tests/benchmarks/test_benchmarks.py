@@ -11,30 +11,23 @@ import torch
 from support.paths import ROOT
 
 from benchmarks import __main__ as everything
-from benchmarks import (
-    harness,
-    host_overhead,
-    markdown,
-    options,
-    plots,
-    rates,
-    report,
-    roofline,
-    shapes,
-    step_throughput,
-)
+from benchmarks import harness, markdown, options, plots, report
+from benchmarks.cases import shapes
+from benchmarks.cases.mixes import MIXES
+from benchmarks.cases.peers import Contender
+from benchmarks.cases.shapes import Shapes
+from benchmarks.cases.workload import Workload, peak_bytes
 from benchmarks.harness import Sample
-from benchmarks.mixes import MIXES
-from benchmarks.peers import Contender
-from benchmarks.shapes import Shapes
-from benchmarks.workload import Workload, peak_bytes
+from benchmarks.host import overhead
+from benchmarks.throughput import optimizer_step, rates, roofline
 from greedylr_fused.commands.bench import Spread
 
 CPU = torch.device("cpu")
 SMALL = Shapes("small", "for tests", ((100,), (7, 30), (1,)))
 COMMANDS = ["benchmarks"] + [
     f"benchmarks.{name}"
-    for name in ("step_throughput", "host_overhead", "control_cost", "train_step", "roofline", "plots", "markdown")
+    for name in ("throughput.optimizer_step", "throughput.train_step", "throughput.roofline")
+    + ("host.overhead", "host.control_cost", "host.ranks", "plots", "markdown", "convergence")
 ]
 
 
@@ -111,9 +104,9 @@ def test_what_takes_too_long_is_done_twice_and_begun_no_more():
     steps = {name: lambda name=name: name for name in "AB"}
     found = harness.compare(steps, FakeClock(), seconds=0, rounds=(6, 9), longest=0, warmup=0)
     assert {name: len(samples) for name, samples in found.items()} == {"A": 2, "B": 2}
-    late = step_throughput.run({"gpt2-124m": ["fp32"]}, ["ours-cpu"], CPU, 1.0, {}, until=0.0)
+    late = optimizer_step.run({"gpt2-124m": ["fp32"]}, ["ours-cpu"], CPU, 1.0, {}, until=0.0)
     assert late.left_out == [{"what": "gpt2-124m fp32", "why": report.OVER}] and not late.records
-    late = host_overhead.run({"plain": [10]}, CPU, 1.0, {}, until=0.0)
+    late = overhead.run({"plain": [10]}, CPU, 1.0, {}, until=0.0)
     assert late.left_out == [{"what": "10 plain tensors", "why": report.OVER}] and not late.records
 
 
@@ -137,10 +130,10 @@ def test_peak_memory_sees_what_a_step_takes():
 
 def test_records_files_pictures_and_tables(tmp_path, monkeypatch, capsys):
     """Tiny runs of both benchmarks, then everything that is made of their files."""
-    monkeypatch.setattr(step_throughput, "shapes", lambda name: SMALL)
+    monkeypatch.setattr(optimizer_step, "shapes", lambda name: SMALL)
     monkeypatch.setattr(harness, "last_level_cache", lambda: 1 << 20)
     contenders = ["ours-cpu", "ours-cpu+clip+greedy", "torch-foreach", "torch-capturable"]
-    found = step_throughput.run({"small": ["fp32", "bf16-fp32states"]}, contenders, CPU, 0.0, {}, tmp_path)
+    found = optimizer_step.run({"small": ["fp32", "bf16-fp32states"]}, contenders, CPU, 0.0, {}, tmp_path)
     content = report.load(tmp_path / "step_throughput.json")
     assert content["records"] == found.records
     for key in ("device", "commit", "date", "torch", "triton", "python", "CPU", "cores", "threads", "greedylr_fused"):
@@ -153,15 +146,15 @@ def test_records_files_pictures_and_tables(tmp_path, monkeypatch, capsys):
     left = {entry["what"]: entry["why"] for entry in content["left_out"]}
     assert "small fp32 torch-capturable" in left and "small bf16-fp32states torch-fused" in left
 
-    host = host_overhead.run({"plain": [3], "dtensor": [3]}, CPU, 0.0, {}, tmp_path)
+    host = overhead.run({"plain": [3], "dtensor": [3]}, CPU, 0.0, {}, tmp_path)
     assert {(r["kind"], r["contender"]) for r in host.records} >= {
         ("plain", "ours-cpu+clip"),
         ("dtensor", "torch-fused"),
     }
     assert all(r["us_per_tensor"]["median"] == pytest.approx(r["us_per_step"]["median"] / 3) for r in host.records)
 
-    step_throughput.print_report(found.records)
-    host_overhead.print_report(host.records)
+    optimizer_step.print_report(found.records)
+    overhead.print_report(host.records)
     assert "ours-cpu+clip+greedy" in capsys.readouterr().out
     assert len(everything.summary("step_throughput", found.records)) == 2
     assert everything.summary("host_overhead", host.records)
@@ -192,9 +185,9 @@ def written_between_marks(folder, content):
 
 
 def test_a_case_that_does_not_fit_is_left_out(monkeypatch):
-    monkeypatch.setattr(step_throughput, "bytes_available", lambda device: 1000)
+    monkeypatch.setattr(optimizer_step, "bytes_available", lambda device: 1000)
     found = report.Report("step_throughput", CPU, {})
-    step_throughput.measure_case(SMALL, MIXES["fp32"], [Contender.parse("ours-cpu")], CPU, 0.0, found)
+    optimizer_step.measure_case(SMALL, MIXES["fp32"], [Contender.parse("ours-cpu")], CPU, 0.0, found)
     assert not found.records and "GiB are free" in found.left_out[0]["why"]
 
 
@@ -234,7 +227,7 @@ def test_every_command_explains_itself():
 @pytest.mark.parametrize("given", ["--counts ten", "--counts 0,10", "--seconds 0", "--seconds -1"])
 def test_numbers_that_make_no_sense_are_refused_in_one_line(given):
     with pytest.raises(SystemExit, match=given.split()[0]):
-        host_overhead.main(given.split())
+        overhead.main(given.split())
 
 
 def test_the_table_of_results_is_up_to_date():

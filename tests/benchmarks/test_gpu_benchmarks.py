@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 
-from benchmarks import control_cost, gpt_steps, gpu_summary, host_syncs, report, train_step
-from benchmarks.shapes import Shapes
+from benchmarks import report
+from benchmarks.cases.shapes import Shapes
+from benchmarks.gpu import summary
+from benchmarks.host import control_cost, syncs
+from benchmarks.throughput import gpt_steps, train_step
 
 CPU = torch.device("cpu")
 
@@ -19,8 +22,8 @@ def test_host_syncs_are_counted():
         bool(value.max() > 0)
         value.add_(1)
 
-    assert host_syncs.per_step(step, CPU) == 2
-    assert host_syncs.per_step(lambda: value.add_(1), CPU) == 0
+    assert syncs.per_step(step, CPU) == 2
+    assert syncs.per_step(lambda: value.add_(1), CPU) == 0
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def test_what_greedylr_adds_is_recorded(tmp_path, capsys, monkeypatch):
         assert record["host_syncs_per_step"] == (family == "torch-fused" and schedule != "no schedule")
     control_cost.print_report(found.records)
     assert "added us" in capsys.readouterr().out
-    lines = gpu_summary.highlights(tmp_path)
+    lines = summary.highlights(tmp_path)
     assert len(lines) == 3 and all("syncs per step" in line for line in lines)
 
 
@@ -94,13 +97,13 @@ def test_summary_and_figure(tmp_path):
     trained = {"model": "tiny", "contender": "fused, graph", "ms": spread(2.0), "speedup": spread(1.25)}
     file(tmp_path, "train_step", trained | {"host_syncs_per_step": 0})
     (tmp_path / "host_overhead.json").write_text("{}")  # damaged
-    assert gpu_summary.highlights(tmp_path) == [
+    assert summary.highlights(tmp_path) == [
         "copy: 3,000 GB/s",
         "flat bf16 ours-cuda: 1.250 ms, 0.900 of the roofline, 1.50x torch",
         "flat bf16 torch-fused: 1.250 ms, 1.00x torch",
         "training step tiny, fused, graph: 2.00 ms, 1.25x unfused, 0 syncs per step",
     ]
     pytest.importorskip("matplotlib")
-    gpu_summary.figure(tmp_path, tmp_path / "figure.png")
+    summary.figure(tmp_path, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert gpu_summary.highlights(tmp_path / "nowhere") == []
+    assert summary.highlights(tmp_path / "nowhere") == []

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from benchmarks import gpu_check, gpu_stages, stages
-from benchmarks.stages import FAILED, PASSED, SKIPPED, Command, Runner, Stage
+from benchmarks import gpu_check
+from benchmarks.gpu import outcome, stages
+from benchmarks.gpu.outcome import FAILED, PASSED, SKIPPED
+from benchmarks.gpu.runner import Command, Runner, Stage
 
 
 def python(code, limit=30.0, **options):
@@ -65,7 +67,7 @@ time.sleep(600)
 
 def test_a_process_that_hangs_loses_neither_its_output_nor_the_stages_after_it(runner, monkeypatch):
     """It ignores the polite request, and has started another process, which ends with it."""
-    monkeypatch.setattr(stages, "GRACE", 0.5)
+    monkeypatch.setattr("benchmarks.gpu.runner.GRACE", 0.5)
     hung = Stage("hung", lambda: [python(HANGS, limit=3.0), python("print('1 passed in 1s')")])
     results = runner.run([hung, Stage("beside", lambda: [python("")])], workers=3)
     assert [result.outcome for result in results] == [FAILED, PASSED]
@@ -107,15 +109,15 @@ def test_plans_see_what_the_stages_before_have_done(runner, tmp_path):
 
 def test_table_files_and_exit_code(runner, tmp_path, said):
     runner.run([Stage("good", lambda: [python("print('1 passed in 1s')")]), Stage("left out", lambda: "no tool")])
-    assert stages.exit_code(runner.results) == 0
+    assert outcome.exit_code(runner.results) == 0
     runner.run([Stage("bad", lambda: [python("print('secret of the failure'); exit(2)")])])
-    assert stages.exit_code(runner.results) == 1
-    lines = stages.table(runner.results).splitlines()
+    assert outcome.exit_code(runner.results) == 1
+    lines = outcome.table(runner.results).splitlines()
     assert [line.split()[0] for line in lines] == ["passed", "skipped", "failed", "1"]
     assert lines[-1] == "1 passed, 1 failed, 1 skipped"
     assert lines[0].endswith("good      1 passed") and lines[1].endswith("left out  no tool")
     assert len(said) == 3 and "bad: failed" in said[2]
-    stages.write(runner.results, tmp_path / "out", "check", environment={"device": "none"})
+    outcome.write(runner.results, tmp_path / "out", "check", environment={"device": "none"})
     content = json.loads((tmp_path / "out/check.json").read_text())
     assert content["environment"] == {"device": "none"}
     assert [stage["outcome"] for stage in content["stages"]] == [PASSED, SKIPPED, FAILED]
@@ -161,15 +163,15 @@ def test_an_interruption_leaves_no_process_behind(runner, tmp_path):
 
 @pytest.fixture
 def machine(tmp_path):
-    return gpu_stages.Machine(tmp_path)
+    return stages.Machine(tmp_path)
 
 
 def plans(machine):
-    return {stage.name: stage.plan() for _, group in gpu_stages.groups(machine) for stage in group}
+    return {stage.name: stage.plan() for _, group in stages.groups(machine) for stage in group}
 
 
 def test_every_stage_has_a_plan_for_every_backend(machine, monkeypatch):
-    monkeypatch.setattr(gpu_stages, "find_sanitizer", lambda: "/somewhere/compute-sanitizer")
+    monkeypatch.setattr(stages, "find_sanitizer", lambda: "/somewhere/compute-sanitizer")
     machine.reasons = {"cuda": None, "triton": None}
     found = plans(machine)
     assert all(isinstance(plan, list) and plan for plan in found.values()), found
@@ -186,7 +188,7 @@ def test_every_stage_has_a_plan_for_every_backend(machine, monkeypatch):
 
 
 def test_a_backend_that_cannot_run_is_left_out(machine, monkeypatch):
-    monkeypatch.setattr(gpu_stages, "find_sanitizer", lambda: None)
+    monkeypatch.setattr(stages, "find_sanitizer", lambda: None)
     machine.reasons = {"cuda": "built without nvcc", "triton": None}
     found = plans(machine)
     assert found["conformance, cuda"] == "built without nvcc"

@@ -5,8 +5,8 @@ import torch
 import torch.distributed as dist
 from support.ranks import run
 
-from benchmarks import ranks as benchmark
 from benchmarks import report
+from benchmarks.host import ranks as benchmark
 
 CONFIG = {"world": 2, "tensors": 3, "rounds": 4}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from greedylr_fused import FusedAdamW, GreedyLR
 from greedylr_fused.schedules.loss_spec import LossSpec
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "examples"))
 
 from model import GPT, VOCABULARY, Shape, parameter_groups  # noqa: E402
 from unfused import UnfusedAdamW  # noqa: E402

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.cases.workload import Workload
 from benchmarks.harness import Step
-from benchmarks.workload import Workload
 from greedylr_fused import GreedyLR
 from greedylr_fused.schedules.loss_spec import LossSpec
 

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stages import Command, Stage, counted
+from benchmarks.gpu.outcome import counted
+from benchmarks.gpu.runner import Command, Stage
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 #: What is checked on each kind of device; the CPU is for rehearsals.
 BACKENDS = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
 #: A failure that says this is of the environment, not of what is checked.
@@ -75,7 +76,7 @@ class Machine:
 
     def highlights(self) -> list[str]:
         """What the benchmarks found, in a few lines."""
-        lines = self.ask(f"from benchmarks import gpu_summary; gpu_summary.print_highlights({str(self.out)!r})")
+        lines = self.ask(f"from benchmarks.gpu import summary; summary.print_highlights({str(self.out)!r})")
         return lines.splitlines()
 
     def python(self, *arguments: object, limit: float, **options: Any) -> Command:
@@ -123,10 +124,8 @@ class Machine:
             for backend in self.usable
         ] or self._none_usable()
 
-    def benchmark(self, name: str, *arguments: str, limit: float) -> list[Command] | str:
-        """A module of this package, which writes its own file."""
-        if not (ROOT / "benchmarks" / f"{name}.py").exists():
-            return f"benchmarks/{name}.py is not there"
+    def benchmark(self, name: str, *arguments: str, limit: float) -> list[Command]:
+        """A module of benchmarks/, which writes its own file."""
         fixed = ("-m", f"benchmarks.{name}", "--device", self.device, "--out", self.out)
         return [self.python(*fixed, *arguments, limit=limit)]
 
@@ -162,8 +161,6 @@ def groups(machine: Machine) -> list[tuple[int, list[Stage]]]:
     others = ("amp", "errors", "agreement", "control", "distributed")
     apart = ("--ignore=tests/gpu", "--ignore=tests/conformance")
     apart += ("--deselect=tests/backends/test_triton_interpreter.py::test_conformance_on_the_gpu",)
-    large = "flat-1e9,gpt2-124m,10000x64" if m.device == "cuda" else "1000x64x64"
-    throughput = ("--shapes", large, "--mixes", "fp32,bf16", "--seconds", "2")
 
     def all_on(_: str) -> str:
         return f"{' and '.join(m.backends)} on"
@@ -199,12 +196,32 @@ def groups(machine: Machine) -> list[tuple[int, list[Stage]]]:
                 Stage("racecheck", lambda: m.sanitizer("racecheck"), _sanitized),
             ],
         ),
-        (1, [Stage("roofline", lambda: m.benchmark("roofline", "--seconds", "1", limit=60), _last_line)]),
-        (1, [Stage("throughput", lambda: m.benchmark("step_throughput", *throughput, limit=130), _last_line)]),
-        (1, [Stage("host overhead", lambda: m.benchmark("host_overhead", "--seconds", "1", limit=60), _last_line)]),
-        (1, [Stage("control cost", lambda: m.benchmark("control_cost", "--seconds", "3", limit=50), _last_line)]),
-        (1, [Stage("training step", lambda: m.benchmark("train_step", "--seconds", "4", limit=60), _last_line)]),
-        (1, [Stage("figure", lambda: [m.python("-m", "benchmarks.gpu_summary", m.out, limit=40)], _last_line)]),
+        *((1, [stage]) for stage in _benchmarks(m)),
+        (1, [Stage("figure", lambda: [m.python("-m", "benchmarks.gpu.summary", m.out, limit=40)], _last_line)]),
+    ]
+
+
+def _benchmarks(m: Machine) -> list[Stage]:
+    large = "flat-1e9,gpt2-124m,10000x64" if m.device == "cuda" else "1000x64x64"
+    asked: list[tuple[str, str, list[str], float]] = [
+        ("roofline", "throughput.roofline", ["--seconds", "1"], 60),
+        (
+            "throughput",
+            "throughput.optimizer_step",
+            ["--shapes", large, "--mixes", "fp32,bf16", "--seconds", "2"],
+            130,
+        ),
+        ("host overhead", "host.overhead", ["--seconds", "1"], 60),
+        ("control cost", "host.control_cost", ["--seconds", "3"], 50),
+        ("training step", "throughput.train_step", ["--seconds", "4"], 60),
+    ]
+    return [
+        Stage(
+            name,
+            lambda module=module, options=options, limit=limit: m.benchmark(module, *options, limit=limit),
+            _last_line,
+        )
+        for name, module, options, limit in asked
     ]
 
 

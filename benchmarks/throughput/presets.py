@@ -1,12 +1,12 @@
-"""What `step_throughput` measures when the command line does not say."""
+"""What `optimizer_step` measures when the command line does not say."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks import peers
-from benchmarks.mixes import MIXES
-from benchmarks.shapes import NAMES
+from benchmarks.cases import peers
+from benchmarks.cases.mixes import MIXES
+from benchmarks.cases.shapes import NAMES
 
 _PAIR = ["{}", "torch-fused", "{}+clip", "torch-fused+clip"]
 _GREEDY = ["{}+clip+greedy", "torch-fused+clip+greedy"]

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from benchmarks.mixes import Mix
-from benchmarks.workload import MOMENTS
+from benchmarks.cases.mixes import Mix
+from benchmarks.cases.workload import MOMENTS
 
 #: (words per piece, warps): 4 or 8 words per thread.
 _BLOCKS = ((1024, 8), (2048, 8))

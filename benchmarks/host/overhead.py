@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks import harness, options, peers, report
-from benchmarks.mixes import MIXES
-from benchmarks.peers import Built, Contender
-from benchmarks.shapes import Shapes
-from benchmarks.workload import Workload
+from benchmarks import harness, options, report
+from benchmarks.cases import peers
+from benchmarks.cases.mixes import MIXES
+from benchmarks.cases.peers import Built, Contender
+from benchmarks.cases.shapes import Shapes
+from benchmarks.cases.workload import Workload
 from greedylr_fused import available_backends
 from greedylr_fused.commands.bench import Spread
 
@@ -178,7 +179,7 @@ def print_report(records: list[report.Record]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.host_overhead",
+        prog="python -m benchmarks.host.overhead",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"{__doc__}\n\nCaches are warm, the queue is empty before each step. Contenders: ours on its "
         "preferred backend,\ntorch fused and foreach, with and without clipping. On a CPU: one thread. Columns: "

@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness, options, peers, report, roofline
+from benchmarks import harness, options, report
+from benchmarks.cases import peers
+from benchmarks.cases.mixes import MIXES, Mix
+from benchmarks.cases.peers import Built, Contender
+from benchmarks.cases.shapes import NAMES, Shapes, shapes
+from benchmarks.cases.workload import Workload, bytes_available, bytes_needed, peak_bytes, unsupported
 from benchmarks.harness import Sample
-from benchmarks.mixes import MIXES, Mix
-from benchmarks.peers import Built, Contender
-from benchmarks.presets import FEW, PRESETS
-from benchmarks.rates import ROOFLINE, rates
-from benchmarks.shapes import NAMES, Shapes, shapes
-from benchmarks.workload import Workload, bytes_available, bytes_needed, peak_bytes, unsupported
+from benchmarks.throughput import roofline
+from benchmarks.throughput.presets import FEW, PRESETS
+from benchmarks.throughput.rates import ROOFLINE, rates
 from greedylr_fused.commands.bench import Spread
 
 
@@ -198,13 +200,13 @@ def run(
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step_throughput",
+        prog="python -m benchmarks.throughput.optimizer_step",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"{__doc__}\n\nprotocol and columns: benchmarks/README.md",
         epilog=f"shapes: {', '.join(NAMES)}\nmixes: {', '.join(MIXES)}\n"
         f"contenders: {', '.join(peers.FAMILIES)}\n  each with any of {', '.join('+' + o for o in peers.OPTIONS)}, "
-        "as in ours-cpu+clip+greedy\n\nexample: python -m benchmarks.step_throughput --shapes gpt2-124m --mixes "
-        "fp32,bf16 \\\n  --contenders ours-cpu,torch-foreach --seconds 10",
+        "as in ours-cpu+clip+greedy\n\nexample: python -m benchmarks.throughput.optimizer_step --shapes gpt2-124m \\\n"
+        "  --mixes fp32,bf16 --contenders ours-cpu,torch-foreach --seconds 10",
     )
     options.add_common(parser, "step_throughput")
     preset = parser.add_mutually_exclusive_group()

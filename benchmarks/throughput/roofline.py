@@ -1,6 +1,6 @@
 """How fast the memory is for the traffic of a step: each mix's reads and writes without its arithmetic.
 
-python -m benchmarks.roofline --help
+python -m benchmarks.throughput.roofline --help
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 
 from benchmarks import harness, report
-from benchmarks.mixes import MIXES
+from benchmarks.cases.mixes import MIXES
+from benchmarks.cases.shapes import Shapes
+from benchmarks.cases.workload import MOMENTS, Workload, unsupported
 from benchmarks.options import add_common, common, report_paths
-from benchmarks.shapes import Shapes
-from benchmarks.workload import MOMENTS, Workload, unsupported
 from greedylr_fused.commands import doctor
 from greedylr_fused.commands.bench import Spread
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 #: Elements handed to a thread at a time; None: an equal share to each. The optimizer's own is 16,384.
 _CPU_CHUNKS = (16_384, 65_536, None)
 Roofline = Callable[[], object]
@@ -106,7 +106,7 @@ def library() -> ctypes.CDLL:
     native.build(
         compiler,
         [
-            native.Object(str(ROOT / "benchmarks" / "roofline.cpp"), "roofline", flags),
+            native.Object(str(Path(__file__).with_name("roofline.cpp")), "roofline", flags),
             native.Object("cpu/threads.cpp", "threads"),
         ],
         build / "roofline.so",
@@ -156,7 +156,7 @@ def _add(found: report.Report, name: str, form: str, moved: int, samples: list[h
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.roofline",
+        prog="python -m benchmarks.throughput.roofline",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__.split("\n")[0] + "\nWrites roofline.json and prints GB/s (1e9 bytes) beside plain copying.",
     )

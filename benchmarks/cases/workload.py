@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.cases.mixes import Mix
+from benchmarks.cases.shapes import Shapes
 from benchmarks.harness import Step
-from benchmarks.mixes import Mix
-from benchmarks.shapes import Shapes
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness, host_syncs, options, peers, report
+from benchmarks import harness, options, report
+from benchmarks.cases import peers
+from benchmarks.cases.mixes import MIXES
+from benchmarks.cases.shapes import Shapes, shapes
+from benchmarks.cases.unfused import ADAMW, LR, SCHEDULE
+from benchmarks.cases.workload import MOMENTS, Workload
 from benchmarks.harness import Sample, Step
-from benchmarks.mixes import MIXES
-from benchmarks.shapes import Shapes, shapes
-from benchmarks.unfused import ADAMW, LR, SCHEDULE
-from benchmarks.workload import MOMENTS, Workload
+from benchmarks.host import syncs
 from greedylr_fused import FusedAdamW, GreedyLR, available_backends
 from greedylr_fused.commands.bench import Spread
 
@@ -78,7 +80,7 @@ def measure(
                 schedule=name,
                 **_added(without, samples),
                 host_us=Spread.of([sample.host for sample in samples]).scaled(1e6).as_dict(),
-                host_syncs_per_step=host_syncs.per_step(step, device),
+                host_syncs_per_step=syncs.per_step(step, device),
             )
 
 
@@ -152,7 +154,7 @@ def _signed(value: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.control_cost",
+        prog="python -m benchmarks.host.control_cost",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"{__doc__}\n\nEach family is timed with and without schedule in the same rounds; what is added is "
         "the median of the\ndifferences within a round. On a GPU the table shows device time.",

@@ -1,7 +1,7 @@
 """What a step over several ranks takes: many DTensors of 64 elements per rank, with what travels between the ranks.
 
-python -m benchmarks.ranks                     two processes over gloo, 300 tensors
-python -m benchmarks.ranks --device cuda --world 4
+python -m benchmarks.host.ranks                     two processes over gloo, 300 tensors
+python -m benchmarks.host.ranks --device cuda --world 4
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from benchmarks import harness, options, peers, report
-from benchmarks.host_overhead import ELEMENTS, shard
-from benchmarks.mixes import MIXES
-from benchmarks.peers import Contender
-from benchmarks.shapes import Shapes
-from benchmarks.workload import Workload
+from benchmarks import harness, options, report
+from benchmarks.cases import peers
+from benchmarks.cases.mixes import MIXES
+from benchmarks.cases.peers import Contender
+from benchmarks.cases.shapes import Shapes
+from benchmarks.cases.workload import Workload
+from benchmarks.host.overhead import ELEMENTS, shard
 from greedylr_fused import available_backends
 from greedylr_fused.commands.bench import Spread
 
@@ -80,7 +81,7 @@ def write(times: dict[str, list[harness.Sample]], device: torch.device, config: 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ranks",
+        prog="python -m benchmarks.host.ranks",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"{__doc__}\nTimes are those of the first rank, kernels included on a CPU; one thread per process. "
         "Columns: benchmarks/README.md.",

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from benchmarks.cases.unfused import ADAMW, LR, MAX_GRAD_NORM, SCHEDULE, of_one_type, unfused
+from benchmarks.cases.workload import Workload
 from benchmarks.harness import Step
-from benchmarks.unfused import ADAMW, LR, MAX_GRAD_NORM, SCHEDULE, of_one_type, unfused
-from benchmarks.workload import Workload
 from greedylr_fused import FusedAdamW, available_backends
 
 OPTIONS = ("clip", "greedy", "graph")

@@ -1,6 +1,6 @@
 """What the benchmarks of a GPU check found: a few lines, and a figure.
 
-python -m benchmarks.gpu_summary FOLDER      draws FOLDER/gpu_check.png from the JSON files there
+python -m benchmarks.gpu.summary FOLDER      draws FOLDER/gpu_check.png from the JSON files there
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks import roofline
+from benchmarks.cases.peers import Contender
+from benchmarks.cases.workload import Workload
 from benchmarks.harness import Sample
-from benchmarks.peers import Contender
-from benchmarks.workload import Workload
+from benchmarks.throughput import roofline
 from greedylr_fused.commands.bench import Spread
 
 #: Its name among the times.

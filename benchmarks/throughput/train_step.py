@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness, host_syncs, options, report
-from benchmarks.gpt_steps import BASE, CONTENDERS, SIZES, GPTStep, NotHere, Size
+from benchmarks import harness, options, report
+from benchmarks.host import syncs
+from benchmarks.throughput.gpt_steps import BASE, CONTENDERS, SIZES, GPTStep, NotHere, Size
 from greedylr_fused.commands.bench import Spread
 
 #: Steps per sample on a GPU, waited for at the end only: where nothing stalls it, the host runs ahead of the device.
@@ -57,7 +58,7 @@ def measure(
             ms=Spread.of(own).scaled(1e3).as_dict(),
             speedup=Spread.of_ratios(base, own).as_dict(),
             **_optimizer(step, own, in_a_row),
-            host_syncs_per_step=host_syncs.per_step(step, device),
+            host_syncs_per_step=syncs.per_step(step, device),
         )
 
 
@@ -135,7 +136,7 @@ def print_report(records: list[report.Record], title: str = "a whole training st
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train_step",
+        prog="python -m benchmarks.throughput.train_step",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"{__doc__}\n\n"
         "fused    FusedAdamW(max_grad_norm=1, schedule=GreedyLR(...)).step(loss=loss)\n"

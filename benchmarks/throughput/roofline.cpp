@@ -7,7 +7,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "../csrc/cpu/threads.h"
+#include "../../csrc/cpu/threads.h"
 
 namespace {
 

@@ -1,0 +1,1 @@
+"""What is measured: models' shapes, mixes of types, contenders, and the memory that all contenders of a case share."""
