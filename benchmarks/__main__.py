@@ -2,65 +2,46 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
-
-import torch
+from dataclasses import dataclass, replace
 
 from benchmarks import options, plots, report
-from benchmarks.host import overhead
+from benchmarks.host import control_cost, overhead
+from benchmarks.options import Asked
 from benchmarks.report import Record, Report
-from benchmarks.throughput import optimizer_step
+from benchmarks.throughput import optimizer_step, train_step
 from benchmarks.throughput.presets import PRESETS
 
+#: Of the final table: what, ours, the other, ratio.
 Line = tuple[str, str, str, str]
 
 
-def throughput(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
-    """Optimizer steps, in the preset for the device."""
-    preset = PRESETS["gpu" if device.type == "cuda" else "quick"]
-    return optimizer_step.run(preset.cases, preset.contenders, device, preset.seconds * share, config, out, until)
+@dataclass(frozen=True)
+class Benchmark:
+    """One of those that run here, by the name of its file.
+
+    Attributes:
+        run: measures in the preset for the device, for so many times its usual seconds as are asked for.
+        latest: of the minutes that all may take, the part in which it begins its last case.
+        lines: rows of the final table, from its records.
+    """
+
+    run: Callable[[Asked], Report]
+    latest: float
+    lines: Callable[[Sequence[Record]], list[Line]]
 
 
-def host(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
-    """Host time."""
-    return overhead.run(overhead.COUNTS, device, 2.0 * share, config, out, until)
+def _steps(asked: Asked) -> Report:
+    preset = PRESETS["gpu" if asked.device.type == "cuda" else "quick"]
+    return optimizer_step.run(preset.cases, preset.contenders, _times(asked, preset.seconds))
 
 
-def control(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
-    """What GreedyLR adds."""
-    module = importlib.import_module("benchmarks.host.control_cost")
-    return module.run(list(module.CASES), device, 5.0 * share, config, out, until)  # type: ignore[no-any-return]
+def _times(asked: Asked, seconds: float) -> Asked:
+    return replace(asked, seconds=asked.seconds * seconds)
 
 
-def training(device: torch.device, config: dict[str, Any], out: Path, share: float, until: float) -> Report:
-    """Whole training steps."""
-    module = importlib.import_module("benchmarks.throughput.train_step")
-    return module.run(module.defaults(device), device, 10.0 * share, config, out, until)  # type: ignore[no-any-return]
-
-
-#: Of the minutes that all may take, the part in which each begins its last case.
-LATEST = {"step_throughput": 0.55, "host_overhead": 0.7, "control_cost": 0.85, "train_step": 0.95}
-BENCHMARKS: dict[str, Callable[[torch.device, dict[str, Any], Path, float, float], Report]] = {
-    "step_throughput": throughput,
-    "host_overhead": host,
-    "control_cost": control,
-    "train_step": training,
-}
-
-
-def summary(name: str, records: Sequence[Record]) -> list[Line]:
-    """Rows of the final table: what, ours, the other, ratio. Only where ours stands beside another."""
-    if name == "step_throughput":
-        return [_of_step(record, records) for record in records if _beside(record)]
-    if name == "host_overhead":
-        return [_of_host(record, records) for record in records if _beside(record)]
-    if name == "control_cost":
-        return [_of_control(record) for record in records if record["added_us"]]
+def _of_training(records: Sequence[Record]) -> list[Line]:
     return [
         (
             f"training step, {record['model']}, {record['contender']}",
@@ -107,18 +88,37 @@ def _of_control(record: Record) -> Line:
     return what, added, _value(record["us"], "us in all"), f"{record['added_percent']['median']:+.2f} %"
 
 
+BENCHMARKS = {
+    "step_throughput": Benchmark(
+        _steps, 0.55, lambda records: [_of_step(record, records) for record in records if _beside(record)]
+    ),
+    "host_overhead": Benchmark(
+        lambda asked: overhead.run(overhead.COUNTS, _times(asked, 2.0)),
+        0.7,
+        lambda records: [_of_host(record, records) for record in records if _beside(record)],
+    ),
+    "control_cost": Benchmark(
+        lambda asked: control_cost.run(list(control_cost.CASES), _times(asked, 5.0)),
+        0.85,
+        lambda records: [_of_control(record) for record in records if record["added_us"]],
+    ),
+    "train_step": Benchmark(
+        lambda asked: train_step.run(train_step.defaults(asked.device), _times(asked, 10.0)), 0.95, _of_training
+    ),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run every benchmark in the preset for this machine: on 2 cores in under 10 minutes and 8 GB.\n"
+    parser = options.parser(
+        "",
+        "each benchmark's JSON",
+        "Run every benchmark in the preset for this machine: on 2 cores in under 10 minutes and 8 GB.\n"
         "Writes a JSON file each and PNGs, and prints one table. Protocol and columns: benchmarks/README.md.",
         epilog="One at a time, with more options: python -m benchmarks.NAME --help, NAME one of\n"
         "throughput.optimizer_step, throughput.train_step, throughput.roofline, host.overhead, host.control_cost, "
         "host.ranks, plots.",
     )
-    options.add_common(parser, "each benchmark's JSON")
     parser.add_argument("--only", metavar="A,B", help=f"of {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--speed", type=float, default=1.0, metavar="X", help="X times less time per case (default: 1)")
     parser.add_argument(
@@ -128,20 +128,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="on a machine with other work cases are left out so as not to take longer (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
-    device, config = options.common(arguments)
+    asked = replace(Asked.of(arguments), seconds=1 / arguments.speed)
     names = options.chosen(arguments.only, list(BENCHMARKS), list(BENCHMARKS), "only")
-    begin, lines, written = time.perf_counter(), [], []
+    begin, lines, written = time.monotonic(), [], []
     for name in names:
-        until = time.monotonic() + 60 * arguments.minutes * LATEST[name] - (time.perf_counter() - begin)
-        found = BENCHMARKS[name](device, config, arguments.out, 1 / arguments.speed, until)
+        until = begin + 60 * arguments.minutes * BENCHMARKS[name].latest
+        found = BENCHMARKS[name].run(replace(asked, until=until))
         written.append(found.write(arguments.out))
-        lines += summary(name, found.records)
+        lines += BENCHMARKS[name].lines(found.records)
         options.print_left_out(found)
     written += plots.draw(arguments.out)
-    title = f"{report.load(written[0])['environment']['device']}, {(time.perf_counter() - begin) / 60:.1f} minutes"
-    columns = ["median", "ours", "torch fused, or unfused", "ratio"]
-    report.print_table(title, columns, [list(line) for line in lines])
-    options.report_paths(*written)
+    title = f"{report.load(written[0])['environment']['device']}, {(time.monotonic() - begin) / 60:.1f} minutes"
+    report.print_table(title, ["median", "ours", "torch fused, or unfused", "ratio"], [list(line) for line in lines])
+    for path in written:
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

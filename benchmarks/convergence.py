@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import environment
+from benchmarks import environment, options
 from benchmarks.evidence import runner
 from benchmarks.evidence.document import write_report
 from benchmarks.evidence.plan import Plan
@@ -35,7 +35,7 @@ STARTS = Path("runs") / "convergence-starts"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, list or report; returns the exit code."""
     arguments = _parsed(argv)
-    device = torch.device(arguments.device)
+    device = options.device(arguments.device)
     preset = _chosen(arguments.preset, arguments.tasks, device)
     path = arguments.out / "results.jsonl"
     if arguments.report:
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     asked = {"preset": arguments.preset, "tasks": arguments.tasks, "processes": arguments.processes}
     _note_environment(arguments.out, device, asked)
-    options: dict[str, Any] = dict(processes=arguments.processes, minutes=arguments.budget_minutes, say=_say)
-    done = runner.run_all(plan, results, device=device, folder=arguments.starts, **options)
+    limits: dict[str, Any] = dict(processes=arguments.processes, minutes=arguments.budget_minutes, say=_say)
+    done = runner.run_all(plan, results, device=device, folder=arguments.starts, **limits)
     left = sum(1 for _ in plan.missing())
     print(f"{done} runs done, {left} can begin" + ("; go on with the same command" if left else ""), file=sys.stderr)
     return 0
@@ -71,20 +71,18 @@ def _chosen(name: str, tasks: str | None, device: torch.device) -> Preset:
     preset = PRESETS[name]
     if tasks is None:
         return preset
-    names = tuple(tasks.split(","))
-    if unknown := [task for task in names if task not in TASKS]:
-        raise SystemExit(f"--tasks: got {', '.join(unknown)}, allowed are {', '.join(TASKS)}; choose among these")
+    names = tuple(options.chosen(tasks, list(TASKS), [], "tasks"))
     if device.type != "cuda" and (large := [task for task in names if TASKS[task].gpu]):
         raise SystemExit(f"--tasks {', '.join(large)}: needs a GPU; add --device cuda on a machine that has one")
     return preset.only(names)
 
 
-def _note_environment(folder: Path, device: torch.device, options: dict[str, Any]) -> None:
+def _note_environment(folder: Path, device: torch.device, asked: dict[str, Any]) -> None:
     """One more entry in `environment.json`, for each time that runs were begun."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "environment.json"
     entries = json.loads(path.read_text()) if path.exists() else []
-    path.write_text(json.dumps([*entries, environment.stamp(device) | {"options": options}], indent=1) + "\n")
+    path.write_text(json.dumps([*entries, environment.stamp(device) | {"options": asked}], indent=1) + "\n")
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:

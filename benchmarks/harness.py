@@ -19,6 +19,8 @@ from typing import Protocol
 import torch
 
 Step = Callable[[], object]
+#: Takes the share of the work done so far, between 0 and 1.
+OnRound = Callable[[float], object]
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,9 @@ class CudaClock:
         return begin.elapsed_time(end) / 1e3, host
 
 
-def clock_for(device: torch.device, cold: bool = True) -> Clock:
-    """The clock of a device."""
-    return CudaClock(device, cold) if device.type == "cuda" else CpuClock(cold)
+def clock_for(device: torch.device, cold: bool = True, device_time: bool = True) -> Clock:
+    """The clock of a device; `device_time` is for a GPU."""
+    return CudaClock(device, cold, device_time) if device.type == "cuda" else CpuClock(cold)
 
 
 @contextlib.contextmanager
@@ -146,7 +148,7 @@ def compare(
     rounds: tuple[int, int] = (6, 200),
     longest: float = math.inf,
     warmup: int = 2,
-    on_round: Callable[[float], object] | None = None,
+    on_round: OnRound | None = None,
 ) -> dict[str, list[Sample]]:
     """Time all steps in rounds.
 
@@ -158,7 +160,7 @@ def compare(
             equally often.
         longest: after so many seconds two rounds are enough.
         warmup: calls of each step before, unmeasured.
-        on_round: is given the share of the work done so far, between 0 and 1.
+        on_round: called after each.
 
     Returns:
         By name, the samples in the order of rounds: index i of all names belongs together.

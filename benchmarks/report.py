@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import environment
+from greedylr_fused.commands.bench import Spread
 
 Record = dict[str, Any]
 #: Why a case was left out of a run that may take only so long.
@@ -77,6 +78,11 @@ def load(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path}: got no {', '.join(sorted(missing))}, allowed is a file written by benchmarks.report")
     return dict(content)
+
+
+def spread(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
+    """Median and percentiles for a record, in another unit."""
+    return Spread.of(values).scaled(scale).as_dict()
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -99,6 +99,11 @@ def build(contender: Contender, work: Workload) -> Built:
     return built
 
 
+def preferred(device: torch.device) -> str:
+    """The family of ours on the backend that it prefers there."""
+    return "ours-" + next(name for name, reason in available_backends(device).items() if reason is None)
+
+
 def own_state_bytes(contenders: list[Contender], elements: int) -> int:
     """Memory of moments that contenders cannot share, of those that are installed: for the check that a case fits."""
     families = {contender.family for contender in contenders} & set(_OWN_STATE)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import math
-import time
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +15,11 @@ from benchmarks.cases.mixes import MIXES
 from benchmarks.cases.shapes import Shapes, shapes
 from benchmarks.cases.unfused import ADAMW, LR, SCHEDULE
 from benchmarks.cases.workload import MOMENTS, Workload
-from benchmarks.harness import Sample, Step
+from benchmarks.harness import OnRound, Sample, Step
 from benchmarks.host import syncs
+from benchmarks.options import Asked
+from benchmarks.report import Report
 from greedylr_fused import FusedAdamW, GreedyLR, available_backends
-from greedylr_fused.commands.bench import Spread
 
 #: Few and small: whatever is added is seen whole. And the shapes of a real model: its share of a step.
 TEN = Shapes("10x64", "ten tensors of 64 elements", ((64,),) * 10)
@@ -56,19 +54,14 @@ def _ours(work: Workload, backend: str, schedule: GreedyLR | None) -> Step:
     return step
 
 
-def measure(
-    which: Shapes,
-    device: torch.device,
-    seconds: float,
-    found: report.Report,
-    on_round: Callable[[float], object] | None = None,
-) -> None:
+def measure(name: str, asked: Asked, found: Report, on_round: OnRound | None = None) -> None:
     """Time all families with and without schedule in the same rounds, and add a record for each."""
+    which, device = CASES[name](), asked.device
     work = Workload(which, MIXES["fp32"], device)
     families = contenders(work)
     flat = {f"{family}/{name}": step for family, steps in families.items() for name, step in steps.items()}
     clock = harness.clock_for(device)
-    times = harness.compare(flat, clock, seconds=seconds, rounds=(6, 2000), warmup=3, on_round=on_round)
+    times = harness.compare(flat, clock, seconds=asked.seconds, rounds=(6, 2000), warmup=3, on_round=on_round)
     for family, steps in families.items():
         without = times[f"{family}/no schedule"]
         for name, step in steps.items():
@@ -79,7 +72,7 @@ def measure(
                 family=family,
                 schedule=name,
                 **_added(without, samples),
-                host_us=Spread.of([sample.host for sample in samples]).scaled(1e6).as_dict(),
+                host_us=report.spread([sample.host for sample in samples], 1e6),
                 host_syncs_per_step=syncs.per_step(step, device),
             )
 
@@ -92,43 +85,24 @@ def _added(without: Sequence[Sample], samples: Sequence[Sample]) -> dict[str, An
         known = all(a is not None and b is not None for a, b in pairs)
         found |= {f"{key}us": None, f"{key}added_us": None, f"{key}added_percent": None}
         if known:
-            found[f"{key}us"] = Spread.of([b for _, b in pairs]).scaled(1e6).as_dict()
+            found[f"{key}us"] = report.spread([b for _, b in pairs], 1e6)
         if known and samples is not without:
-            found[f"{key}added_us"] = Spread.of([b - a for a, b in pairs]).scaled(1e6).as_dict()
-            found[f"{key}added_percent"] = Spread.of([(b - a) / a for a, b in pairs]).scaled(100).as_dict()
+            found[f"{key}added_us"] = report.spread([b - a for a, b in pairs], 1e6)
+            found[f"{key}added_percent"] = report.spread([(b - a) / a for a, b in pairs], 100)
     return found
 
 
-def run(
-    names: Sequence[str],
-    device: torch.device,
-    seconds: float,
-    config: dict[str, Any],
-    out: Path | None = None,
-    until: float = math.inf,
-) -> report.Report:
-    """All cases, with a progress bar; `seconds` per case; written to `out` after each; none is begun after
-    `until`, as of `time.monotonic()`.
-    """
-    found = report.Report("control_cost", device, config)
-    with report.Progress(found.benchmark, len(names)) as progress:
-        for name in names:
-            progress.case(name)
-            if time.monotonic() > until:
-                found.leave_out(name, report.OVER)
-            else:
-                measure(CASES[name](), device, seconds, found, progress.part)
-            progress.end_case()
-            if out is not None:
-                found.write(out)
-    return found
+def run(names: Sequence[str], asked: Asked) -> Report:
+    """All of these cases."""
+    found = Report("control_cost", asked.device, asked.config)
+    return options.measure(found, {name: functools.partial(measure, name, asked, found) for name in names}, asked)
 
 
-def print_report(records: list[report.Record], title: str = "what GreedyLR adds to a step") -> None:
+def print_report(found: Report) -> None:
     """One table of all records."""
     columns = ["shapes", "family", "schedule", "us", "added us", "(p20 to p80)", "added %", "host us", "syncs/step"]
     rows = []
-    for record in records:
+    for record in found.records:
         key = "device_" if record["device_us"] else ""
         us, added, percent = (record[f"{key}{name}"] for name in ("us", "added_us", "added_percent"))
         rows.append(
@@ -144,32 +118,27 @@ def print_report(records: list[report.Record], title: str = "what GreedyLR adds 
                 report.number(record["host_syncs_per_step"]),
             ]
         )
-    report.print_table(title, columns, rows)
+    report.print_table("what GreedyLR adds to a step", columns, rows)
 
 
 def _signed(value: float) -> str:
     return f"{value:+.2f}"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.host.control_cost",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"{__doc__}\n\nEach family is timed with and without schedule in the same rounds; what is added is "
-        "the median of the\ndifferences within a round. On a GPU the table shows device time.",
+    parser = options.parser(
+        "host.control_cost",
+        "control_cost.json",
+        f"{__doc__}\n\nEach family is timed with and without schedule in the same rounds; what is added is the median "
+        "of the\ndifferences within a round. On a GPU the table shows device time.",
+        seconds=8.0,
     )
-    options.add_common(parser, "control_cost")
     parser.add_argument("--shapes", metavar="A,B", help=f"only these of {', '.join(CASES)}")
-    parser.add_argument(
-        "--seconds", type=float, default=8.0, help="per case, besides setting up (default: %(default)s)"
-    )
-    chosen = parser.parse_args(arguments)
-    device, config = options.common(chosen)
-    names = options.chosen(chosen.shapes, list(CASES), list(CASES), "shapes")
-    found = run(names, device, chosen.seconds, config, chosen.out)
-    print_report(found.records)
-    options.report_paths(found.write(chosen.out))
+    arguments = parser.parse_args(argv)
+    names = options.chosen(arguments.shapes, list(CASES), list(CASES), "shapes")
+    asked = Asked.of(arguments)
+    options.finish(run(names, asked), asked, print_report)
 
 
 if __name__ == "__main__":

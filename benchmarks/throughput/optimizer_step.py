@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import math
+import functools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,24 +16,20 @@ from benchmarks.cases.mixes import MIXES, Mix
 from benchmarks.cases.peers import Built, Contender
 from benchmarks.cases.shapes import NAMES, Shapes, shapes
 from benchmarks.cases.workload import Workload, bytes_available, bytes_needed, peak_bytes, unsupported
-from benchmarks.harness import Sample
+from benchmarks.harness import OnRound, Sample
+from benchmarks.options import Asked
+from benchmarks.report import Report
 from benchmarks.throughput import roofline
 from benchmarks.throughput.presets import FEW, PRESETS
 from benchmarks.throughput.rates import ROOFLINE, rates
-from greedylr_fused.commands.bench import Spread
 
 
-def measure_case(
-    which: Shapes,
-    mix: Mix,
-    contenders: list[Contender],
-    device: torch.device,
-    seconds: float,
-    found: report.Report,
-    on_round: Callable[[float], object] | None = None,
+def measure(
+    name: str, mix: Mix, contenders: list[Contender], asked: Asked, found: Report, on_round: OnRound | None = None
 ) -> None:
     """Time all contenders that can run, and add a record for each; what cannot is left out with its reason."""
-    case = f"{which.name} {mix.name}"
+    which, device, seconds = shapes(name), asked.device, asked.seconds
+    case = f"{name} {mix.name}"
     needed, free = bytes_needed(which, mix) + peers.own_state_bytes(contenders, which.elements), bytes_available(device)
     why = unsupported(mix) or (
         f"needs {needed / 2**30:.1f} GiB with temporaries, {free / 2**30:.1f} GiB are free" if needed > free else None
@@ -58,9 +53,9 @@ def measure_case(
     host_us = _host_us(which, mix, contenders, seconds / 4) if device.type == "cpu" else _host_us_of(times)
     if ROOFLINE in times:
         moved = roofline.bytes_moved(work)
-        rate = Spread.of([moved / roofline.device_seconds(sample) / 1e9 for sample in times[ROOFLINE]])
-        ms = Spread.of([sample.step for sample in times[ROOFLINE]]).scaled(1e3)
-        found.add(**_of_case(which, mix, ROOFLINE), ms=ms.as_dict(), gb_per_s=rate.as_dict(), remark=form)
+        rate = report.spread([moved / roofline.device_seconds(sample) / 1e9 for sample in times[ROOFLINE]])
+        ms = report.spread([sample.step for sample in times[ROOFLINE]], 1e3)
+        found.add(**_of_case(which, mix, ROOFLINE), ms=ms, gb_per_s=rate, remark=form)
     for name, one in built.items():
         found.add(
             **_of_case(which, mix, name),
@@ -114,7 +109,7 @@ def _affordable(
 
 
 def _host_us_of(times: dict[str, list[Sample]]) -> dict[str, dict[str, float]]:
-    return {name: Spread.of([s.host for s in samples]).scaled(1e6).as_dict() for name, samples in times.items()}
+    return {name: report.spread([s.host for s in samples], 1e6) for name, samples in times.items()}
 
 
 def _host_us(which: Shapes, mix: Mix, contenders: list[Contender], seconds: float) -> dict[str, dict[str, float]]:
@@ -126,16 +121,16 @@ def _host_us(which: Shapes, mix: Mix, contenders: list[Contender], seconds: floa
         return _host_us_of(harness.compare(steps, harness.CpuClock(cold=False), **limits, rounds=(6, 100), warmup=1))
 
 
-def print_report(records: list[report.Record], title: str = "step throughput") -> None:
+def print_report(found: Report) -> None:
     """One table of all records."""
     columns = ["shapes, types", "contender", "ms", "(p20-p80)", "GB/s", "of roofline", "x torch fused", "host us"]
     columns += ["state B/param", "peak MB"]
     rows, last = [], ""
-    for record in records:
+    for record in found.records:
         case = f"{record['shapes']} {record['mix']}"
         rows.append(["" if case == last else case, *_cells(record)])
         last = case
-    report.print_table(title, columns, rows)
+    report.print_table("step throughput", columns, rows)
 
 
 def _cells(record: report.Record) -> list[str]:
@@ -160,55 +155,37 @@ def _cells(record: report.Record) -> list[str]:
     ]
 
 
-def run(
-    cases: dict[str, list[str]],
-    contenders: list[str],
-    device: torch.device,
-    seconds: float,
-    config: dict[str, Any],
-    out: Path | None = None,
-    until: float = math.inf,
-) -> report.Report:
-    """All cases, with a progress bar.
+def run(cases: dict[str, list[str]], contenders: list[str], asked: Asked) -> Report:
+    """All cases.
 
     Args:
         cases: mixes by the name of shapes.
         contenders: names; what a ratio or share needs is measured along with them.
-        device: where.
-        seconds: per case, warm-up not counted.
-        config: for the result file.
-        out: folder to write it to after every case, so that a run cut short leaves what it has.
-        until: after this `time.monotonic()` no case is begun.
+        asked: with the seconds per case, warm-up not counted.
     """
-    asked = [Contender.parse(name) for name in contenders]
-    needed = list(dict.fromkeys([*asked, *(contender.base for contender in asked)]))
-    found = report.Report("step_throughput", device, config | {"cases": cases, "contenders": [c.name for c in needed]})
-    with report.Progress("step_throughput", sum(map(len, cases.values()))) as progress:
-        for name, mixes in cases.items():
-            for mix in mixes:
-                progress.case(f"{name} {mix}")
-                if time.monotonic() > until:
-                    found.leave_out(f"{name} {mix}", report.OVER)
-                else:
-                    measure_case(shapes(name), MIXES[mix], needed, device, seconds, found, progress.part)
-                progress.end_case()
-                if out is not None:
-                    found.write(out)
-    return found
+    parsed = [Contender.parse(name) for name in contenders]
+    needed = list(dict.fromkeys([*parsed, *(contender.base for contender in parsed)]))
+    config = asked.config | {"cases": cases, "contenders": [contender.name for contender in needed]}
+    found = Report("step_throughput", asked.device, config)
+    parts = {
+        f"{name} {mix}": functools.partial(measure, name, MIXES[mix], needed, asked, found)
+        for name, mixes in cases.items()
+        for mix in mixes
+    }
+    return options.measure(found, parts, asked)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.throughput.optimizer_step",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"{__doc__}\n\nprotocol and columns: benchmarks/README.md",
+    parser = options.parser(
+        "throughput.optimizer_step",
+        "step_throughput.json",
+        f"{__doc__}\n\nprotocol and columns: benchmarks/README.md",
         epilog=f"shapes: {', '.join(NAMES)}\nmixes: {', '.join(MIXES)}\n"
         f"contenders: {', '.join(peers.FAMILIES)}\n  each with any of {', '.join('+' + o for o in peers.OPTIONS)}, "
         "as in ours-cpu+clip+greedy\n\nexample: python -m benchmarks.throughput.optimizer_step --shapes gpt2-124m \\\n"
         "  --mixes fp32,bf16 --contenders ours-cpu,torch-foreach --seconds 10",
     )
-    options.add_common(parser, "step_throughput")
     preset = parser.add_mutually_exclusive_group()
     preset.add_argument("--quick", action="store_true", help="preset for 2 cores and 8 GB, minutes; default on a CPU")
     preset.add_argument("--full", action="store_true", help="everything that fits into memory; an hour or more")
@@ -217,20 +194,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--contenders", metavar="A,B", help="only these, and torch's fused AdamW doing the same work")
     parser.add_argument("--seconds", type=float, help="per case, besides setting up; default: the preset's, 2 to 20")
     arguments = parser.parse_args(argv)
-    device, config = options.common(arguments)
-    name = "full" if arguments.full else "gpu" if device.type == "cuda" and not arguments.quick else "quick"
+    asked = Asked.of(arguments)
+    name = "full" if arguments.full else "gpu" if asked.device.type == "cuda" and not arguments.quick else "quick"
     chosen = PRESETS[name]
-    names = options.chosen(arguments.shapes, list(NAMES), list(chosen.cases), "shapes")
+    which = options.chosen(arguments.shapes, list(NAMES), list(chosen.cases), "shapes")
     mixes = options.chosen(arguments.mixes, list(MIXES), [], "mixes") if arguments.mixes else None
-    cases = {shape: mixes or chosen.cases.get(shape, FEW) for shape in names}
-    contenders = arguments.contenders.split(",") if arguments.contenders else chosen.contenders
+    cases = {name: mixes or chosen.cases.get(name, FEW) for name in which}
+    contenders = options.names(arguments.contenders) if arguments.contenders else chosen.contenders
+    asked = replace(asked, seconds=arguments.seconds or chosen.seconds)
     try:
-        found = run(cases, contenders, device, arguments.seconds or chosen.seconds, config, arguments.out)
+        found = run(cases, contenders, asked)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    print_report(found.records)
-    options.print_left_out(found)
-    options.report_paths(found.write(arguments.out))
+    options.finish(found, asked, print_report)
 
 
 if __name__ == "__main__":

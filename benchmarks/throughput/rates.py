@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.cases.peers import Contender
 from benchmarks.cases.workload import Workload
 from benchmarks.harness import Sample
+from benchmarks.report import spread
 from benchmarks.throughput import roofline
 from greedylr_fused.commands.bench import Spread
 
@@ -24,14 +25,14 @@ def rates(times: dict[str, list[Sample]], name: str, work: Workload, traffic_kno
         traffic_known: whether the bytes that it moves are those of the mix.
     """
     contender, samples = Contender.parse(name), times[name]
-    result: dict[str, Any] = {"ms": Spread.of([sample.step for sample in samples]).scaled(1e3).as_dict()}
+    result: dict[str, Any] = {"ms": spread([sample.step for sample in samples], 1e3)}
     device = [sample.device for sample in samples if sample.device is not None]
-    result["device_ms"] = Spread.of(device).scaled(1e3).as_dict() if device else None
+    result["device_ms"] = spread(device, 1e3) if device else None
     moved = work.mix.bytes_moved(clip="clip" in contender.options)
     seconds = [roofline.device_seconds(sample) for sample in samples]
     gigabytes = work.shapes.elements * moved / 1e9
     result["bytes_per_parameter"] = moved if traffic_known else None
-    result["gb_per_s"] = Spread.of([gigabytes / s for s in seconds]).as_dict() if traffic_known else None
+    result["gb_per_s"] = spread([gigabytes / s for s in seconds]) if traffic_known else None
     result["share_of_roofline"] = None
     if traffic_known and ROOFLINE in times:
         factor = gigabytes * 1e9 / roofline.bytes_moved(work)
@@ -41,8 +42,8 @@ def rates(times: dict[str, list[Sample]], name: str, work: Workload, traffic_kno
     result["base"], result["ratio"], result["ratio_device"] = base, None, None
     if base in times:
         pairs = list(zip(times[base], samples, strict=True))
-        result["ratio"] = Spread.of([b.step / own.step for b, own in pairs]).as_dict()
+        result["ratio"] = spread([b.step / own.step for b, own in pairs])
         if device:
             of_device = [(roofline.device_seconds(b), roofline.device_seconds(own)) for b, own in pairs]
-            result["ratio_device"] = Spread.of([b / own for b, own in of_device]).as_dict()
+            result["ratio_device"] = spread([b / own for b, own in of_device])
     return result

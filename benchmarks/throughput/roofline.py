@@ -5,7 +5,6 @@ python -m benchmarks.throughput.roofline --help
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import functools
 import platform
@@ -15,11 +14,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import harness, report
+from benchmarks import harness, options, report
 from benchmarks.cases.mixes import MIXES
 from benchmarks.cases.shapes import Shapes
 from benchmarks.cases.workload import MOMENTS, Workload, unsupported
-from benchmarks.options import add_common, common, report_paths
+from benchmarks.harness import OnRound
+from benchmarks.options import Asked
+from benchmarks.report import Report
 from greedylr_fused.commands import doctor
 from greedylr_fused.commands.bench import Spread
 
@@ -116,30 +117,27 @@ def library() -> ctypes.CDLL:
     return ctypes.CDLL(str(build / "roofline.so"))
 
 
-def measure(elements: int, mixes: list[str], device: torch.device, seconds: float, found: report.Report) -> None:
-    """Add a record per mix, and one of copying, over so many elements each."""
-    clock = harness.clock_for(device)
-    with report.Progress(found.benchmark, len(mixes) + 1) as progress:
-        progress.case("copy")
-        copied = harness.compare(
-            {"copy": _copy(elements, device)}, clock, seconds=seconds, rounds=(10, 200), on_round=progress.part
-        )
-        _add(found, "copy", "torch's copy_", 8 * elements, copied["copy"])
-        progress.end_case()
-        for name in mixes:
-            progress.case(name)
-            why = unsupported(MIXES[name])
-            if why is None:
-                workload = Workload(Shapes("flat", "", ((elements,),)), MIXES[name], device)
-                form, roofline = best(workload, clock, seconds / 2)
-                times = harness.compare(
-                    {name: roofline}, clock, seconds=seconds, rounds=(10, 200), on_round=progress.part
-                )
-                _add(found, name, form, bytes_moved(workload), times[name])
-                del workload, roofline
-            else:
-                found.leave_out(name, why)
-            progress.end_case()
+def run(elements: int, asked: Asked) -> Report:
+    """A record of copying, and one per mix, over so many elements each."""
+    found = Report("roofline", asked.device, asked.config)
+    cases = {name: functools.partial(_measure, name, elements, asked, found) for name in ("copy", *MIXES)}
+    return options.measure(found, cases, asked)
+
+
+def _measure(name: str, elements: int, asked: Asked, found: Report, on_round: OnRound | None = None) -> None:
+    clock = harness.clock_for(asked.device)
+    if name == "copy":
+        form, step, moved = "torch's copy_", _copy(elements, asked.device), 8 * elements
+    elif why := unsupported(MIXES[name]):
+        return found.leave_out(name, why)
+    else:
+        workload = Workload(Shapes("flat", "", ((elements,),)), MIXES[name], asked.device)
+        form, step = best(workload, clock, asked.seconds / 2)
+        moved = bytes_moved(workload)
+    limits = {"seconds": asked.seconds, "rounds": (10, 200)}
+    samples = harness.compare({name: step}, clock, **limits, on_round=on_round)[name]
+    rates = [moved / device_seconds(sample) / 1e9 for sample in samples]
+    found.add(traffic=name, form=form, bytes=moved, gb_per_s=report.spread(rates))
 
 
 def _copy(elements: int, device: torch.device) -> harness.Step:
@@ -148,31 +146,7 @@ def _copy(elements: int, device: torch.device) -> harness.Step:
     return lambda: target.copy_(source)
 
 
-def _add(found: report.Report, name: str, form: str, moved: int, samples: list[harness.Sample]) -> None:
-    rates = Spread.of([moved / device_seconds(sample) / 1e9 for sample in samples])
-    found.add(traffic=name, form=form, bytes=moved, gb_per_s=rates.as_dict())
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.throughput.roofline",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__.split("\n")[0] + "\nWrites roofline.json and prints GB/s (1e9 bytes) beside plain copying.",
-    )
-    add_common(parser, "roofline")
-    parser.add_argument("--elements", type=int, default=None, help="per array; default: 5e7 on a CPU, 2.5e8 on a GPU")
-    parser.add_argument("--seconds", type=float, default=5.0, help="per mix (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    device, config = common(arguments)
-    found = report.Report("roofline", device, config)
-    elements = arguments.elements or (250_000_000 if device.type == "cuda" else 50_000_000)
-    measure(elements, list(MIXES), device, arguments.seconds, found)
-    print_report(found)
-    report_paths(found.write(arguments.out))
-
-
-def print_report(found: report.Report) -> None:
+def print_report(found: Report) -> None:
     """The table of bytes and rates."""
     rows = []
     for record in found.records:
@@ -182,6 +156,21 @@ def print_report(found: report.Report) -> None:
         rows.append([record["traffic"], str(read), str(written), str(read + written), *rates, record["form"]])
     columns = ["traffic", "B read", "B written", "B moved", "GB/s", "p20", "p80", "best form"]
     report.print_table(f"roofline on {found.environment['device']}", columns, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = options.parser(
+        "throughput.roofline",
+        "roofline.json",
+        __doc__.split("\n")[0] + "\nWrites roofline.json and prints GB/s (1e9 bytes) beside plain copying.",
+        seconds=5.0,
+    )
+    parser.add_argument("--elements", type=int, help="per array; default: 5e7 on a CPU, 2.5e8 on a GPU")
+    arguments = parser.parse_args(argv)
+    asked = Asked.of(arguments)
+    elements = arguments.elements or (250_000_000 if asked.device.type == "cuda" else 50_000_000)
+    options.finish(run(elements, asked), asked, print_report)
 
 
 if __name__ == "__main__":

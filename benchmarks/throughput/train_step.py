@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import math
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from benchmarks import harness, options, report
+from benchmarks.harness import OnRound
 from benchmarks.host import syncs
-from benchmarks.throughput.gpt_steps import BASE, CONTENDERS, SIZES, GPTStep, NotHere, Size
+from benchmarks.options import Asked
+from benchmarks.report import Report
+from benchmarks.throughput.gpt_steps import BASE, CONTENDERS, SIZES, GPTStep, NotHere
 from greedylr_fused.commands.bench import Spread
 
 #: Steps per sample on a GPU, waited for at the end only: where nothing stalls it, the host runs ahead of the device.
@@ -25,37 +25,28 @@ def defaults(device: torch.device) -> list[str]:
     return ["tiny", "gpt-25m", "gpt-100m"] if device.type == "cuda" else ["tiny"]
 
 
-def measure(
-    size: Size,
-    device: torch.device,
-    seconds: float,
-    found: report.Report,
-    on_round: Callable[[float], object] | None = None,
-) -> None:
+def measure(name: str, asked: Asked, found: Report, on_round: OnRound | None = None) -> None:
     """Time every contender in the same rounds, and add a record for each."""
+    size, device = SIZES[name], asked.device
     steps: dict[str, GPTStep] = {}
-    for name, make in CONTENDERS.items():
+    for contender, make in CONTENDERS.items():
         try:
-            steps[name] = make(size, device)
+            steps[contender] = make(size, device)
         except NotHere as reason:
-            found.leave_out(f"{size.name} {name}", str(reason))
+            found.leave_out(f"{size.name} {contender}", str(reason))
     in_a_row = IN_A_ROW if device.type == "cuda" else 1
     # Forward and backward leave the caches as a training run does: nothing is evicted.
-    clock = (
-        harness.CudaClock(device, cold=False, device_time=False)
-        if device.type == "cuda"
-        else harness.CpuClock(cold=False)
-    )
-    calls = {name: _repeated(step, in_a_row) for name, step in steps.items()}
-    times = harness.compare(calls, clock, seconds=seconds, rounds=(6, 400), on_round=on_round)
-    for name, step in steps.items():
-        own, base = ([sample.step / in_a_row for sample in times[one]] for one in (name, BASE))
+    clock = harness.clock_for(device, cold=False, device_time=False)
+    calls = {contender: _repeated(step, in_a_row) for contender, step in steps.items()}
+    times = harness.compare(calls, clock, seconds=asked.seconds, rounds=(6, 400), on_round=on_round)
+    for contender, step in steps.items():
+        own, base = ([sample.step / in_a_row for sample in times[one]] for one in (contender, BASE))
         found.add(
             model=size.name,
             parameters=sum(param.numel() for param in step.model.parameters()),
             tokens=size.batch * size.shape.context,
-            contender=name,
-            ms=Spread.of(own).scaled(1e3).as_dict(),
+            contender=contender,
+            ms=report.spread(own, 1e3),
             speedup=Spread.of_ratios(base, own).as_dict(),
             **_optimizer(step, own, in_a_row),
             host_syncs_per_step=syncs.per_step(step, device),
@@ -85,36 +76,17 @@ def _optimizer(step: GPTStep, seconds: Sequence[float], in_a_row: int, samples: 
     }
 
 
-def run(
-    names: Sequence[str],
-    device: torch.device,
-    seconds: float,
-    config: dict[str, Any],
-    out: Path | None = None,
-    until: float = math.inf,
-) -> report.Report:
-    """All sizes, with a progress bar; `seconds` per size; written to `out` after each; none is begun after
-    `until`, as of `time.monotonic()`.
-    """
-    found = report.Report("train_step", device, config)
-    with report.Progress(found.benchmark, len(names)) as progress:
-        for name in names:
-            progress.case(name)
-            if time.monotonic() > until:
-                found.leave_out(name, report.OVER)
-            else:
-                measure(SIZES[name], device, seconds, found, progress.part)
-            progress.end_case()
-            if out is not None:
-                found.write(out)
-    return found
+def run(names: Sequence[str], asked: Asked) -> Report:
+    """All of these sizes."""
+    found = Report("train_step", asked.device, asked.config)
+    return options.measure(found, {name: functools.partial(measure, name, asked, found) for name in names}, asked)
 
 
-def print_report(records: list[report.Record], title: str = "a whole training step") -> None:
+def print_report(found: Report) -> None:
     """One table of all records."""
     columns = ["model", "step", "ms", "(p20-p80)", "x unfused", "optimizer ms", "share", "syncs/step"]
     rows, last = [], ""
-    for record in records:
+    for record in found.records:
         model = f"{record['model']}, {record['parameters'] / 1e6:.1f}M"
         ms, optimizer, share = record["ms"], record["optimizer_ms"], record["optimizer_percent"]
         rows.append(
@@ -130,31 +102,25 @@ def print_report(records: list[report.Record], title: str = "a whole training st
             ]
         )
         last = model
-    report.print_table(title, columns, rows)
+    report.print_table("a whole training step", columns, rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.throughput.train_step",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"{__doc__}\n\n"
+    parser = options.parser(
+        "throughput.train_step",
+        "train_step.json",
+        f"{__doc__}\n\n"
         "fused    FusedAdamW(max_grad_norm=1, schedule=GreedyLR(...)).step(loss=loss)\n"
         "unfused  clip_grad_norm_, torch.optim.AdamW(fused=True), GreedyLR on the host, which reads the loss\n"
         "graph    forward, backward and update in one CUDA graph; of the unfused step all but GreedyLR",
+        seconds=8.0,
     )
-    options.add_common(parser, "train_step")
     parser.add_argument("--sizes", metavar="A,B", help=f"of {', '.join(SIZES)}; default: tiny on a CPU, all on a GPU")
-    parser.add_argument(
-        "--seconds", type=float, default=8.0, help="per size, besides setting up (default: %(default)s)"
-    )
-    chosen = parser.parse_args(arguments)
-    device, config = options.common(chosen)
-    names = options.chosen(chosen.sizes, list(SIZES), defaults(device), "sizes")
-    found = run(names, device, chosen.seconds, config, chosen.out)
-    print_report(found.records)
-    options.print_left_out(found)
-    options.report_paths(found.write(chosen.out))
+    arguments = parser.parse_args(argv)
+    asked = Asked.of(arguments)
+    names = options.chosen(arguments.sizes, list(SIZES), defaults(asked.device), "sizes")
+    options.finish(run(names, asked), asked, print_report)
 
 
 if __name__ == "__main__":

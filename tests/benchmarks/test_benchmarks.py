@@ -19,10 +19,12 @@ from benchmarks.cases.shapes import Shapes
 from benchmarks.cases.workload import Workload, peak_bytes
 from benchmarks.harness import Sample
 from benchmarks.host import overhead
+from benchmarks.options import Asked
 from benchmarks.throughput import optimizer_step, rates, roofline
 from greedylr_fused.commands.bench import Spread
 
 CPU = torch.device("cpu")
+LATE = Asked(CPU, 1.0, until=0.0)
 SMALL = Shapes("small", "for tests", ((100,), (7, 30), (1,)))
 COMMANDS = ["benchmarks"] + [
     f"benchmarks.{name}"
@@ -104,9 +106,9 @@ def test_what_takes_too_long_is_done_twice_and_begun_no_more():
     steps = {name: lambda name=name: name for name in "AB"}
     found = harness.compare(steps, FakeClock(), seconds=0, rounds=(6, 9), longest=0, warmup=0)
     assert {name: len(samples) for name, samples in found.items()} == {"A": 2, "B": 2}
-    late = optimizer_step.run({"gpt2-124m": ["fp32"]}, ["ours-cpu"], CPU, 1.0, {}, until=0.0)
+    late = optimizer_step.run({"gpt2-124m": ["fp32"]}, ["ours-cpu"], LATE)
     assert late.left_out == [{"what": "gpt2-124m fp32", "why": report.OVER}] and not late.records
-    late = overhead.run({"plain": [10]}, CPU, 1.0, {}, until=0.0)
+    late = overhead.run({"plain": [10]}, LATE)
     assert late.left_out == [{"what": "10 plain tensors", "why": report.OVER}] and not late.records
 
 
@@ -133,7 +135,7 @@ def test_records_files_pictures_and_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(optimizer_step, "shapes", lambda name: SMALL)
     monkeypatch.setattr(harness, "last_level_cache", lambda: 1 << 20)
     contenders = ["ours-cpu", "ours-cpu+clip+greedy", "torch-foreach", "torch-capturable"]
-    found = optimizer_step.run({"small": ["fp32", "bf16-fp32states"]}, contenders, CPU, 0.0, {}, tmp_path)
+    found = optimizer_step.run({"small": ["fp32", "bf16-fp32states"]}, contenders, Asked(CPU, 0.0, out=tmp_path))
     content = report.load(tmp_path / "step_throughput.json")
     assert content["records"] == found.records
     for key in ("device", "commit", "date", "torch", "triton", "python", "CPU", "cores", "threads", "greedylr_fused"):
@@ -146,18 +148,18 @@ def test_records_files_pictures_and_tables(tmp_path, monkeypatch, capsys):
     left = {entry["what"]: entry["why"] for entry in content["left_out"]}
     assert "small fp32 torch-capturable" in left and "small bf16-fp32states torch-fused" in left
 
-    host = overhead.run({"plain": [3], "dtensor": [3]}, CPU, 0.0, {}, tmp_path)
+    host = overhead.run({"plain": [3], "dtensor": [3]}, Asked(CPU, 0.0, out=tmp_path))
     assert {(r["kind"], r["contender"]) for r in host.records} >= {
         ("plain", "ours-cpu+clip"),
         ("dtensor", "torch-fused"),
     }
     assert all(r["us_per_tensor"]["median"] == pytest.approx(r["us_per_step"]["median"] / 3) for r in host.records)
 
-    optimizer_step.print_report(found.records)
-    overhead.print_report(host.records)
+    optimizer_step.print_report(found)
+    overhead.print_report(host)
     assert "ours-cpu+clip+greedy" in capsys.readouterr().out
-    assert len(everything.summary("step_throughput", found.records)) == 2
-    assert everything.summary("host_overhead", host.records)
+    assert len(everything.BENCHMARKS["step_throughput"].lines(found.records)) == 2
+    assert everything.BENCHMARKS["host_overhead"].lines(host.records)
     pytest.importorskip("matplotlib")
     assert {path.name for path in plots.draw(tmp_path)} == {
         "ratio_to_torch_fused.png",
@@ -187,7 +189,8 @@ def written_between_marks(folder, content):
 def test_a_case_that_does_not_fit_is_left_out(monkeypatch):
     monkeypatch.setattr(optimizer_step, "bytes_available", lambda device: 1000)
     found = report.Report("step_throughput", CPU, {})
-    optimizer_step.measure_case(SMALL, MIXES["fp32"], [Contender.parse("ours-cpu")], CPU, 0.0, found)
+    asked = Asked(CPU, 0.0)
+    optimizer_step.measure("gpt2-124m", MIXES["fp32"], [Contender.parse("ours-cpu")], asked, found)
     assert not found.records and "GiB are free" in found.left_out[0]["why"]
 
 
@@ -228,6 +231,12 @@ def test_every_command_explains_itself():
 def test_numbers_that_make_no_sense_are_refused_in_one_line(given):
     with pytest.raises(SystemExit, match=given.split()[0]):
         overhead.main(given.split())
+
+
+@pytest.mark.parametrize("given", ["--speed 0", "--minutes nan", "--device tpu", "--device xpu", "--only steps"])
+def test_options_of_all_benchmarks_are_refused_in_one_line(given):
+    with pytest.raises(SystemExit, match=f"{given.split()[0]}: got {given.split()[1]}.*allowed are"):
+        everything.main(given.split())
 
 
 def test_the_table_of_results_is_up_to_date():

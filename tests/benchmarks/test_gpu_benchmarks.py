@@ -9,6 +9,7 @@ from benchmarks import report
 from benchmarks.cases.shapes import Shapes
 from benchmarks.gpu import summary
 from benchmarks.host import control_cost, syncs
+from benchmarks.options import Asked
 from benchmarks.throughput import gpt_steps, train_step
 
 CPU = torch.device("cpu")
@@ -46,33 +47,33 @@ def test_both_ways_make_the_same_step(small):
 
 
 def test_a_training_step_is_recorded(small, tmp_path, capsys):
-    found = train_step.run(["small"], CPU, 0.1, {}, tmp_path)
+    found = train_step.run(["small"], Asked(CPU, 0.1, out=tmp_path))
     records = {record["contender"]: record for record in found.records}
     assert records.keys() == {"fused", "unfused"}
     assert [records[name]["host_syncs_per_step"] for name in ("fused", "unfused")] == [0, 1]
     assert records["unfused"]["speedup"]["median"] == 1.0
     assert all(0 < record["optimizer_percent"] < 200 for record in records.values())
     assert {entry["what"] for entry in found.left_out} == {"small fused, graph", "small unfused, graph"}
-    train_step.print_report(found.records)
+    train_step.print_report(found)
     assert "x unfused" in capsys.readouterr().out
     assert json.loads((tmp_path / "train_step.json").read_text())["records"] == found.records
 
 
 @pytest.mark.parametrize("module", [train_step, control_cost], ids=lambda module: module.__name__)
 def test_no_case_is_begun_when_the_time_is_over(module):
-    late = module.run(["any"], CPU, 1.0, {}, until=0.0)
+    late = module.run(["any"], Asked(CPU, 1.0, until=0.0))
     assert late.left_out == [{"what": "any", "why": report.OVER}] and not late.records
 
 
 def test_what_greedylr_adds_is_recorded(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(control_cost.CASES, "two", lambda: Shapes("two", "", ((3,), (2, 2))))
-    found = control_cost.run(["two"], CPU, 0.05, {}, tmp_path)
+    found = control_cost.run(["two"], Asked(CPU, 0.05, out=tmp_path))
     records = {(record["family"], record["schedule"]): record for record in found.records}
     assert {family for family, _ in records} == {"ours-cpu", "torch-fused"}
     for (family, schedule), record in records.items():
         assert (record["added_us"] is None) == (schedule == "no schedule")
         assert record["host_syncs_per_step"] == (family == "torch-fused" and schedule != "no schedule")
-    control_cost.print_report(found.records)
+    control_cost.print_report(found)
     assert "added us" in capsys.readouterr().out
     lines = summary.highlights(tmp_path)
     assert len(lines) == 3 and all("syncs per step" in line for line in lines)

@@ -1,5 +1,7 @@
 """The benchmark over several ranks, small."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -7,13 +9,15 @@ from support.ranks import run
 
 from benchmarks import report
 from benchmarks.host import ranks as benchmark
+from benchmarks.options import Asked
 
 CONFIG = {"world": 2, "tensors": 3, "rounds": 4}
 
 
 def one_rank(rank, folder):
     dist.destroy_process_group()  # the benchmark makes its own, and leaves none
-    benchmark.on_rank(rank, folder, torch.device("cpu"), CONFIG)
+    asked = Asked(torch.device("cpu"), config=CONFIG, out=Path(folder))
+    benchmark.on_rank(rank, f"{folder}/meeting", asked)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/after", 2), rank=rank, world_size=2)
 
 
