@@ -23,6 +23,10 @@ Step = Callable[[], object]
 OnRound = Callable[[float], object]
 
 
+class NotOffered(Exception):
+    """A contender cannot do this, or not on this device; the text says why."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One call of a step, in seconds.
@@ -115,6 +119,37 @@ class CudaClock:
 def clock_for(device: torch.device, cold: bool = True, device_time: bool = True) -> Clock:
     """The clock of a device; `device_time` is for a GPU."""
     return CudaClock(device, cold, device_time) if device.type == "cuda" else CpuClock(cold)
+
+
+def need_graphs(device: torch.device) -> None:
+    """Whatever is captured needs this.
+
+    Raises:
+        NotOffered: the device has no CUDA graphs.
+    """
+    if device.type != "cuda":
+        raise NotOffered("CUDA graphs need a CUDA device")
+
+
+def captured(step: Step, device: torch.device, before: Step = lambda: None) -> Step:
+    """The replay of a CUDA graph of the step, after a few calls; `before` each, outside of the graph.
+
+    Raises:
+        NotOffered: the device has no CUDA graphs.
+    """
+    need_graphs(device)
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            before()
+            step()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    before()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,15 +21,11 @@ from torch.optim import AdamW
 
 from benchmarks.cases.unfused import ADAMW, LR, MAX_GRAD_NORM, SCHEDULE, of_one_type, unfused
 from benchmarks.cases.workload import Workload
-from benchmarks.harness import Step
+from benchmarks.harness import NotOffered, Step, captured, need_graphs
 from greedylr_fused import FusedAdamW, available_backends
 
 OPTIONS = ("clip", "greedy", "graph")
 BASE = "torch-fused"
-
-
-class NotOffered(Exception):
-    """The contender cannot do this; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +87,11 @@ def build(contender: Contender, work: Workload) -> Built:
     Raises:
         NotOffered: it cannot; says why.
     """
-    if "graph" in contender.options and work.device.type != "cuda":
-        raise NotOffered("CUDA graphs need a CUDA device")
+    if "graph" in contender.options:
+        need_graphs(work.device)
     built = FAMILIES[contender.family](contender, work)
     if "graph" in contender.options:
-        return Built(_captured(built.step, work.device), built.optimizer, built.traffic_known, built.remark)
+        return replace(built, step=captured(built.step, work.device))
     return built
 
 
@@ -127,19 +123,6 @@ def _plain(value: Any) -> list[Tensor]:
     if isinstance(value, dict):
         return [tensor for part in value.values() for tensor in _plain(part)]
     return [value] if isinstance(value, Tensor) else []
-
-
-def _captured(step: Step, device: torch.device) -> Step:
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 def _ours(backend: str) -> Callable[[Contender, Workload], Built]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import random
-import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "examples"))
-
-from data import DEFAULT_CAP, HELD_OUT  # noqa: E402
+from benchmarks.example import DEFAULT_CAP, HELD_OUT
 
 NEEDS_SKLEARN = "this task needs scikit-learn, which has the digits: pip install scikit-learn, or pip install .[bench]"
 DIGITS_TEST = 497  # of 1,797 images; 1,300 are left to train on

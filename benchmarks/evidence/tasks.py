@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +11,7 @@ import torch
 from benchmarks.evidence import corpora
 from benchmarks.evidence.models import MLP, ConvNet
 from benchmarks.evidence.trainees import DigitsTrainee, Setting, TextTrainee, Trainee
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "examples"))
-
-from config import SIZES  # noqa: E402
-from model import GPT, Shape  # noqa: E402
+from benchmarks.example import GPT, SIZES, Shape
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +11,7 @@ from torch import Tensor, nn
 from benchmarks.evidence import corpora
 from benchmarks.evidence.corpora import Text
 from benchmarks.evidence.models import CLASSES
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "examples"))
-
-from data import Batches, held_out_batches  # noqa: E402
-from model import GPT, VOCABULARY, parameter_groups  # noqa: E402
+from benchmarks.example import GPT, VOCABULARY, Batches, held_out_batches, parameter_groups
 
 LABEL_NOISE = {"digits": 0.2, "text": 0.1}  # share of the labels, or bytes to predict, that are random
 SMALL_BATCH = 8  # the batch is divided by this, down to one sample or window

@@ -45,7 +45,7 @@ def measure(kind: str, count: int, asked: Asked, found: Report, on_round: OnRoun
         for contender in contenders(asked.device):
             try:
                 built[contender.name] = peers.build(contender, work)
-            except (peers.NotOffered, TypeError) as error:
+            except (harness.NotOffered, TypeError) as error:
                 found.leave_out(f"{kind}: {contender.name}", str(error))
         clock = harness.clock_for(asked.device, cold=False, device_time=False)
         steps = {name: one.step for name, one in built.items()}

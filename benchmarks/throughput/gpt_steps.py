@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.example import GPT, VOCABULARY, Shape, UnfusedAdamW, parameter_groups
+from benchmarks.harness import Step, captured
 from greedylr_fused import FusedAdamW, GreedyLR
 from greedylr_fused.schedules.loss_spec import LossSpec
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "examples"))
-
-from model import GPT, VOCABULARY, Shape, parameter_groups  # noqa: E402
-from unfused import UnfusedAdamW  # noqa: E402
-
 LR, MAX_GRAD_NORM, WEIGHT_DECAY, BETAS = 3e-4, 1.0, 0.1, (0.9, 0.95)
 SCHEDULE = GreedyLR(factor=0.95, patience=10, smooth=True, window_size=50)
-WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -43,10 +36,6 @@ SIZES = {
         Size("gpt-100m", Shape(layers=14, width=768, heads=12, kv_heads=12, hidden=2048, context=1024), batch=8),
     )
 }
-
-
-class NotHere(Exception):
-    """This way needs what the device does not have; says what."""
 
 
 class GPTStep:
@@ -116,26 +105,13 @@ class GPTStep:
         torch.cuda.synchronize(self.device)
         return [float(begin.elapsed_time(end)) for begin, end in spans]
 
-    def captured(self, body: Callable[[], None]) -> Callable[[], None]:
-        """`body` as a CUDA graph, after a few calls.
+    def captured(self, body: Step) -> Step:
+        """`body` as a CUDA graph, whose gradients are its own.
 
         Raises:
-            NotHere: no CUDA device.
+            NotOffered: no CUDA device.
         """
-        if self.device.type != "cuda":
-            raise NotHere("CUDA graphs need a CUDA device")
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                self.model.zero_grad()
-                body()
-        torch.cuda.current_stream().wait_stream(side)
-        self.model.zero_grad()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            body()
-        return graph.replay
+        return captured(body, self.device, before=self.model.zero_grad)
 
 
 class Fused(GPTStep):

@@ -84,7 +84,7 @@ def _build(
     for contender in contenders:
         try:
             built[contender.name] = peers.build(contender, work)
-        except peers.NotOffered as reason:
+        except harness.NotOffered as reason:
             if refuse is not None:
                 refuse(contender.name, str(reason))
     return built

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from benchmarks import harness, options, report
-from benchmarks.harness import OnRound
+from benchmarks.harness import NotOffered, OnRound
 from benchmarks.host import syncs
 from benchmarks.options import Asked
 from benchmarks.report import Report
-from benchmarks.throughput.gpt_steps import BASE, CONTENDERS, SIZES, GPTStep, NotHere
+from benchmarks.throughput.gpt_steps import BASE, CONTENDERS, SIZES, GPTStep
 from greedylr_fused.commands.bench import Spread
 
 #: Steps per sample on a GPU, waited for at the end only: where nothing stalls it, the host runs ahead of the device.
@@ -32,7 +32,7 @@ def measure(name: str, asked: Asked, found: Report, on_round: OnRound | None = N
     for contender, make in CONTENDERS.items():
         try:
             steps[contender] = make(size, device)
-        except NotHere as reason:
+        except NotOffered as reason:
             found.leave_out(f"{size.name} {contender}", str(reason))
     in_a_row = IN_A_ROW if device.type == "cuda" else 1
     # Forward and backward leave the caches as a training run does: nothing is evicted.

@@ -12,6 +12,7 @@ from benchmarks.cases.mixes import MIXES
 from benchmarks.cases.peers import Contender
 from benchmarks.cases.shapes import Shapes
 from benchmarks.cases.workload import MOMENTS, Workload, unsupported
+from benchmarks.harness import NotOffered
 from benchmarks.throughput import roofline
 
 CPU = torch.device("cpu")
@@ -83,6 +84,7 @@ def test_the_roofline_of_gpus_changes_nothing():
 import os
 os.environ["TRITON_INTERPRET"] = "1"
 import torch
+from benchmarks.harness import NotOffered
 from benchmarks.throughput import roofline_triton
 from benchmarks.cases.mixes import MIXES
 from benchmarks.cases.shapes import Shapes
@@ -107,7 +109,7 @@ def test_contenders_share_the_moments(mix):
         before = work.flat["exp_avg"].clone()
         try:
             built = peers.build(Contender.parse(name), work)
-        except peers.NotOffered:
+        except NotOffered:
             assert not name.startswith("ours")
             continue
         for moment, expected in addresses.items():
@@ -120,7 +122,7 @@ def test_what_a_contender_cannot_do_has_a_reason():
     work = Workload(SMALL, MIXES["bf16-fp32states"], CPU)
     reasons = {}
     for name in ("ours-cuda", "torch-fused", "torch-capturable", "ours-cpu+graph", "flashoptim", "bnb-8bit+graph"):
-        with pytest.raises(peers.NotOffered) as refusal:
+        with pytest.raises(NotOffered) as refusal:
             peers.build(Contender.parse(name), work)
         reasons[name] = str(refusal.value)
     assert all(reasons.values()) and "CUDA" in reasons["ours-cpu+graph"]
