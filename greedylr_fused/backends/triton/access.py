@@ -6,6 +6,8 @@ up to 7 elements before the body and up to 7 after it, goes one element per thre
 come to 16 bytes at a common element have no body.
 """
 
+import inspect
+
 import triton
 import triton.language as tl
 
@@ -13,6 +15,12 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 #: Elements that 16 bytes hold of the narrowest storage type.
 _VECTOR = tl.constexpr(8)
+
+
+def kernel(function):
+    """`triton.jit` for what is launched: no argument's value (1, a multiple of 16, an aligned one) compiles it anew."""
+    arguments = inspect.signature(function).parameters.values()
+    return triton.jit(do_not_specialize=[a.name for a in arguments if a.annotation is a.empty])(function)
 
 
 @triton.jit

@@ -13,6 +13,7 @@ from greedylr_fused.backends.triton.access import (
     body_of,
     chunk_of,
     head_of,
+    kernel,
     last_to_finish,
     loop_bound,
     misaligned,
@@ -189,11 +190,7 @@ def _update_chunk(
         _update_at(streams, part + offset + tl.arange(0, BLOCK), None, scalars, P, S, T, AMSGRAD)
 
 
-_UPDATE_ARGS = "ptrs numel chunk_tensor chunk_index control first_chunk group hyper curve steps".split()
-_UPDATE_ARGS += "n_tensors others n_others counter".split()
-
-
-@triton.jit(do_not_specialize=_UPDATE_ARGS)
+@kernel
 def update_kernel(
     ptrs,
     numel,

@@ -14,6 +14,7 @@ import triton.language as tl
 from greedylr_fused.backends.triton.access import (
     address,
     chunk_of,
+    kernel,
     last_to_finish,
     loop_bound,
     pointer,
@@ -88,11 +89,7 @@ def _measure_chunk(start, count, G: tl.constexpr, L1: tl.constexpr, BLOCK: tl.co
     return total, absolute, bad
 
 
-_MEASURE_ARGS = "ptrs numel chunk_tensor chunk_index control first_chunk norm_weight n_tensors n_chunks".split()
-_MEASURE_ARGS += "square_sums nonfinite counters first_group n_groups".split()
-
-
-@triton.jit(do_not_specialize=_MEASURE_ARGS)
+@kernel
 def measure_kernel(
     ptrs,
     numel,
