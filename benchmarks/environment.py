@@ -21,10 +21,11 @@ HERE = Path(__file__).resolve().parent
 def stamp(device: torch.device) -> dict[str, Any]:
     """The environment's part of a result file; `commit` ends in "-dirty" if files differ from it."""
     found = doctor.findings()
-    properties: dict[str, Any] = {"device": device_name(device), "device_type": device.type}
+    properties: dict[str, Any] = {"device": found["CPU"], "device_type": device.type}
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         properties |= {
+            "device": torch.cuda.get_device_name(device),
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0],
             "cuda": torch.version.cuda or f"hip {torch.version.hip}",
             "compute_capability": f"{gpu.major}.{gpu.minor}",
@@ -47,11 +48,6 @@ def stamp(device: torch.device) -> dict[str, Any]:
         "CXX": found["C++ compiler"],
         "nvcc": found["nvcc"],
     }
-
-
-def device_name(device: torch.device) -> str:
-    """What a result is filed under: the GPU's name, or the processor's."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else doctor.findings()["CPU"]
 
 
 def commit() -> str:
