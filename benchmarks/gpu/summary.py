@@ -32,10 +32,9 @@ def highlights(folder: Path) -> list[str]:
             lines.append(f"{_case(r)} {r['contender']}: {_step(r)}")
     for r in records(folder, "host_overhead"):
         if r["contender"].startswith("ours"):
-            us, ratio = r["us_per_step"]["median"], r["ratio"]["median"]
-            lines.append(
-                f"host, {r['tensors']} {r['kind']} tensors, {r['contender']}: {us:,.0f} us, {ratio:.2f}x torch"
-            )
+            us = f"{r['us_per_step']['median']:,.0f} us"
+            beside = f", {r['ratio']['median']:.2f}x torch" if r["ratio"] else ""
+            lines.append(f"host, {r['tensors']} {r['kind']} tensors, {r['contender']}: {us}{beside}")
     for r in records(folder, "control_cost"):
         if added := r["device_added_us"] or r["added_us"]:
             what, syncs = f"{r['schedule']} adds to {r['family']}, {r['shapes']}", r["host_syncs_per_step"]

@@ -54,6 +54,7 @@ def measure(kind: str, count: int, asked: Asked, found: Report, on_round: OnRoun
     for name, samples in times.items():
         base = Contender.parse(name).base.name
         host = [sample.host for sample in samples]
+        beside = [sample.host for sample in times.get(base, [])]
         found.add(
             kind=kind,
             tensors=count,
@@ -61,7 +62,7 @@ def measure(kind: str, count: int, asked: Asked, found: Report, on_round: OnRoun
             base=base,
             us_per_step=report.spread(host, 1e6),
             us_per_tensor=report.spread(host, 1e6 / count),
-            ratio=Spread.of_ratios([sample.host for sample in times[base]], host).as_dict(),
+            ratio=Spread.of_ratios(beside, host).as_dict() if beside else None,
         )
 
 
@@ -86,14 +87,16 @@ def print_report(found: Report) -> None:
     rows = []
     for kind, name in dict.fromkeys((record["kind"], record["contender"]) for record in records):
         own = {r["tensors"]: r for r in records if (r["kind"], r["contender"]) == (kind, name)}
-        cells = [
-            f"{report.number(own[n]['us_per_step']['median'])} ({own[n]['ratio']['median']:.1f}x)" if n in own else "-"
-            for n in counts
-        ]
+        cells = [_cell(own[n]) if n in own else "-" for n in counts]
         largest = own[max(own)]["us_per_tensor"]["median"]
         rows.append([f"{kind} {name}", *cells, report.number(largest)])
     columns = ["", *(f"{n:,} tensors" for n in counts), "per tensor"]
     report.print_table("host microseconds per step (times torch fused), median", columns, rows)
+
+
+def _cell(record: report.Record) -> str:
+    us, ratio = report.number(record["us_per_step"]["median"]), record["ratio"]
+    return f"{us} ({ratio['median']:.1f}x)" if ratio else us
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from benchmarks.cases.mixes import MIXES
 from benchmarks.cases.peers import Contender
 from benchmarks.cases.shapes import Shapes
 from benchmarks.cases.workload import Workload, peak_bytes
+from benchmarks.gpu import summary
 from benchmarks.harness import Sample
 from benchmarks.host import overhead
 from benchmarks.options import Asked
@@ -167,6 +168,23 @@ def test_records_files_pictures_and_tables(tmp_path, monkeypatch, capsys):
         "host_overhead.png",
     }
     written_between_marks(tmp_path, content)
+
+
+def test_without_torchs_fused_steps_there_are_times_and_no_ratios(tmp_path, monkeypatch, capsys):
+    build = overhead.peers.build
+
+    def refuse(contender, work):
+        if contender.family == "torch-fused":
+            raise harness.NotOffered("not in this version")
+        return build(contender, work)
+
+    monkeypatch.setattr(overhead.peers, "build", refuse)
+    found = overhead.run({"plain": [3]}, Asked(CPU, 0.0, out=tmp_path))
+    assert found.records and all(record["ratio"] is None for record in found.records)
+    overhead.print_report(found)
+    assert "ours-cpu" in capsys.readouterr().out
+    assert not everything.BENCHMARKS["host_overhead"].lines(found.records)
+    assert len(summary.highlights(tmp_path)) == 2
 
 
 def written_between_marks(folder, content):
