@@ -345,11 +345,11 @@ class FusedAdamW(Optimizer):
         return torch.device("cpu") if device.type == "meta" else device
 
     def _params(self) -> list[Tensor]:
-        """Of all groups, in order."""
         return [param for group in self.param_groups for param in group["params"]]
 
     def _rebuilt(self) -> Backend:
         """The backend over a new table: parameters, gradients' dtypes or states are others than before."""
+        checkpoint.drop_stale(self.param_groups, with_control=self._schedule is not None)
         if self._device() != self._control.device:
             self._control.to(self._device())
             self._restart()

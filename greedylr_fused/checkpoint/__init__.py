@@ -15,4 +15,4 @@ changed; `numbers.py` are the schedule's numbers, and what of them another run t
 
 from greedylr_fused.checkpoint.numbers import KEY, fitted, read_control, saved
 from greedylr_fused.checkpoint.pickling import engine, fill, get_state, set_state, starting_lrs
-from greedylr_fused.checkpoint.state_dict import load, mark, save
+from greedylr_fused.checkpoint.state_dict import drop_stale, load, mark, save

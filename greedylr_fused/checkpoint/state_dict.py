@@ -152,6 +152,15 @@ def mark(groups: Sequence[dict[str, Any]], *, with_control: bool) -> None:
             group[KEY] = {}
 
 
+def drop_stale(groups: Sequence[dict[str, Any]], *, with_control: bool) -> None:
+    """Empty what was put into live groups past `load`, where there is no schedule whose numbers it would be:
+    ZeroRedundancyOptimizer's loader does that, and saves it again, long after it was true.
+    """
+    for group in groups:
+        if group.get(KEY) and not with_control:
+            group[KEY] = {}
+
+
 @contextlib.contextmanager
 def all_or_nothing(optimizer: Optimizer, control: Control, engine: Engine) -> Iterator[None]:
     """If loading fails, whatever fails in it, PyTorch's loader or a hook: put back everything that it replaced.

@@ -11,10 +11,9 @@ from greedylr_fused.backends import Backend
 from greedylr_fused.control import Control
 from greedylr_fused.ranks import Ranks
 
-#: Where torch.compile comes to what this decorates it ends its graph, and begins another behind it.
-outside_graphs: Any = torch.compiler.disable(  # type: ignore[no-untyped-call]
-    reason="the step is a few launches over tables, which no compiler makes shorter; call it between graphs"
-)
+#: Where torch.compile comes to what this decorates it ends its graph, and begins another behind it. That of
+#: `torch.compiler`, which torch's own optimizers take too, would import the compiler with this package, for 2 s.
+outside_graphs: Any = torch._disable_dynamo
 
 
 def run(backend: Backend, control: Control, ranks: Ranks, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:

@@ -56,7 +56,7 @@ class Recorder:
         sinks: each the path of a file, to which one JSON object per step is appended (docs/telemetry.md has its keys),
             or a logger: any `log(metrics, step)`, called with a dictionary of floats (`Metrics.scalars`) and the number
             of the step.
-        capacity: rows of the ring, at least 2. Each has 27 numbers of 8 bytes, and 5 more per parameter group.
+        capacity: rows of the ring, at least 2. Each has 28 numbers of 8 bytes, and 5 more per parameter group.
         every: loggers get only those steps whose number is a multiple of this; files get all.
         prefix: of the names of metrics for loggers, such as "optimizer/".
         run: name of the run in each line of a file, where several runs share one.
@@ -64,7 +64,7 @@ class Recorder:
         grad_norms: let each step measure the L2 and L1 norm of all gradients, before clipping and after unscaling, for
             `schedules.Refined` (arXiv 2310.07831). They are then read before each update, as for clipping, as long as
             the optimizer lives. Of several ranks each must construct a recorder with this, those that record nothing
-            without sinks. Default: False.
+            without sinks; so it stays on where a file cannot be written. Default: False.
 
     Raises:
         TypeError, ValueError: another kind of optimizer or sink, or an option out of range.
@@ -98,6 +98,8 @@ class Recorder:
         if grad_norms:
             opt._measure_norms()  # type: ignore[union-attr]  # a FusedAdamW, as was checked
         self._opt = weakref.ref(opt)
+        if not sinks:
+            return
         self._capacity, self._seconds = capacity, seconds
         self._history = History()
         self._ring = Ring(opt._control, capacity)
@@ -147,7 +149,7 @@ class Recorder:
         Args:
             wait: for the device, so that all recorded steps are handed over now, as beside a checkpoint.
         """
-        if not capturing(self._ring.device):
+        if not self._closed and not capturing(self._ring.device):
             self._ask()
             self._take_over(wait=wait)
             self._hand_over()

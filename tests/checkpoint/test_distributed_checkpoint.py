@@ -116,6 +116,54 @@ def test_model_and_optimizer_together_through_a_file(tmp_path):
     assert twin.last_lr() == opt.last_lr()
 
 
+def as_before(saved):
+    """What an earlier version saved: other keys of the schedule's numbers."""
+    for group in saved["param_groups"]:
+        own = group["control"]
+        del own["version"], own["event"]
+        own["grad_norms"] = ""
+    return saved
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # a single process is what is meant
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # inside torch.distributed.checkpoint
+@pytest.mark.parametrize("full", [False, True])
+def test_what_an_earlier_version_saved(full, tmp_path):
+    """As docs/migration.md says: torch compares keys, in a file those that are missing, in a full dictionary others."""
+    options = StateDictOptions(full_state_dict=full)
+    model, opt = build()
+    train(model, opt, 5)
+    saved = as_before(get_optimizer_state_dict(model, opt, options=options))
+    twin_model, twin = build()
+    twin_model.load_state_dict(model.state_dict())
+    if full:
+        for group in saved["param_groups"]:
+            group["control"].pop("grad_norms", None)
+    else:
+        dcp.save({"opt": saved}, checkpoint_id=tmp_path, no_dist=True)
+        found = {"opt": get_optimizer_state_dict(twin_model, twin, options=options)}
+        dcp.load(found, checkpoint_id=tmp_path, no_dist=True, planner=dcp.DefaultLoadPlanner(allow_partial_load=True))
+        saved = found["opt"]
+    set_optimizer_state_dict(twin_model, twin, saved, options=options)
+    train(model, opt, 3)
+    train(twin_model, twin, 3)
+    assert_same(snapshot(opt, control=False), snapshot(twin, control=False))
+    assert twin.last_lr() == opt.last_lr()
+
+
+def test_numbers_of_a_schedule_that_is_not_there_are_not_kept():
+    """ZeroRedundancyOptimizer's loader writes them to the groups, and its state_dict() takes them from there."""
+    driven_model, driven = build()
+    train(driven_model, driven, 2)
+    model, opt = build(schedule=None)
+    for group, own in zip(opt.param_groups, driven.state_dict()["param_groups"], strict=True):
+        group["control"] = own["control"]
+    train(model, opt, 1, driven=False)
+    assert [group["control"] for group in opt.param_groups] == [{}, {}]
+    driven.load_state_dict(opt.state_dict())
+    assert driven.metrics().step == 1 and driven._control.numbers()[0]["best"] == float("inf")
+
+
 def test_a_step_without_loss_at_lr_0_is_an_error_once_there_is_state():
     model, opt = build()
     train(model, opt, 1)

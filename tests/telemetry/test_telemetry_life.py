@@ -208,3 +208,15 @@ def test_arguments_that_are_refused(arguments, options, error, says):
     with pytest.raises(error, match=says):
         Recorder(arguments[0] or opt, *arguments[1:], **options)
     assert not opt._listeners
+
+
+def test_a_recorder_without_sinks_records_nothing(recwarn):
+    """It stands for a rank that measures norms for the one that records: no ring, and nothing that could be lost."""
+    opt = optimizer()
+    with Recorder(opt, capacity=2, grad_norms=True) as recorder:
+        assert opt._listeners == []
+        for _ in range(5):
+            step(opt)
+        recorder.drain(wait=True)
+        recorder.detach()
+    assert opt.metrics().grad_norm_l1 > 0 and not recwarn.list
