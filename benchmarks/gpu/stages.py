@@ -158,7 +158,9 @@ def groups(machine: Machine) -> list[tuple[int, list[Stage]]]:
     """Groups of stages in their order, each with how many processes may run side by side."""
     m = machine
     cores = max(2, min(12, (os.cpu_count() or 2) - 2))
-    others = ("amp", "errors", "agreement", "control", "distributed")
+    graphs = [f"tests/gpu/test_gpu_{name}.py" for name in ("graphs", "captured_step")]
+    others = [f"tests/gpu/test_gpu_{name}.py" for name in ("amp", "errors", "agreement", "control", "distributed")]
+    others.append("tests/gpu/test_gpu_telemetry.py")
     apart = ("--ignore=tests/gpu", "--ignore=tests/conformance")
     apart += ("--deselect=tests/backends/test_triton_interpreter.py::test_conformance_on_the_gpu",)
 
@@ -171,12 +173,9 @@ def groups(machine: Machine) -> list[tuple[int, list[Stage]]]:
         (
             cores,
             [
-                Stage("graph capture", lambda: m.for_backends("tests/gpu/test_gpu_graphs.py", limit=100)),
+                Stage("graph capture", lambda: m.for_backends(*graphs, limit=100)),
                 Stage("sync-debug, launches", lambda: m.for_backends("tests/gpu/test_gpu_host.py", limit=100)),
-                Stage(
-                    "AMP, errors, control, ranks",
-                    lambda: m.for_backends(*(f"tests/gpu/test_gpu_{name}.py" for name in others), limit=120),
-                ),
+                Stage("AMP, errors, control, ranks, telemetry", lambda: m.for_backends(*others, limit=120)),
                 Stage(
                     "other GPU tests",
                     lambda: [m.pytest("tests", "-m", "gpu", *apart, limit=100, fine=(0, 5))],

@@ -187,6 +187,12 @@ def test_every_stage_has_a_plan_for_every_backend(machine, monkeypatch):
     )
 
 
+def test_every_file_of_gpu_tests_is_in_a_stage(machine):
+    machine.reasons = {"cuda": None, "triton": None}
+    given = {word for plan in plans(machine).values() if isinstance(plan, list) for own in plan for word in own.argv}
+    assert {f"tests/gpu/{path.name}" for path in (ROOT / "tests/gpu").glob("test_*.py")} <= given
+
+
 def test_a_backend_that_cannot_run_is_left_out(machine, monkeypatch):
     monkeypatch.setattr(stages, "find_sanitizer", lambda: None)
     machine.reasons = {"cuda": "built without nvcc", "triton": None}
