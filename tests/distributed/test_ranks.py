@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from support.ranks import run
+from support.ranks import Ranks, run
 
 FOREVER = 1000  # seconds; the tests below end long before
 
@@ -97,6 +97,26 @@ def test_a_warning_in_a_worker_is_an_error():
 @pytest.mark.filterwarnings("ignore:said by a worker")
 def test_a_worker_ignores_the_warnings_that_its_test_does():
     assert run(warn, 2) == [0, 1]
+
+
+def say(rank, path, number):
+    (path / f"{rank} {number}").write_text(str(os.getpid()))
+    total = torch.tensor([number])
+    dist.all_reduce(total)
+    assert number != 3, "said of the third"
+    return total.item(), os.getpid()
+
+
+def test_ranks_stay_from_case_to_case_until_one_fails(tmp_path):
+    with Ranks(2) as ranks:
+        (first, mine), (other_first, theirs) = ranks(say, tmp_path, 1)
+        assert ranks(say, tmp_path, 2) == [(4, mine), (4, theirs)] and first == other_first == 2
+        with pytest.raises(AssertionError, match=r"(?s)rank 0 of 2: Traceback.*number = 3.*said of the third"):
+            ranks(say, tmp_path, 3)
+        assert gone(tmp_path / "0 1") and gone(tmp_path / "1 1")
+        (total, new), (_, other_new) = ranks(say, tmp_path, 4)
+        assert total == 8 and len({mine, theirs, new, other_new}) == 4
+    assert gone(tmp_path / "0 4") and gone(tmp_path / "1 4")
 
 
 def unpicklable(rank):

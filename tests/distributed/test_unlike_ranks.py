@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from support.ranks import run
+from support.errors import error_of
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -59,7 +59,12 @@ def mixed(rank):
     found = [part.full_tensor() if isinstance(part, DTensor) else part for part in parts]
     worst = max((a - b).abs().max().item() for a, b in zip(found, whole, strict=True))
     opt.check_ranks_agree()
-    return opt.metrics().grad_norm, norm, worst
+    assert opt.metrics().grad_norm == pytest.approx(norm, rel=ROUNDING, abs=0)
+    assert worst < 10 * ROUNDING, "the first update has the size of the LR, 0.1"
+
+
+def test_the_norm_of_mixed_placements_is_that_of_the_whole_model(ranks):
+    ranks(mixed)
 
 
 def nonfinite(rank):
@@ -78,21 +83,33 @@ def nonfinite(rank):
         if bad is not None and rank == 2:
             bad.grad = before
         seen.append((opt.metrics().step, opt.metrics().skipped, opt.last_lr()[0]))
-    return seen, sharded.full_tensor().tolist(), replica.tolist()
+    assert [(step, skipped) for step, skipped, _ in seen] == [(1, 0), (1, 1), (1, 2), (2, 2)]
+    assert seen[0][2] == seen[1][2] == seen[2][2] != seen[3][2], "a skipped step decides nothing"
+    params = [sharded.full_tensor().tolist(), replica.tolist()]
+    assert all(math.isfinite(value) for param in params for value in param)
+    return seen, params
+
+
+def test_a_nonfinite_gradient_on_one_rank_skips_the_step_on_all(ranks):
+    first, *others = ranks(nonfinite)
+    assert others == [first] * (WORLD - 1)
 
 
 def found_inf(rank):
     """What GradScaler found on one rank, which the others cannot see."""
-    seen = []
     for options in (CLIPS, dict(lr=0.1, schedule=SCHEDULE)):
-        opt = FusedAdamW([plain(3)], **options)
+        opt, seen = FusedAdamW([plain(3)], **options), []
         opt.grad_scale = torch.tensor(8.0)
         for step in range(3):
             opt.found_inf = torch.tensor(float(rank == 1 and step == 1))
             opt.step(loss=1.0)
             seen.append((opt.metrics().step, opt.metrics().skipped))
         opt.check_ranks_agree()
-    return seen
+        assert seen == [(1, 0), (1, 1), (2, 1)]
+
+
+def test_what_amp_finds_on_one_rank_skips_the_step_on_all(ranks):
+    ranks(found_inf)
 
 
 def without_gradients(rank):
@@ -108,35 +125,48 @@ def without_gradients(rank):
     for step in range(3):
         ranks = range(WORLD if step == 1 else WORLD - 1)
         wanted.append(get_total_norm([values(3, seed=other + 1000 * step) for other in ranks]).item())
-    return norms, wanted, len(opt.state), opt.metrics().loss
+    assert norms == pytest.approx(wanted, rel=ROUNDING, abs=0)
+    assert len(opt.state) == 1 and opt.metrics().loss == 2.5
+
+
+def test_a_rank_without_gradients_takes_part(ranks):
+    ranks(without_gradients)
 
 
 def without_parameters(rank):
     """As ZeroRedundancyOptimizer constructs it on the ranks beyond the last parameter. A first step at LR 0 looks like
     that of distributed checkpointing to all ranks but the first, whose gradient is not zero.
     """
-    found = []
+    norm = pytest.approx(values(3, seed=1000).norm().item(), rel=ROUNDING, abs=0)
     for options in (CLIPS, dict(lr=0.0, max_grad_norm=1.0)):
         params = [plain(3, seed=rank)] if rank < 2 else []
         if rank == 1:
             params[0].grad.zero_()
         opt = FusedAdamW([{"params": params}], **options, partitions=WORLD)
-        for _ in range(3):
+        for step in range(3):
             opt.step(loss=1.0) if opt.schedule else opt.step()
-            found.append((opt.metrics().step, opt.metrics().grad_norm))
+            assert (opt.metrics().step, opt.metrics().grad_norm) == (step + 1, norm)
         opt.check_ranks_agree()
-    return found, values(3, seed=1000).norm().item()
+
+
+def test_a_rank_without_parameters_takes_part(ranks):
+    ranks(without_parameters)
 
 
 def undeclared(rank):
     """Parameters are divided, some ranks got none, and nobody said so: an error on every rank."""
     opt = FusedAdamW([{"params": [plain(3, seed=rank)] if rank < 2 else []}], **CLIPS)
-    return error_of(lambda: opt.step(loss=1.0))
+    error = error_of(lambda: opt.step(loss=1.0))
+    assert "others on rank 1" in error and "partitions=" in error
+
+
+def test_divided_parameters_that_were_not_declared_are_refused_on_every_rank(ranks):
+    ranks(undeclared)
 
 
 def hybrid(rank):
     """FSDP1 under HYBRID_SHARD, and nobody said so: an error on every rank, if a norm is added up."""
-    found = []
+    said = []
     for options in (CLIPS, dict(lr=0.1, schedule=SCHEDULE)):
         mesh = init_device_mesh("cpu", (2, 2))
         torch.manual_seed(0)
@@ -146,16 +176,14 @@ def hybrid(rank):
         )
         opt = FusedAdamW(net.parameters(), **options)
         net(torch.ones(2, 3)).sum().backward()
-        found.append(error_of(lambda opt=opt: opt.step(loss=1.0)))
-    return found
+        said.append(error_of(lambda opt=opt: opt.step(loss=1.0)))
+    clipped, driven = said
+    assert "ranks 0 and 2" in clipped and "on each of its 4 ranks; pass partitions=2" in clipped
+    assert driven == "", "no norm is needed"
 
 
-def error_of(call):
-    try:
-        call()
-    except RuntimeError as error:
-        return str(error)
-    return ""
+def test_copies_of_fsdp1_that_were_not_declared_are_refused_on_every_rank(ranks):
+    ranks(hybrid)
 
 
 def subgroups(rank):
@@ -165,67 +193,11 @@ def subgroups(rank):
     if rank == 3:
         opt.param_groups[0]["params"][0].grad[0] = math.nan
     opt.step(loss=1.0)
-    mates = [values(3, seed=1000 + 2 * (rank // 2) + k) for k in range(2)]
-    return opt.metrics().skipped, opt.metrics().grad_norm, get_total_norm(mates).item()
+    assert opt.metrics().skipped == rank // 2
+    if rank < 2:
+        norm = get_total_norm([values(3, seed=1000 + mate) for mate in range(2)]).item()
+        assert opt.metrics().grad_norm == pytest.approx(norm, rel=ROUNDING, abs=0)
 
 
-CASES = [mixed, nonfinite, found_inf, without_gradients, without_parameters, undeclared, hybrid, subgroups]
-
-
-def cases(rank):
-    return {case.__name__: case(rank) for case in CASES}
-
-
-@pytest.fixture(scope="module")
-def results():
-    """What each case returned, by name, rank after rank."""
-    ranks = run(cases, WORLD)
-    return {name: [rank[name] for rank in ranks] for name in ranks[0]}
-
-
-def test_the_norm_of_mixed_placements_is_that_of_the_whole_model(results):
-    for norm, wanted, worst in results["mixed"]:
-        assert norm == pytest.approx(wanted, rel=ROUNDING, abs=0)
-        assert worst < 10 * ROUNDING, "the first update has the size of the LR, 0.1"
-
-
-def test_a_nonfinite_gradient_on_one_rank_skips_the_step_on_all(results):
-    assert all(found == results["nonfinite"][0] for found in results["nonfinite"])
-    seen, *params = results["nonfinite"][0]
-    assert [(step, skipped) for step, skipped, _ in seen] == [(1, 0), (1, 1), (1, 2), (2, 2)]
-    assert seen[0][2] == seen[1][2] == seen[2][2] != seen[3][2], "a skipped step decides nothing"
-    assert all(math.isfinite(value) for param in params for value in param)
-
-
-def test_what_amp_finds_on_one_rank_skips_the_step_on_all(results):
-    assert all(found == [(1, 0), (1, 1), (2, 1)] * 2 for found in results["found_inf"])
-
-
-def test_a_rank_without_gradients_takes_part(results):
-    for rank, (norms, wanted, states, loss) in enumerate(results["without_gradients"]):
-        assert norms == pytest.approx(wanted, rel=ROUNDING, abs=0)
-        assert states == 1 and loss == 2.5, rank
-
-
-def test_a_rank_without_parameters_takes_part(results):
-    for found, norm in results["without_parameters"]:
-        assert [step for step, _ in found] == [1, 2, 3] * 2
-        assert all(value == pytest.approx(norm, rel=ROUNDING, abs=0) for _, value in found)
-
-
-def test_divided_parameters_that_were_not_declared_are_refused_on_every_rank(results):
-    for error in results["undeclared"]:
-        assert "others on rank 1" in error and "partitions=" in error
-
-
-def test_copies_of_fsdp1_that_were_not_declared_are_refused_on_every_rank(results):
-    for clipped, driven in results["hybrid"]:
-        assert "ranks 0 and 2" in clipped and "on each of its 4 ranks; pass partitions=2" in clipped
-        assert driven == "", "no norm is needed"
-
-
-def test_a_process_group_decides_for_itself(results):
-    for rank, (skipped, norm, wanted) in enumerate(results["subgroups"]):
-        assert skipped == rank // 2
-        if rank < 2:
-            assert norm == pytest.approx(wanted, rel=ROUNDING, abs=0)
+def test_a_process_group_decides_for_itself(ranks):
+    ranks(subgroups)

@@ -1,7 +1,9 @@
-"""Several ranks on this machine: `run(case, world)` calls a function on each, joined by gloo.
+"""Several ranks on this machine: `run(case, world)` calls a function on each, joined by gloo; `Ranks(world)` keeps the
+processes for one case after another.
 
-A start takes a tenth of a second, since the processes are forked from a server that has imported torch. Nothing can
-hang: when a rank fails the others are killed, and all are when the time is over.
+A case asserts on its own rank: what fails there fails the test, with the values at hand. A start takes a tenth of a
+second, since the processes are forked from a server that has imported torch. Nothing can hang: when a rank fails the
+others are killed, and all are when the time is over.
 """
 
 import contextlib
@@ -35,6 +37,8 @@ PRELOAD = [
 COLLECTIVE = datetime.timedelta(seconds=30)
 #: Seconds for the other ranks to tell of their own errors, once one has failed, and for killed ones to be gone.
 GRACE = 0.5
+#: Seconds for the ranks to leave the group.
+LEAVING = 30.0
 
 
 def run(case, world, *args, timeout=60.0):
@@ -51,31 +55,71 @@ def run(case, world, *args, timeout=60.0):
     Raises:
         AssertionError: with the traceback of each rank that failed, or where each was that did not answer in time.
     """
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("torch without gloo")
-    with tempfile.TemporaryDirectory() as folder:
-        work = pickle.dumps((case, args))
-        ranks = []
+    with Ranks(world) as ranks:
+        return ranks(case, *args, timeout=timeout)
+
+
+class Ranks:
+    """The processes of one group, started when they are first called and after a case that failed.
+
+    Called as `run` is, without the world. They leave together at the end of the `with` block.
+    """
+
+    def __init__(self, world):
+        self._world, self._ranks, self._folder = world, [], None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         try:
-            for rank in range(world):
-                ranks.append(_Rank(rank, (world, folder, _filters(), timeout, work)))
-            return _answers(ranks, time.monotonic() + timeout)
+            if self._ranks:
+                _leave(self._ranks)
         finally:
-            for rank in ranks:
-                rank.end()
+            self._kill()
+
+    def __call__(self, case, *args, timeout=60.0):
+        work = pickle.dumps((case, args, _filters()))
+        try:
+            if not self._ranks:
+                self._start()
+            for rank in self._ranks:
+                rank.give(work)
+            return _answers(self._ranks, time.monotonic() + timeout)
+        except BaseException:
+            self._kill()
+            raise
+
+    def _start(self):
+        if not dist.is_available() or not dist.is_gloo_available():
+            pytest.skip("torch without gloo")
+        self._folder = tempfile.TemporaryDirectory()
+        for rank in range(self._world):
+            self._ranks.append(_Rank(rank, self._world, self._folder.name))
+
+    def _kill(self):
+        while self._ranks:
+            self._ranks.pop().end()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
 
 class _Rank:
     """One process, seen from the test."""
 
-    def __init__(self, rank, rest):
+    def __init__(self, rank, world, folder):
         self.rank = rank
         self.pipe, theirs = multiprocessing.Pipe()
-        self.process = _server().Process(target=_work, args=(theirs, rank, *rest), daemon=True)
+        self.process = _server().Process(target=_work, args=(theirs, rank, world, folder), daemon=True)
         self.process.start()
         theirs.close()  # so that its end is seen here as the end of the pipe
-        self.trace = Path(rest[1]) / f"trace{rank}"
-        self.answered, self.result, self.error = False, None, ""
+        self.trace = Path(folder) / f"trace{rank}"
+        self.result, self.error = None, ""
+
+    def give(self, work):
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which `read` will find
+            self.pipe.send_bytes(work)
 
     def read(self):
         try:
@@ -83,7 +127,6 @@ class _Rank:
         except (EOFError, ConnectionResetError):
             self.process.join(GRACE)
             self.error = f"ended without an answer, exit code {self.process.exitcode}\n"
-        self.answered = True
 
     def overdue(self, what):
         """Note where it is, as the handler of the signal writes it, which needs no help of the interpreter."""
@@ -114,37 +157,55 @@ def _answers(ranks, deadline):
     if not any(rank.error for rank in ranks):
         for rank in waiting.values():
             rank.overdue("did not answer in time")
-        for rank in ranks if not waiting else ():
-            rank.pipe.send_bytes(b"")
-        for rank in ranks if not waiting else ():
-            rank.process.join(max(deadline - time.monotonic(), 0))
-            if rank.process.is_alive():
-                rank.overdue("answered, but did not end in time")
-    errors = [f"rank {rank.rank} of {len(ranks)}: {rank.error}" for rank in ranks if rank.error]
-    if errors:
-        raise AssertionError("\n".join(errors))
+    _raise_errors(ranks)
     return [rank.result for rank in ranks]
 
 
-def _work(pipe, rank, world, folder, filters, timeout, work):
-    """What a process does. It leaves the group only with the others: a rank that goes makes their collectives fail."""
+def _leave(ranks):
+    """The end of the group, by all at once: a rank that goes makes the collectives of the others fail."""
+    for rank in ranks:
+        rank.give(b"")
+    deadline = time.monotonic() + LEAVING
+    for rank in ranks:
+        rank.process.join(max(deadline - time.monotonic(), 0))
+        if rank.process.is_alive():
+            rank.overdue("answered, but did not end in time")
+    _raise_errors(ranks)
+
+
+def _raise_errors(ranks):
+    if errors := [f"rank {rank.rank} of {len(ranks)}: {rank.error}" for rank in ranks if rank.error]:
+        raise AssertionError("\n".join(errors))
+
+
+def _work(pipe, rank, world, folder):
+    """What a process does: one case after another, until it is given none."""
     trace = open(os.path.join(folder, f"trace{rank}"), "w")  # noqa: SIM115  (open as long as the process is)
     faulthandler.register(signal.SIGUSR1, trace)
     torch.set_num_threads(1)
+    joined = False
+    with contextlib.suppress(EOFError):  # the test's own process is gone
+        while work := pipe.recv_bytes():
+            try:
+                case, args, filters = pickle.loads(work)
+                _warn_as(filters)
+                if not joined:
+                    store = dist.FileStore(os.path.join(folder, "store"), world)
+                    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=COLLECTIVE)
+                    joined = True
+                torch.manual_seed(20250711)
+                answer = pickle.dumps((case(rank, *args), ""))
+            except BaseException as error:
+                found = traceback.TracebackException.from_exception(error, capture_locals=type(error) is AssertionError)
+                answer = pickle.dumps((None, "".join(found.format())))
+            pipe.send_bytes(answer)
+        dist.destroy_process_group()
+
+
+def _warn_as(filters):
     warnings.resetwarnings()
     for action, message, category, module, line in filters:
         warnings.filterwarnings(action, message, category, module, line, append=True)
-    try:
-        case, args = pickle.loads(work)
-        store = dist.FileStore(os.path.join(folder, "store"), world)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=COLLECTIVE)
-        torch.manual_seed(20250711)
-        answer = pickle.dumps((case(rank, *args), ""))
-    except BaseException:
-        answer = pickle.dumps((None, traceback.format_exc()))
-    pipe.send_bytes(answer)
-    pipe.recv_bytes()
-    dist.destroy_process_group()
 
 
 def _filters():
