@@ -10,6 +10,7 @@ pytest tests/conformance -k random_traces --control-steps 100000 --timeout 0    
 """
 
 import gc
+import importlib.util
 import os
 from dataclasses import replace
 
@@ -46,6 +47,10 @@ def pytest_configure(config):
     settings.register_profile("native", max_examples=60, derandomize=True, deadline=None, database=None)
     settings.register_profile("interpreted", max_examples=3, derandomize=True, deadline=None, database=None)
     settings.load_profile("interpreted" if interpreted() else "native")
+    if interpreted() and importlib.util.find_spec("triton"):
+        from support.interpreted import patch_once
+
+        patch_once()
     torch.set_num_threads(1)  # small tensors; tests of threading ask for more
 
 
