@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
+from support.errors import error_of
 from support.ranks import run
 
 from greedylr_fused import FusedAdamW, GreedyLR
@@ -20,14 +21,6 @@ def params(*shapes, seed=0):
     for param in found:
         param.grad = torch.ones_like(param)
     return found
-
-
-def error_of(call):
-    try:
-        call()
-    except (RuntimeError, TypeError, ValueError) as error:
-        return str(error)
-    return ""
 
 
 def given_group(rank):
@@ -45,22 +38,16 @@ def given_group(rank):
         twin.step(loss=float(rank))
     alone = FusedAdamW(params(seed=rank), lr=0.1, schedule=SCHEDULE, process_group=dist.new_subgroups(1)[0])
     alone.step(loss=float(rank))
-    return {
-        "losses": losses,
-        "twins": [twin.metrics().loss for twin in twins],
-        "alone": alone.metrics().loss,
-        "outside": error_of(lambda: FusedAdamW(params(), lr=0.1, process_group=pairs[1 - rank // 2])),
-    }
+    mean = 2 * (rank // 2) + 0.5
+    assert losses == [mean + step for step in range(4)]
+    assert [twin.metrics().loss for twin in twins] == [mean] * 2, "a copy keeps the group"
+    assert alone.metrics().loss == rank
+    outside = error_of(lambda: FusedAdamW(params(), lr=0.1, process_group=pairs[1 - rank // 2]))
+    assert "process_group: got" in outside and "new_group()" in outside
 
 
 def test_losses_are_averaged_over_the_given_group():
-    ranks = run(given_group, 4)
-    for rank, found in enumerate(ranks):
-        mean = 2 * (rank // 2) + 0.5
-        assert found["losses"] == [mean + step for step in range(4)]
-        assert found["twins"] == [mean] * 2, "a copy keeps the group"
-        assert found["alone"] == rank
-        assert "process_group: got" in found["outside"] and "new_group()" in found["outside"]
+    run(given_group, 4)
 
 
 def differing(rank):
@@ -77,16 +64,16 @@ def differing(rank):
     opt.set_lr(0.05)
     opt.check_ranks_agree()
     own = FusedAdamW(params(), lr=0.1, schedule=GreedyLR(smooth=True, window_size=2 + rank // 2))
-    return counter, lr, error_of(own.check_ranks_agree)
-
-
-def test_a_slot_that_differs_is_named():
-    ranks = run(differing, 3)
-    assert all(found == ranks[0] for found in ranks), "every rank raises the same"
-    counter, lr, window = ranks[0]
+    window = error_of(own.check_ranks_agree)
     assert "good differs: 0.0 on ranks 0, 2, 7.0 on rank 1" in counter
     assert "lr of group 0 differs: 0.05 on ranks 0, 1, 0.06" in lr and "on rank 2" in lr
     assert "window_size differs: 2.0 on ranks 0, 1, 3.0 on rank 2" in window
+    return counter, lr, window
+
+
+def test_a_slot_that_differs_is_named():
+    first, *others = run(differing, 3)
+    assert others == [first] * 2, "every rank raises the same"
 
 
 def other_parameters(rank):
@@ -96,20 +83,16 @@ def other_parameters(rank):
     told = FusedAdamW(params(seed=rank), **options, partitions=2)
     told.step(loss=1.0)
     many = FusedAdamW(params(), **options, partitions=3)
-    return {
-        "shape": error_of(lambda: by_shape.step(loss=1.0)),
-        "value": error_of(lambda: by_value.step(loss=1.0)),
-        "many": error_of(lambda: many.step(loss=1.0)),
-        "norm": told.metrics().grad_norm,
-    }
+    for opt in (by_shape, by_value):
+        error = error_of(lambda opt=opt: opt.step(loss=1.0))
+        assert "others on rank 1" in error and "partitions=" in error
+    error = error_of(lambda: many.step(loss=1.0))
+    assert "in 3 parts" in error and "group of 2 ranks" in error
+    assert told.metrics().grad_norm == 8**0.5
 
 
 def test_parameters_that_are_divided_must_be_said_to_be():
-    for found in run(other_parameters, 2):
-        for name in ("shape", "value"):
-            assert "others on rank 1" in found[name] and "partitions=" in found[name]
-        assert "in 3 parts" in found["many"] and "group of 2 ranks" in found["many"]
-        assert found["norm"] == 8**0.5
+    run(other_parameters, 2)
 
 
 def initialised_later(rank):

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from support.ranks import run
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
@@ -76,7 +75,18 @@ def bfloat16(rank):
             for a, b in zip(net.parameters(), twin.parameters(), strict=True):
                 b.copy_(a)
     opt.check_ranks_agree()
-    return norms, worst, opt.param_groups[0]["params"][0].dtype
+    eps = torch.finfo(torch.float32).eps
+    rounding = 250 * eps  # of a norm by torch: it adds up float32 squares of fewer than 250 elements
+    largest = 0.01 / 0.7**6  # learning rate, and so update
+    assert opt.param_groups[0]["params"][0].dtype == torch.float32
+    assert all(norm == pytest.approx(wanted, rel=rounding, abs=0) for norm, wanted in norms)
+    # Both moments carry the rounding of the clip coefficient, and the parameters, below 2, their own.
+    assert worst <= 2 * rounding * largest + 2 * eps
+    assert any(norm > 0.5 for norm, _ in norms), "it clips"
+
+
+def test_mixed_precision_equals_torch(ranks):
+    ranks(bfloat16)
 
 
 def scaled(rank, scaler, net):
@@ -92,16 +102,21 @@ def scaled(rank, scaler, net):
         scaler.update()
         seen.append((opt.metrics().step, opt.metrics().skipped, scaler.get_scale()))
     opt.check_ranks_agree()
-    return seen
+    assert seen == [(1, 0, 8.0), (1, 1, 4.0), (2, 1, 4.0), (3, 1, 4.0)]
 
 
 def fsdp1_scaled(rank):
     net = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=True)
-    return scaled(rank, ShardedGradScaler(device="cpu", init_scale=8.0), net)
+    scaled(rank, ShardedGradScaler(device="cpu", init_scale=8.0), net)
 
 
 def fsdp2_scaled(rank):
-    return scaled(rank, torch.amp.GradScaler("cpu", init_scale=8.0), sharded(network()))
+    scaled(rank, torch.amp.GradScaler("cpu", init_scale=8.0), sharded(network()))
+
+
+@pytest.mark.parametrize("engine", [fsdp1_scaled, fsdp2_scaled])
+def test_what_grad_scaler_finds_on_one_rank_counts_on_all(ranks, engine):
+    ranks(engine)
 
 
 def distributed_losses(rank):
@@ -126,11 +141,17 @@ def distributed_losses(rank):
     opt.observe(torch.tensor(1.0))
     step(distribute_tensor(torch.tensor(9.0), mesh, [Replicate()]), three)
     opt.step(loss=three)
-    return [*found, opt.metrics().loss], torch.nn.functional.cross_entropy(logits, labels).item()
+    entropy = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert found == [pytest.approx(entropy, rel=1e-6), 3.0, 5.0, (1 + 3 * 9) / 4]
+    assert opt.metrics().loss == 3.0
+
+
+def test_a_loss_may_be_distributed(ranks):
+    ranks(distributed_losses)
 
 
 def collectives(rank):
-    """Those of the second step, by options."""
+    """Those of the second step: a small all-reduce or none."""
     mesh = init_device_mesh("cpu", (WORLD,))
     alone = dist.new_subgroups(1)[0]
 
@@ -148,61 +169,14 @@ def collectives(rank):
     def dtensor():
         return torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
 
-    return {
-        "plain": of(plain()),
-        "plain, clipped": of(plain(), max_grad_norm=1.0),
-        "plain, alone": of(plain(), max_grad_norm=1.0, schedule=SCHEDULE, process_group=alone),
-        "plain, driven": of(plain(), schedule=SCHEDULE),
-        "plain, driven, clipped": of(plain(), max_grad_norm=1.0, schedule=SCHEDULE),
-        "sharded": of(dtensor()),
-        "sharded, clipped": of(dtensor(), max_grad_norm=1.0),
-        "sharded, driven, clipped": of(dtensor(), max_grad_norm=1.0, schedule=SCHEDULE),
-    }
-
-
-CASES = [bfloat16, fsdp1_scaled, fsdp2_scaled, distributed_losses, collectives]
-
-
-def cases(rank):
-    return {case.__name__: case(rank) for case in CASES}
-
-
-@pytest.fixture(scope="module")
-def results():
-    """What each case returned, by name, rank after rank."""
-    ranks = run(cases, WORLD)
-    return {name: [rank[name] for rank in ranks] for name in ranks[0]}
-
-
-def test_mixed_precision_equals_torch(results):
-    eps = torch.finfo(torch.float32).eps
-    rounding = 250 * eps  # of a norm by torch: it adds up float32 squares of fewer than 250 elements
-    largest = 0.01 / 0.7**6  # learning rate, and so update
-    for norms, worst, dtype in results["bfloat16"]:
-        assert dtype == torch.float32
-        assert all(norm == pytest.approx(wanted, rel=rounding, abs=0) for norm, wanted in norms)
-        # Both moments carry the rounding of the clip coefficient, and the parameters, below 2, their own.
-        assert worst <= 2 * rounding * largest + 2 * eps, worst
-        assert any(norm > 0.5 for norm, _ in norms), "it clips"
-
-
-@pytest.mark.parametrize("engine", ["fsdp1_scaled", "fsdp2_scaled"])
-def test_what_grad_scaler_finds_on_one_rank_counts_on_all(results, engine):
-    wanted = [(1, 0, 8.0), (1, 1, 4.0), (2, 1, 4.0), (3, 1, 4.0)]
-    assert results[engine] == [wanted] * WORLD
-
-
-def test_a_loss_may_be_distributed(results):
-    for found, entropy in results["distributed_losses"]:
-        assert found == [pytest.approx(entropy, rel=1e-6), 3.0, 5.0, (1 + 3 * 9) / 4, 3.0]
-
-
-def test_one_small_all_reduce_or_none(results):
     loss, norm = 2, 4  # numbers that each contributes
-    for found in results["collectives"]:
-        for name in ("plain", "plain, clipped", "plain, alone", "sharded"):
-            assert found[name] == [], name
-        assert found["plain, driven"] == [("c10d.allreduce_", loss)]
-        for name in ("plain, driven, clipped", "sharded, driven, clipped"):
-            assert found[name] == [("c10d.allreduce_", loss + norm)], name
-        assert found["sharded, clipped"] == [("c10d.allreduce_", norm)]
+    assert of(plain()) == of(dtensor()) == of(plain(), max_grad_norm=1.0) == []
+    assert of(plain(), max_grad_norm=1.0, schedule=SCHEDULE, process_group=alone) == []
+    assert of(plain(), schedule=SCHEDULE) == [("c10d.allreduce_", loss)]
+    assert of(dtensor(), max_grad_norm=1.0) == [("c10d.allreduce_", norm)]
+    for param in (plain(), dtensor()):
+        assert of(param, max_grad_norm=1.0, schedule=SCHEDULE) == [("c10d.allreduce_", loss + norm)]
+
+
+def test_one_small_all_reduce_or_none(ranks):
+    ranks(collectives)

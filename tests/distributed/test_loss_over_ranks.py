@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from support.ranks import run
 
 from greedylr_fused import FusedAdamW, GreedyLR
 
@@ -23,17 +22,31 @@ def losses_differ(rank):
         opt.observe(3.1 - 0.3 * step + 0.77 * rank * (-1) ** step, weight=1 + 3 * rank)
         opt.step()
         trace.append((opt.last_lr()[0].hex(), opt.metrics().loss.hex(), opt.metrics().best.hex()))
+        want = ((3.1 - 0.3 * step) + 4 * (3.1 - 0.3 * step + 0.77 * (-1) ** step)) / 5
+        assert opt.metrics().loss == pytest.approx(want, rel=1e-14)
+    assert len({lr for lr, *_ in trace}) > 1
     return trace
+
+
+def test_every_rank_decides_from_the_weighted_mean(ranks):
+    first, second = ranks(losses_differ)
+    assert first == second
 
 
 def a_loss_is_not_finite_on_one_rank(rank):
     opt = FusedAdamW(params(), lr=0.1, schedule=SCHEDULE)
-    trace = []
+    lrs = []
     for loss in (3.0, float("nan") if rank else 2.5, 2.0, float("inf") if not rank else 1.0, 0.5):
         opt.param_groups[0]["params"][0].grad = torch.ones(20)
         opt.step(loss=loss)
-        trace.append(opt.last_lr()[0].hex())
-    return trace
+        lrs.append(opt.last_lr()[0])
+    assert lrs[1] < lrs[0] and lrs[3] < lrs[2] and lrs[4] > lrs[3]
+    return lrs
+
+
+def test_a_nonfinite_loss_on_one_rank_is_bad_on_all(ranks):
+    first, second = ranks(a_loss_is_not_finite_on_one_rank)
+    assert first == second
 
 
 def batch():
@@ -63,36 +76,8 @@ def data_parallel(rank):
     return train(net, [x[rank::WORLD] for x in batch()])
 
 
-def cases(rank):
-    found = (losses_differ, a_loss_is_not_finite_on_one_rank, data_parallel)
-    return {case.__name__: case(rank) for case in found}
-
-
-@pytest.fixture(scope="module")
-def results():
-    """What each case returned, by name, rank after rank. One start of the processes serves all."""
-    ranks = run(cases, WORLD)
-    return {name: [rank[name] for rank in ranks] for name in ranks[0]}
-
-
-def test_every_rank_decides_from_the_weighted_mean(results):
-    first, second = results["losses_differ"]
-    assert first == second
-    step = 3
-    want = ((3.1 - 0.9) + 4 * (3.1 - 0.9 - 0.77)) / 5
-    assert float.fromhex(first[step][1]) == pytest.approx(want, rel=1e-14)
-    assert len({lr for lr, *_ in first}) > 1
-
-
-def test_a_nonfinite_loss_on_one_rank_is_bad_on_all(results):
-    first, second = results["a_loss_is_not_finite_on_one_rank"]
-    assert first == second
-    lrs = list(map(float.fromhex, first))
-    assert lrs[1] < lrs[0] and lrs[3] < lrs[2] and lrs[4] > lrs[3]
-
-
-def test_data_parallel_equals_one_process(results):
-    (lrs, values), (other_lrs, other_values) = results["data_parallel"]
+def test_data_parallel_equals_one_process(ranks):
+    (lrs, values), (other_lrs, other_values) = ranks(data_parallel)
     assert lrs == other_lrs and values == other_values, "ranks hold the same bits"
     alone_lrs, alone = train(model(), batch())
     assert lrs == alone_lrs

@@ -1,8 +1,6 @@
 """A step schedule under the loss, over ranks that share parameters."""
 
-import pytest
 import torch
-from support.ranks import run
 from torch.distributed.fsdp import fully_shard
 
 from greedylr_fused import WSD, FusedAdamW, GreedyLR
@@ -30,17 +28,11 @@ def sharded(rank):
         opt.step(loss=losses[rank])
         lrs.append(opt.last_lr()[0])
     opt.check_ranks_agree()
-    return lrs
-
-
-@pytest.fixture(scope="module")
-def results():
-    return run(sharded, WORLD)
-
-
-def test_every_rank_follows_curve_decay_and_the_mean_loss(results):
     spec, wsd = LossSpec(GreedyLR(patience=0, factor=0.5, smooth=False), [0.5]), GUIDED.base
     levels = [0.5, *(spec.observe(sum(losses) / WORLD)[0] for losses in LOSSES)]
     warm, fall = [0.0, 0.5, *[1.0] * 6], [*[1.0] * 4, *wsd.decay(4)[1:]]
-    for rank in results:
-        assert rank == [level * (w * f) for level, w, f in zip(levels, warm, fall, strict=True)]
+    assert lrs == [level * (w * f) for level, w, f in zip(levels, warm, fall, strict=True)]
+
+
+def test_every_rank_follows_curve_decay_and_the_mean_loss(ranks):
+    ranks(sharded)
