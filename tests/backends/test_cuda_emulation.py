@@ -1,12 +1,11 @@
 """The emulation that runs CUDA kernels on the CPU: it finds the mistakes that a GPU would only punish now and then."""
 
-import os
+import functools
 import re
-import subprocess
 
 import native_build as native
 import pytest
-from support.sanitizers import FLAGS, OPTIONS, compiler_here, needs
+from support import sanitizers
 
 SANITIZERS = {"plain": None, "address": "address,undefined", "thread": "thread"}
 SUM = 2 * sum(range(4000))
@@ -14,22 +13,14 @@ seeds = pytest.mark.parametrize("seed", [0, 1])
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run():
     """Runs a case of csrc/tests/mistakes.cpp, compiled plain or with sanitizers at its first use."""
-    programs = {}
 
-    def run(build, case, seed):
-        if build not in programs:
-            folder = tmp_path_factory.mktemp(build)
-            compiler = compiler_here()
-            flags = needs(compiler, SANITIZERS[build], folder)
-            objects = [native.Object("tests/mistakes.cpp", "mistakes", native.EMULATED), *native.emulation_objects()]
-            native.build(compiler, objects, folder / "mistakes", folder / "objects", (*FLAGS, *flags), ("-pthread",))
-            programs[build] = folder / "mistakes"
-        command = [str(programs[build]), case, str(seed)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **OPTIONS})
+    @functools.cache
+    def program(build):
+        return sanitizers.program("mistakes", SANITIZERS[build], native.emulation_objects())
 
-    return run
+    return lambda build, case, seed: sanitizers.run(program(build), case, str(seed))
 
 
 @pytest.mark.parametrize("build", SANITIZERS)
