@@ -67,13 +67,14 @@ def pytest_generate_tests(metafunc):
 
 def long_ones_first(items, processes):
     """Of several processes (pytest-xdist) each begins with its share of the items in a row; who has none left takes
-    some from the end of another's, but never the one that this other would run next.
+    some from the end of another's, but never the one that this other would run next. Long ones of a file stay together,
+    for what they share is made once in each process.
     """
     long = [item for item in items if item.get_closest_marker("slow")]
     rest = [item for item in items if not item.get_closest_marker("slow")]
     order = []
     for i in range(processes):
-        first = long[i::processes]
+        first = long[len(long) * i // processes : len(long) * (i + 1) // processes]
         count = (len(items) - len(order)) // (processes - i) - len(first)
         order += first + rest[: max(count, 0)]
         del rest[: max(count, 0)]

@@ -12,7 +12,7 @@ import sys
 import pytest
 from support.paths import ROOT
 
-PARTS = 3  # which tests may run side by side, where they run in parallel
+PARTS = 2  # which tests may run side by side, where they run in parallel
 LIMIT = 1200  # seconds; a hang, not a measure of speed
 
 
