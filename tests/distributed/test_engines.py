@@ -1,9 +1,13 @@
 """Every engine of PyTorch trains as one process does on the whole batch, on 2, 3 and 4 ranks."""
 
+import contextlib
+import functools
+from dataclasses import dataclass
+
 import pytest
 import torch
 from engines import ENGINES
-from support.ranks import run
+from support.ranks import Ranks
 from training import BATCH, SCHEDULE, STEPS, alone, train
 
 pytestmark = [
@@ -12,13 +16,21 @@ pytestmark = [
 ]
 
 
+@dataclass(frozen=True)
+class Alone:
+    """What one process did, and how much the order in which it adds up the batch changes that."""
+
+    steps: list
+    parameters: dict[str, torch.Tensor]
+    norms: list[float]
+    tolerance: dict[str, float]
+    """An engine does the same sums in yet other orders, and divides what is one sum here; it may differ by this small
+    multiple.
+    """
+
+
 @pytest.fixture(scope="module")
 def single():
-    """One process: what it did, and how much the order in which it adds up the batch changes that.
-
-    An engine does the same sums in yet other orders, and divides what is one sum here; it may differ by a small
-    multiple of that.
-    """
     steps, parameters, norms = alone()
     tolerance = {"loss": 0.0, "norm": 0.0, "parameters": 0.0}
     for seed in range(4):
@@ -26,7 +38,7 @@ def single():
         others, other_parameters, _ = alone(order)
         for name, value in differences(others, other_parameters, steps, parameters).items():
             tolerance[name] = max(tolerance[name], 16 * value)
-    return {"steps": steps, "parameters": parameters, "norms": norms, "tolerance": tolerance}
+    return Alone(steps, parameters, norms, tolerance)
 
 
 def differences(steps, parameters, wanted_steps, wanted_parameters):
@@ -39,53 +51,46 @@ def differences(steps, parameters, wanted_steps, wanted_parameters):
     }
 
 
-def every_engine(rank, world):
-    found = {}
-    for engine in ENGINES[world]:
-        net, opt, arguments, parameters = engine(rank, world)
-        found[engine.__name__] = train(net, opt, **arguments), parameters(net)
-    return found
-
-
-@pytest.fixture(scope="module", params=sorted(ENGINES), ids="{} ranks".format)
-def ranks(request):
-    """`{engine: (steps, parameters)}` of each rank."""
-    return run(every_engine, request.param, request.param, timeout=110)
-
-
 def test_one_process_decides_with_a_margin(single):
     """So that rounding changes no decision, and the LR can be compared to the bit."""
-    steps = single["steps"]
+    steps = single.steps
     for before, after in zip(steps, steps[1:], strict=False):
         bar = before.best * (1 - SCHEDULE.threshold)
-        assert abs(after.smoothed_loss - bar) > 1e6 * single["tolerance"]["loss"] * bar
+        assert abs(after.smoothed_loss - bar) > 1e6 * single.tolerance["loss"] * bar
     lrs = [step.lr[0] for step in steps]
     assert len(lrs) == STEPS and max(lrs) > 2 * lrs[0] and min(lrs) < lrs[0] / 2, "it raises and cuts"
     assert 5 < sum(step.grad_norm > 1 for step in steps) < STEPS - 5, "it clips in some steps"
 
 
 def test_one_process_measures_the_norm_of_torch(single):
-    for step, norm in zip(single["steps"], single["norms"], strict=True):
-        assert step.grad_norm == pytest.approx(norm, rel=single["tolerance"]["norm"], abs=0)
+    for step, norm in zip(single.steps, single.norms, strict=True):
+        assert step.grad_norm == pytest.approx(norm, rel=single.tolerance["norm"], abs=0)
 
 
-def test_every_rank_holds_the_same_bits(ranks):
-    for name, (steps, parameters) in ranks[0].items():
-        for rank, found in enumerate(ranks):
-            others, other_parameters = found[name]
-            assert others == steps, (name, rank)
-            assert all(torch.equal(other_parameters[key], parameters[key]) for key in parameters), (name, rank)
+@pytest.fixture(scope="module")
+def ranks_of():
+    """`ranks_of(world)`: that many processes, which stay."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda world: stack.enter_context(Ranks(world)))
 
 
-def test_an_engine_decides_as_one_process(ranks, single):
-    wanted = [(step.step, step.lr[0].hex(), step.skipped) for step in single["steps"]]
-    for name, (steps, _) in ranks[0].items():
-        assert [(step.step, step.lr[0].hex(), step.skipped) for step in steps] == wanted, name
+def trained(rank, engine, world):
+    net, opt, arguments, parameters = engine(rank, world)
+    return train(net, opt, **arguments), parameters(net)
 
 
-def test_an_engine_computes_what_one_process_does(ranks, single):
-    """Losses, norms before clipping and all parameters: but for rounding."""
-    for name, (steps, parameters) in ranks[0].items():
-        assert parameters.keys() == single["parameters"].keys(), name
-        found = differences(steps, parameters, single["steps"], single["parameters"])
-        assert all(value <= single["tolerance"][key] for key, value in found.items()), (name, found)
+CASES = [(world, engine) for world, engines in sorted(ENGINES.items()) for engine in engines]
+
+
+@pytest.mark.parametrize("world, engine", CASES, ids=lambda case: getattr(case, "__name__", f"{case} ranks"))
+def test_an_engine_trains_as_one_process(ranks_of, single, world, engine):
+    """It decides the same; losses, norms before clipping and all parameters are the same but for rounding."""
+    (steps, parameters), *others = ranks_of(world)(trained, engine, world)
+    for other_steps, other_parameters in others:
+        assert other_steps == steps
+        assert all(torch.equal(other_parameters[key], parameters[key]) for key in parameters), "not the same bits"
+    wanted = [(step.step, step.lr[0].hex(), step.skipped) for step in single.steps]
+    assert [(step.step, step.lr[0].hex(), step.skipped) for step in steps] == wanted
+    assert parameters.keys() == single.parameters.keys()
+    found = differences(steps, parameters, single.steps, single.parameters)
+    assert all(value <= single.tolerance[key] for key, value in found.items()), found

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 from support.oracle import Case, spec_trace, upstream_trace
-from support.ranks import run
 from torch.distributed.fsdp import fully_shard
 
 from greedylr_fused import FusedAdamW, GreedyLR
@@ -158,15 +157,6 @@ CASES = {
 }
 
 
-def all_cases(rank):
-    return {name: injected(rank, *case) for name, case in CASES.items()}
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    return run(all_cases, WORLD, timeout=100.0)
-
-
 def expected(steps, schedule):
     """LRs after each step by transformers, for which what is not finite is as bad as infinity; its mean over a window
     with that in it would be infinite for good, so that there this package's specification takes its place.
@@ -186,7 +176,7 @@ def expected(steps, schedule):
 def test_what_is_not_finite_leaves_no_trace(ranks, case):
     _, guard, losses, schedule = CASES[case]
     steps = plan(guard, losses)
-    first, second = (rank[case] for rank in ranks)
+    first, second = ranks(injected, *CASES[case])
     assert first == second, "the ranks differ"
     lrs, skipped, changed, _ = zip(*first, strict=True)
     assert list(skipped) == [sum(step.skipped for step in steps[: n + 1]) for n in range(STEPS)]

@@ -6,7 +6,6 @@ import io
 import pytest
 import torch
 import torch.distributed as dist
-from support.ranks import run
 from torch import nn
 
 from greedylr_fused import Cosine, DeviceSchedule, FusedAdamW, GreedyLR, Linear
@@ -89,7 +88,27 @@ def driven_and_resumed(rank, name):
     other.load_state_dict(saved)
     resumed.load_state_dict(numbers)
     again = train(twin, other, resumed, rank, range(SAVED, STEPS))
-    return {"lrs": first + rest, "again": again, "params": values(net), "twin": values(twin)}
+    assert again == rest
+    assert all(map(torch.equal, values(net), values(twin)))
+    return first + rest, values(net)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_from_outside_decides_as_within_one_process(ranks, name):
+    """And goes on from a consolidated checkpoint to the bit."""
+    net = model()
+    opt = FusedAdamW(groups(net, 0.01), lr=0.01, schedule=SCHEDULES[name], **PLAIN)
+    wanted = []
+    for step in range(STEPS):
+        gradients(net, step)
+        wanted.append(opt.last_lr())
+        opt.step(loss=(loss(step, 0) + loss(step, 1)) / 2)
+    assert len({lr for lr, _ in wanted}) > 5
+    for lrs, params in ranks(driven_and_resumed, name):
+        assert lrs == wanted
+        for ours, one in zip(params, net.parameters(), strict=True):
+            # the norm is added up in another order: an ulp of the clip coefficient at each step
+            torch.testing.assert_close(ours, one.detach(), rtol=STEPS * 2.0**-23, atol=STEPS * 2.0**-24)
 
 
 def plain_and_resumed(rank, dtype):
@@ -104,8 +123,13 @@ def plain_and_resumed(rank, dtype):
     other = zero(twin, state_dtype=torch.float32)
     other.load_state_dict(saved)
     steps(twin, other, range(5, 9))
-    kinds = {value.dtype for own in other.optim.state.values() for value in own.values()}
-    return {"params": values(net), "twin": values(twin), "kinds": kinds}
+    assert all(map(torch.equal, values(net), values(twin)))
+    assert {value.dtype for own in other.optim.state.values() for value in own.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_schedule_it_goes_on_to_the_bit(ranks, dtype):
+    ranks(plain_and_resumed, dtype)
 
 
 def steps(net, opt, which):
@@ -127,63 +151,19 @@ def from_torch(rank):
         if a in opt.optim.state
         for name in ("step", "exp_avg", "exp_avg_sq")
     ]
-    return all(own) and len(own) > 0, [group["lr"] for group in fresh.param_groups]
-
-
-def refused(rank):
-    with pytest.raises(TypeError) as error:
-        zero(model(), schedule=Linear(9))
-    return str(error.value)
-
-
-def cases(rank):
-    found = {name: driven_and_resumed(rank, name) for name in SCHEDULES}
-    found |= {str(dtype): plain_and_resumed(rank, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return found | {"from_torch": from_torch(rank), "refused": refused(rank)}
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    return run(cases, WORLD)
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_from_outside_decides_as_within_one_process(ranks, name):
-    net = model()
-    opt = FusedAdamW(groups(net, 0.01), lr=0.01, schedule=SCHEDULES[name], **PLAIN)
-    wanted = []
-    for step in range(STEPS):
-        gradients(net, step)
-        wanted.append(opt.last_lr())
-        opt.step(loss=(loss(step, 0) + loss(step, 1)) / 2)
-    assert len({lr for lr, _ in wanted}) > 5
-    for rank in ranks:
-        assert rank[name]["lrs"] == wanted
-        for ours, one in zip(rank[name]["params"], net.parameters(), strict=True):
-            # the norm is added up in another order: an ulp of the clip coefficient at each step
-            torch.testing.assert_close(ours, one.detach(), rtol=STEPS * 2.0**-23, atol=STEPS * 2.0**-24)
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_it_goes_on_from_a_consolidated_checkpoint_to_the_bit(ranks, name):
-    for rank in ranks:
-        assert rank[name]["again"] == rank[name]["lrs"][SAVED:]
-        assert all(map(torch.equal, rank[name]["params"], rank[name]["twin"]))
-
-
-@pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
-def test_without_a_schedule_it_goes_on_to_the_bit(ranks, dtype):
-    for rank in ranks:
-        assert all(map(torch.equal, rank[dtype]["params"], rank[dtype]["twin"]))
-        assert rank[dtype]["kinds"] == {torch.float32}
+    assert all(own) and own
+    assert [group["lr"] for group in fresh.param_groups] == [0.01, 0.005]
 
 
 def test_adamw_of_torch_hands_over(ranks):
-    for rank in ranks:
-        assert rank["from_torch"] == (True, [0.01, 0.005])
+    ranks(from_torch)
+
+
+def refused(rank):
+    message = r"expected None within ZeroRedundancyOptimizer, got Linear.*DeviceSchedule\(zero, schedule\)"
+    with pytest.raises(TypeError, match=message):
+        zero(model(), schedule=Linear(9))
 
 
 def test_a_schedule_inside_is_refused(ranks):
-    for rank in ranks:
-        assert "expected None within ZeroRedundancyOptimizer, got Linear" in rank["refused"]
-        assert "DeviceSchedule(zero, schedule)" in rank["refused"]
+    ranks(refused)
