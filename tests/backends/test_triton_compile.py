@@ -20,13 +20,14 @@ from support.machine_code import (  # noqa: E402
     TARGETS,
     TOOLS,
     accesses,
+    check_measure_loop,
+    check_update_loop,
     disassemble,
+    each,
     elements,
-    float64,
     floor,
     main_loops,
     matching,
-    mix_name,
     moved,
     needs_tools,
 )
@@ -101,7 +102,7 @@ def machine_code(kernel, tmp_path):
     return code
 
 
-@pytest.mark.parametrize(("target", "mix"), CASES, ids=lambda case: case if isinstance(case, int) else mix_name(case))
+@each(CASES)
 def test_update_code(target, mix, tmp_path, record_property):
     kernel = update(target, mix)
     code = machine_code(kernel, tmp_path)
@@ -120,10 +121,8 @@ def test_update_code(target, mix, tmp_path, record_property):
     assert moved(without) == floor(mix) * elements(without)
     assert moved(amsgrad) == floor(mix, amsgrad=True) * elements(amsgrad)
     for loop in (without, amsgrad):
-        assert matching(loop, r"MUFU\.(EX2|LG2|SIN|COS)") == 0
-        assert matching(loop, "MUFU") == 2 * elements(loop), "more than a root and a quotient per element"
-        assert F64 in mix or not float64(loop), "float64 in the element loop"
-        assert matching(loop, "BAR|LDS|STS|SHFL|ATOM") == 0
+        check_update_loop(loop, mix)
+        assert matching(loop, "LDS|STS") == 0
 
 
 def test_only_the_last_launch_closes():
@@ -155,10 +154,7 @@ def test_measure_code(target, dtype, l1, tmp_path, record_property):
     assert kernel.metadata.shared <= 1024, "more than the sums of four warps goes through shared memory"
     (loop,) = main_loops(code)
     assert accesses(loop).keys() == {("LDG", 128)}
-    added = matching(loop, "DFMA")  # one per element
-    assert added and moved(loop) == BYTES[dtype] * added
-    assert matching(loop, "DADD") == (added if l1 else 0), "the absolute values, which only L1 is to pay for"
-    assert matching(loop, "MUFU|BAR|LDS|STS|SHFL|DMUL") == 0
+    assert moved(loop) == BYTES[dtype] * check_measure_loop(loop, l1=l1)
 
 
 @pytest.mark.parametrize("l1", [False, True], ids=["", "l1"])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from support.foreign_warnings import SINGLE_PROCESS, TYPED_STORAGE
 from support.tensors import assert_same, snapshot
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -94,8 +95,8 @@ def test_round_trip(full, flatten, schedule):
     assert twin.last_lr() == opt.last_lr()
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")  # a single process
-@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # inside torch.distributed.checkpoint
+@SINGLE_PROCESS
+@TYPED_STORAGE
 def test_model_and_optimizer_together_through_a_file(tmp_path):
     import torch.distributed.checkpoint as dcp
 
@@ -173,7 +174,7 @@ def test_a_step_without_loss_at_lr_0_is_an_error_once_there_is_state():
         opt.step()
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # a single process is what is meant
+@SINGLE_PROCESS
 @pytest.mark.parametrize("flatten", [False, True])
 def test_the_checkpoint_of_torchs_adamw_is_one_of_a_plain_optimizer(flatten, tmp_path):
     """Distributed checkpointing compares keys: a plain optimizer has those of torch's and no more."""

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from resharding import LOSSES, VARIANTS, differences, load_sharded, network, save_sharded
+from support.foreign_warnings import FSDP1, SINGLE_PROCESS, TYPED_STORAGE
 from support.ranks import run
 from torch import nn
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -34,11 +35,11 @@ from greedylr_fused import FusedAdamW
 WORLD = 2
 FULL = StateDictOptions(full_state_dict=True)
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*FSDP.* deprecated:FutureWarning"),  # FSDP1, which many still run
+    FSDP1,
     pytest.mark.filterwarnings("ignore:.*ShardedTensor.* deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`_get_pg_default_device`:UserWarning"),  # of FSDP1 itself
     pytest.mark.filterwarnings("ignore:Multiple backends are registered:UserWarning"),
-    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),  # inside torch.distributed.checkpoint
+    TYPED_STORAGE,
 ]
 
 
@@ -186,7 +187,7 @@ def alone(variant):
     return in_full(by_name(net, opt))
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # of the reference, which is one process
+@SINGLE_PROCESS  # the reference
 def test_from_engine_to_engine(tmp_path):
     wanted = {variant: alone(variant) for variant in VARIANTS}
     for rank in run(move, WORLD, str(tmp_path)):

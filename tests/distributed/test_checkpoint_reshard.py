@@ -17,6 +17,7 @@ from resharding import (
     sharded,
     train,
 )
+from support.foreign_warnings import TYPED_STORAGE
 from support.ranks import run
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -30,7 +31,7 @@ WORLDS = (1, 2, 3, 4)
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 SPREAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # inside torch.distributed.checkpoint
+pytestmark = TYPED_STORAGE
 
 
 def save_full(net, opt, path):

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
+from support.foreign_warnings import FSDP1, FSDP2_VIEW, TYPED_STORAGE
 from support.ranks import run
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "distributed.md"
@@ -14,9 +14,7 @@ BLOCKS = [
     (TEXT[: found.start()].count("\n") + 2, found[1])
     for found in re.finditer(r"^```python\n(.*?)^```", TEXT, re.S | re.M)
 ]
-#: What torch warns of in its own code, or of an engine that users still have.
-IGNORED = ["ignore:.*FSDP.* deprecated:FutureWarning", "ignore:TypedStorage is deprecated:UserWarning"]
-IGNORED += ["ignore:FSDP2-wrapped module .* returned a view:UserWarning"]
+pytestmark = [FSDP1, TYPED_STORAGE, FSDP2_VIEW]
 
 
 def execute(rank, blocks):
@@ -35,7 +33,6 @@ def execute(rank, blocks):
     return found
 
 
-@pytest.mark.filterwarnings(*IGNORED)
 def test_blocks_run():
     ranks = run(execute, 4, BLOCKS[1:])
     assert all(found == ranks[0] for found in ranks)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
+from support.foreign_warnings import FSDP2_VIEW
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
@@ -17,7 +18,7 @@ from training import Net
 
 from greedylr_fused import FusedAdamW, GreedyLR
 
-pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")  # nobody writes to it
+pytestmark = FSDP2_VIEW
 WORLD = 2
 SCHEDULE = GreedyLR(patience=0, factor=0.7, smooth=False)
 

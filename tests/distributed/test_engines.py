@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 from engines import ENGINES
+from support.foreign_warnings import FSDP2_VIEW
 from support.ranks import Ranks
 from training import BATCH, SCHEDULE, STEPS, alone, train
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor"),  # which nobody writes to
+    FSDP2_VIEW,
     pytest.mark.filterwarnings("ignore:The `NO_SHARD` sharding strategy is deprecated"),
 ]
 

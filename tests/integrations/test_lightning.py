@@ -9,13 +9,14 @@ import torch
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from lightning_support import BATCHES, LR, Batches, Net, assert_traced, fit, greedy, half, trainer
+from support.foreign_warnings import LEAF_SPEC, NO_LOSS
 from support.host_reads import no_host_read
 from support.tensors import assert_same, snapshot
 
 from greedylr_fused import Cosine
 from greedylr_fused.integrations.lightning import ObserveLoss
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning 2.6 with PyTorch 2.13
+pytestmark = LEAF_SPEC
 
 
 def test_nothing_at_all_is_needed(tmp_path):
@@ -106,7 +107,7 @@ def test_losses_of_validation_are_not_observed(tmp_path, callbacks):
     assert_traced(net, run.optimizers[0], 2 * BATCHES)
 
 
-@pytest.mark.filterwarnings("ignore:.*training_step. returned .None.*:UserWarning")
+@NO_LOSS
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_training_step_without_a_loss_decides_nothing(tmp_path, parts):
     net = Watched(none_at=(0, 5, 8))  # 8 and 9 are the first window of the second pass

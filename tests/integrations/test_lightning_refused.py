@@ -10,13 +10,14 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning_support import BATCHES, Batches, Net, Recorder, assert_traced, fit, half, trainer
+from support.foreign_warnings import LEAF_SPEC, NO_LOSS
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from greedylr_fused import Cosine, FusedAdamW, GreedyLR, ReduceOnPlateau
 from greedylr_fused.integrations import lightning as integration
 from greedylr_fused.integrations.lightning import ObserveLoss
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning 2.6 with PyTorch 2.13
+pytestmark = LEAF_SPEC
 
 
 def refused(tmp_path, net, match, **options):
@@ -112,7 +113,7 @@ def test_without_the_callback_a_loss_scale_leaves_no_loss(tmp_path):
         fit(Net(), tmp_path, **half())
 
 
-@pytest.mark.filterwarnings("ignore:.*training_step. returned .None.*:UserWarning")
+@NO_LOSS
 def test_without_the_callback_a_training_step_must_return_a_loss(tmp_path):
     with pytest.raises(RuntimeError, match="got no loss, but its schedule GreedyLR"):
         fit(Net(none_at=(3,)), tmp_path)

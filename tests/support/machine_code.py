@@ -45,6 +45,13 @@ def mix_name(mix: Mix) -> str:
     return "-".join(dtype.name for dtype in mix)
 
 
+def each(cases: list[tuple[int, Mix]]) -> pytest.MarkDecorator:
+    """A test of each target and mix."""
+    return pytest.mark.parametrize(
+        ("target", "mix"), cases, ids=lambda case: case if isinstance(case, int) else mix_name(case)
+    )
+
+
 @dataclass(frozen=True)
 class Code:
     """One kernel: (label or opcode, operands) in order, and registers per thread."""
@@ -134,3 +141,18 @@ def floor(mix: Mix, *, amsgrad: bool = False) -> int:
     """Bytes per parameter that an update cannot do without: each stream read, all but the gradient written."""
     param, grad, state = (BYTES[dtype] for dtype in mix)
     return 2 * param + grad + (6 if amsgrad else 4) * state
+
+
+def check_update_loop(loop: Loop, mix: Mix) -> None:
+    """What holds for a loop over elements, whoever compiled it."""
+    assert matching(loop, "MUFU") == 2 * elements(loop), "more than a root and a quotient per element"
+    assert matching(loop, r"MUFU\.(EX2|LG2|SIN|COS)|BAR|ATOM|SHFL") == 0
+    assert DType.F64 in mix or not float64(loop), "float64 in a loop over elements"
+
+
+def check_measure_loop(loop: Loop, *, l1: bool) -> int:
+    """What holds for a loop that adds up gradients. Returns how many elements one turn adds."""
+    added = matching(loop, "DFMA")  # one per element
+    assert matching(loop, "DADD") == (added if l1 else 0), "the absolute values, which only L1 is to pay for"
+    assert added and matching(loop, "MUFU|BAR|LDS|STS|SHFL|DMUL") == 0
+    return added
