@@ -9,7 +9,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from resharding import LOSSES, VARIANTS, differences, load_sharded, network, save_sharded
 from support.foreign_warnings import FSDP1, SINGLE_PROCESS, TYPED_STORAGE
-from support.ranks import run
 from torch import nn
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import (
@@ -166,10 +165,9 @@ def in_full(state):
     return found | {"lr": float(group["lr"]), "control": repr(sorted(group.get("control", {}).items()))}
 
 
-def move(rank, folder):
+def move(rank, folder, wanted):
     """A step on each engine in turn."""
-    found = {}
-    for variant in VARIANTS:
+    for variant, values in wanted.items():
         net, opt = build(single, variant, seed=0)
         for step, (_, save, load) in enumerate(MOVES[:-1]):
             train(net, opt, [step])
@@ -177,8 +175,7 @@ def move(rank, folder):
             save(net, opt, path)
             net, opt = build(MOVES[step + 1][0], variant)
             load(net, opt, path)
-        found[variant] = in_full(by_name(net, opt))
-    return found
+        assert differences(in_full(by_name(net, opt)), values) == [], variant
 
 
 def alone(variant):
@@ -188,11 +185,8 @@ def alone(variant):
 
 
 @SINGLE_PROCESS  # the reference
-def test_from_engine_to_engine(tmp_path):
-    wanted = {variant: alone(variant) for variant in VARIANTS}
-    for rank in run(move, WORLD, str(tmp_path)):
-        for variant, values in wanted.items():
-            assert differences(rank[variant], values) == [], variant
+def test_from_engine_to_engine(ranks, tmp_path):
+    ranks(move, str(tmp_path), {variant: alone(variant) for variant in VARIANTS})
 
 
 #: How torch.optim.AdamW and a plain FusedAdamW hand over to each other.
@@ -217,8 +211,7 @@ def values(net, opt):
 
 
 def hand_over(rank, folder):
-    """AdamW, FusedAdamW, AdamW: what each has, and what the next has after loading."""
-    found = {}
+    """AdamW, FusedAdamW, AdamW: after loading, the next has what the one before had."""
     for name, (engine, save, load) in HANDS.items():
         kinds = [torch.optim.AdamW, FusedAdamW, torch.optim.AdamW]
         net, opt = build(engine, "plain", seed=0, kind=kinds[0])
@@ -229,9 +222,8 @@ def hand_over(rank, folder):
             before = values(net, opt)
             net, opt = build(engine, "plain", kind=kinds[(step + 1) % 3])
             load(net, opt, path)
-            found[name, kind.__name__, step] = differences(values(net, opt), before)
-    found["driven"] = driven_from_torch(f"{folder}/fsdp2 0")
-    return found
+            assert differences(values(net, opt), before) == [], (name, kind, step)
+    driven_from_torch(f"{folder}/fsdp2 0")
 
 
 def driven_from_torch(path):
@@ -244,11 +236,9 @@ def driven_from_torch(path):
     set_state_dict(net, opt, model_state_dict=state["model"], optim_state_dict=state["optim"])
     train(net, opt, range(1))
     metrics = opt.metrics()
-    return opt.state[next(net.parameters())]["step"].item(), metrics.step, metrics.best, metrics.lr
+    assert opt.state[next(net.parameters())]["step"].item() == metrics.step == 2
+    assert metrics.best == LOSSES[0] and metrics.lr == (0.01 / 0.7,)
 
 
-def test_torchs_adamw_hands_over_and_takes_back(tmp_path):
-    for rank in run(hand_over, WORLD, str(tmp_path)):
-        assert rank.pop("driven") == (2, 2, LOSSES[0], (0.01 / 0.7,))
-        assert len(rank) == 3 * len(HANDS)
-        assert [case for case, found in rank.items() if found] == []
+def test_torchs_adamw_hands_over_and_takes_back(ranks, tmp_path):
+    ranks(hand_over, str(tmp_path))

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -46,10 +47,9 @@ def summed(kind, given, out):
 
 
 def on_a_rank(rank):
-    """Of each case, and then of FSDP2: what this rank's micro-batches add, and what optimizer and log say."""
+    """Of each case, and then of FSDP2."""
     with launched(rank) as folder:
-        ddp = [under_ddp(kind, folder, options) for kind, options in CASES]
-        return ddp, under_fsdp(folder)
+        return [*(under_ddp(kind, folder, options) for kind, options in CASES), under_fsdp(folder)]
 
 
 def trained(kind, folder, resume=None, **options):
@@ -61,9 +61,20 @@ def trained(kind, folder, resume=None, **options):
     return trainer, record
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A run as one rank saw it, by step."""
+
+    added: list[list[tuple[float, int]]]
+    """What the rank's micro-batches add to the loss, and by how many that is divided."""
+    observed: list[float]
+    lrs: list[float]
+    logged: list[float]
+
+
 def summary(kind, trainer, record):
     added = [[summed(kind, *micro) for micro in window] for window in record.windows]
-    return added, record.observed, record.lrs, logged(trainer, "learning_rate")
+    return Seen(added, record.observed, record.lrs, logged(trainer, "learning_rate"))
 
 
 def under_ddp(kind, folder, options):
@@ -71,7 +82,7 @@ def under_ddp(kind, folder, options):
 
 
 def under_fsdp(folder):
-    """Also the state at the end: of the run, and of one that was resumed from its checkpoint."""
+    """A run that is resumed from a checkpoint of it ends in the same state."""
     shared = [folder]
     dist.broadcast_object_list(shared)  # each rank writes its part
     whole, resumed = f"{shared[0]}/whole", f"{shared[0]}/resumed"
@@ -84,7 +95,9 @@ def under_fsdp(folder):
     assert logged(other, "grad_norm") == logged(trainer, "grad_norm")
     states = [snapshot(inner(each.optimizer), control=False) for each in (trainer, other)]
     wholes = [{name: getattr(value, "full_tensor", lambda v=value: v)() for name, value in s.items()} for s in states]
-    return *summary("language", trainer, record), after.lrs, *wholes
+    assert after.lrs == record.lrs[3:]
+    assert_same(*wholes)
+    return summary("language", trainer, record)
 
 
 def as_if_on_gpus(*args, **kwargs):
@@ -111,23 +124,19 @@ def losses_of_rank(own, other, options):
 
 def check(options, first, second):
     """The LRs are the oracle's, of the mean of both ranks' losses."""
-    assert first[1:4] == second[1:4]
-    added, observed, lrs, shown = first[:4]
-    sums = losses_of_rank(added, second[0], options), losses_of_rank(second[0], added, options)
+    assert (first.observed, first.lrs, first.logged) == (second.observed, second.lrs, second.logged)
+    sums = losses_of_rank(first.added, second.added, options), losses_of_rank(second.added, first.added, options)
     assert sums[0] != sums[1]
     losses = [(a + b) / 2 for a, b in zip(*sums, strict=True)]
-    assert observed == losses
-    assert lrs == oracle_lrs(losses) and shown == [LR, *lrs[:-1]]
-    assert len({LR, *lrs}) > 2
+    assert first.observed == losses
+    assert first.lrs == oracle_lrs(losses) and first.logged == [LR, *first.lrs[:-1]]
+    assert len({LR, *first.lrs}) > 2
 
 
 @pytest.mark.slow
 def test_ddp_and_fsdp():
     """In one test, since ranks that import transformers take seconds to start."""
-    (ddp, fsdp), (other_ddp, other_fsdp) = ranks.run(on_a_rank, 2, timeout=100.0)
-    for (_, options), first, second in zip(CASES, ddp, other_ddp, strict=True):
+    default = dict(average_tokens_across_devices=True)  # of FSDP2
+    all_options = [*(options for _, options in CASES), default]
+    for options, first, second in zip(all_options, *ranks.run(on_a_rank, 2, timeout=100.0), strict=True):
         check(options, first, second)
-    check(dict(average_tokens_across_devices=True), fsdp, other_fsdp)  # the default
-    for _, _, lrs, _, after, whole, resumed in (fsdp, other_fsdp):
-        assert after == lrs[3:]
-        assert_same(whole, resumed)
