@@ -72,8 +72,8 @@ def _add(where: str, row: dict[str, Any], steps: dict[int, list[float]]) -> None
         )
     if step in steps:
         raise ValueError(
-            f"{where}: expected each step once, got step {step} a second time, as of a run that went on from a "
-            "checkpoint; delete the lines that it left behind"
+            f"{where}: expected each step once, got step {step} a second time, as of a run that was begun again, or "
+            "went on from a checkpoint; delete the earlier lines, from that step on"
         )
     steps[step] = [math.nan if value is None else float(value) for value in values]
 
@@ -90,9 +90,9 @@ def _whole(path: Path, name: str, steps: dict[int, list[float]]) -> list[list[fl
     """
     first, last = min(steps), max(steps)
     if len(steps) != last - first + 1:
-        missing = next(step for step in range(first, last) if step not in steps)
+        missing = [step for step in range(first, last) if step not in steps]
         raise ValueError(
-            f"{path}: expected each step of {name} from {first} to {last} once, got no line of step {missing}; record "
-            "the whole run"
+            f"{path}: expected each step of the run {name!r} from {first} to {last} once, got no line of "
+            f"{len(missing)} of them, the first of step {missing[0]}; record the whole run"
         )
     return [steps[step] for step in range(first, last + 1)]

@@ -103,7 +103,7 @@ def one_loss(loss: Any, result: Any, *, observed: bool, driven: bool) -> Any:
     if len(given) + observed > 1:
         raise ValueError(
             "FusedAdamW.step() got the loss more than once, allowed is once: step(loss=loss), the closure's return "
-            "value, or observe() before step(); drop all but one"
+            "value, or observe() before step(); drop all but one, or call discard_observed() where a step was given up"
         )
     for value in given:
         check_loss(value)

@@ -116,14 +116,14 @@ class Rates:
             raise TypeError(f"learning rate of parameter group {index}: got {lr!r}, allowed is a number or a tensor")
         low, high = self._control.bounds[index]
         bounded = self._control.needs_loss and not self._control.follows_steps
-        if not bounded and not 0.0 <= lr < math.inf:
+        if not 0.0 <= lr < math.inf:
             raise ValueError(
                 f"learning rate of parameter group {index}: got {lr!r}, allowed is a finite number >= 0; correct what "
-                "wrote it, such as the function given to LambdaLR"
+                "wrote it, such as your call of set_lr() or a function given to LambdaLR"
             )
         if bounded and not low <= lr <= high:
             raise ValueError(
-                f"learning rate of parameter group {index}: got {lr!r}, allowed is {low} to {high} (the schedule's "
+                f"learning rate of parameter group {index}: got {lr!r}, allowed is {low:g} to {high:g} (the schedule's "
                 "min_lr and max_lr); write one within, or construct the schedule with bounds that enclose it"
             )
         share = self._mirror.fraction if self._control.follows_steps else 0.0
@@ -174,5 +174,7 @@ def per_group(value: float | Tensor | Sequence[float], n_groups: int) -> list[fl
         raise TypeError(f"learning rate: got {value!r}, allowed is a number, or a sequence of one per parameter group")
     values = [float(item) for item in value]
     if len(values) != n_groups:
-        raise ValueError(f"got {len(values)} learning rates, allowed is one, or one per parameter group ({n_groups})")
+        raise ValueError(
+            f"learning rate: got {len(values)} of them, allowed is one, or one per parameter group; pass {n_groups}"
+        )
     return values

@@ -37,6 +37,8 @@ def check(opt: Any, sinks: tuple[Any, ...], capacity: Any, every: Any, seconds: 
             f"Recorder: got {type(opt).__name__}, allowed is a FusedAdamW or a DeviceSchedule; pass the optimizer "
             "itself, not what a framework has wrapped around it (its .optimizer or .optim)"
         )
+    if not isinstance(grad_norms, bool):
+        raise TypeError(f"grad_norms: expected True or False, got {grad_norms!r}; write True, for every step's")
     if grad_norms and not isinstance(opt, FusedAdamW):
         raise TypeError(
             f"grad_norms: expected False for a {type(opt).__name__}, which sees no gradients, got {grad_norms!r}; "

@@ -1,10 +1,12 @@
 """Addresses, sizes and the list of work of an optimizer's tensors, in memory that does not move.
 
-What is looked at before a step? `watch.py` (compiled: `csrc/host/watch.cpp`), in this order: that groups and states
-hold the same objects; that parameters and moments lie where they lay; whether hyper-parameters changed; where each
-gradient lies, and whether a kernel can read it there. `table.py` is what a backend is given, `entry.py` one parameter
-of it, `formats.py` the names that tables and kernels share, `copies.py` parameters kept in 16 bits beside their
-masters, `dtensor.py` the part of a distributed tensor on this rank, `direct.py` where an object holds its memory.
+What is looked at before a step? In `step` of `optimizer.py` the loss, then learning rates that were written, and then
+by `watch.py` (compiled: `csrc/host/watch.cpp`): that groups hold the same parameters, and whether hyper-parameters
+changed; that states hold the same moments, where they lay; that parameters without state still have no gradient; and of
+each parameter, that it lies where it lay, where its gradient lies, and whether a kernel can read it there. `table.py`
+is what a backend is given, `entry.py` one parameter of it, `formats.py` the names that tables and kernels share,
+`copies.py` parameters kept in 16 bits beside their masters, `dtensor.py` the part of a distributed tensor on this rank,
+`direct.py` where an object holds its memory.
 """
 
 from greedylr_fused.tensors import watch
