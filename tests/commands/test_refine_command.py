@@ -67,7 +67,11 @@ def test_steps_without_a_line_are_refused_by_their_numbers(tmp_path, capsys, gap
         with path.open("a") as file:
             file.write('{"step": 25, "lost": 5}\n')
     lines(path, NORMS[25:], start=26)
-    says = "5 steps up to 25 that were lost" if gap == "lost" else "from 1 to 40 once, got no line of 5 of them, the first of step 21"
+    says = (
+        "5 steps up to 25 that were lost"
+        if gap == "lost"
+        else "from 1 to 40 once, got no line of 5 of them, the first of step 21"
+    )
     assert says in refused(capsys, path)
 
 
