@@ -77,8 +77,9 @@ def lr_of(group: Mapping[str, Any]) -> Any:
     left "initial_lr" there, brought below it by rounding, as LinearLR does at `end_factor=0`.
     """
     lr = group["lr"]
-    rounding = _ROUNDING * float(group.get("initial_lr", 0.0)) if is_number(lr) and lr < 0 else 0.0
-    return 0.0 if rounding and lr >= -rounding else lr
+    if not isinstance(lr, float) or lr >= 0.0:  # as at nearly every step
+        return lr
+    return 0.0 if lr >= -_ROUNDING * float(group.get("initial_lr", 0.0)) else lr
 
 
 def check_group(group: dict[str, Any], index: int) -> None:
@@ -105,7 +106,7 @@ def check_group(group: dict[str, Any], index: int) -> None:
     if not 0.0 <= float(lr_of(group)) < math.inf:
         refuse("lr", "a finite number >= 0", "write lr=3e-4")
     betas = group["betas"]
-    pair = hasattr(betas, "__getitem__") and hasattr(betas, "__len__") and len(betas) == 2
+    pair = getattr(betas, "shape", None) == (2,) or (isinstance(betas, Sequence) and len(betas) == 2)
     if not pair or not all(is_number(b) or (isinstance(b, Tensor) and b.numel() == 1) for b in betas):
         refuse("betas", "a pair of numbers in [0, 1)", "write betas=(0.9, 0.999)")
     group["betas"] = betas = (float(betas[0]), float(betas[1]))
