@@ -11,9 +11,10 @@ import contextlib
 import datetime
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -178,10 +179,14 @@ def started_again_on_several_nodes() -> bool:
     return nodes not in ("", "1") and restarts not in ("", "0")
 
 
+def _started_by_torchrun() -> bool:
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
     """The processes that torchrun started, connected: over the network on the host, over NCCL between GPUs."""
-    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
+    if not _started_by_torchrun():
         yield Ranks()
         return
     backend = "gloo"
@@ -197,3 +202,16 @@ def joined() -> Iterator[Ranks]:
         yield ranks
     finally:
         dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code; a rank without the end of its interpreter.
+
+    After FSDP, torch's DTensor caches keep the process group alive, destroyed or not, and with it gloo's threads. One
+    that lets go of the last exchange's tensor while the interpreter ends aborts the process (pytorch issue 190489).
+    """
+    if not _started_by_torchrun():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

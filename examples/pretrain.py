@@ -39,7 +39,7 @@ from command_line import Request, parse
 from config import Config, check_ranks, new_config, resumed_config
 from data import Corpus, load_corpus
 from display import Display
-from engine import Ranks, joined, started_again_on_several_nodes
+from engine import Ranks, joined, leave, started_again_on_several_nodes
 from errors import UsageError, WriteError
 from interrupt import Interrupt
 from trainer import Trainer
@@ -250,4 +250,4 @@ def describe(run: Run) -> str:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(line_buffering=True)  # a log file has each line at once, and keeps it if this is killed
-    sys.exit(main())
+    leave(main())

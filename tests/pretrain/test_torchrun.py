@@ -68,3 +68,21 @@ def test_torchrun_starts_a_killed_job_again_and_it_goes_on(tmp_path):
     assert said.count("micro: 26,784 parameters") == 2 and said.count("written to run/") == 1, said
     assert_same_run(straight / "run", killed / "run")
     assert [row["step"] for row in lines(killed / "run") if "loss" in row] == list(range(1, STEPS + 1))
+
+
+LEAVES = """
+import atexit, sys
+sys.path.insert(0, sys.argv[1])
+from engine import leave
+atexit.register(print, "the interpreter came to its end")
+print("done")
+leave(3)
+"""
+
+
+def test_a_rank_leaves_before_its_interpreter_ends():
+    """Gloo's threads would abort some of them there, once all is written."""
+    environment = os.environ | dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"), "0")
+    command = [sys.executable, "-c", LEAVES, EXAMPLES]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=LIMIT)
+    assert done.returncode == 3 and done.stdout == "done\n"
