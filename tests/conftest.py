@@ -29,7 +29,7 @@ NATIVE = Budget(
     elements=150_000,
 )
 # The interpreter takes milliseconds per kernel where a GPU takes microseconds. Only amounts shrink.
-INTERPRETED = Budget(control_steps={"triton": 400}, trajectory=8, rounds=1, elements=2_000)
+INTERPRETED = Budget(control_steps={"triton": 300}, trajectory=5, rounds=1, elements=2_000)
 
 
 def interpreted() -> bool:
