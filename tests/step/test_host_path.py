@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from greedylr_fused import FusedAdamW, GreedyLR
 
-STEPS, STRETCHES = 600, 3
+STEPS, STRETCHES = 1_000, 3
 SCHEDULE = GreedyLR(patience=2, smooth=True, window_size=5)
 
 
