@@ -97,7 +97,7 @@ class FusedAdamW(Optimizer):
             options.check_group(group, index)
             options.check_params(group["params"], state_dtype)
         self._listeners: list[Listener] = []
-        ranks = Ranks(process_group, partitions, driven=options.needs_loss(schedule))
+        ranks = Ranks(process_group, partitions, needs_loss=options.needs_loss(schedule))
         self._engine = Engine(backend, self._device(), state_dtype, ranks)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
         self._rates = self._new_rates()
@@ -156,7 +156,7 @@ class FusedAdamW(Optimizer):
             options.warn_of_frozen(self.param_groups, self.state)
             self._rates.pull(self.param_groups)
             for listener in self._listeners:
-                listener.stepped()
+                listener.after_step()
         except BaseException:
             control.discard_observed()
             raise
@@ -320,7 +320,7 @@ class FusedAdamW(Optimizer):
         made = checkpoint.set_state(self, state)
         if made is not None:
             self._listeners = []  # those of the original go on with it
-            self._engine = checkpoint.engine(made, self._device(), driven=options.needs_loss(self._schedule))
+            self._engine = checkpoint.engine(made, self._device(), needs_loss=options.needs_loss(self._schedule))
             self._control = self._new_control(checkpoint.starting_lrs(made))
             checkpoint.fill(self._control, made)
             self._rates = self._new_rates()
@@ -337,7 +337,7 @@ class FusedAdamW(Optimizer):
     def _new_rates(self) -> Rates:
         """The host's view of the control as it is now."""
         checkpoint.mark(self.param_groups, with_control=self._schedule is not None)
-        return Rates(self._control, self.param_groups, driven=self._schedule is not None)
+        return Rates(self._control, self.param_groups, has_schedule=self._schedule is not None)
 
     def _device(self) -> torch.device:
         """Where the parameters are; torch allows to move a model, or give it memory, after construction."""
@@ -360,7 +360,7 @@ class FusedAdamW(Optimizer):
         self._engine.discard()
         self._rates = self._new_rates()
         for listener in self._listeners:
-            listener.restarted()
+            listener.after_restart()
 
     def _take_written(self) -> None:
         """Take over the learning rates that the host wrote to the groups."""
@@ -375,7 +375,7 @@ class FusedAdamW(Optimizer):
         """A graph that was captured with a step in it was replayed: show what is known by now."""
         self._rates.pull(self.param_groups)
         for listener in self._listeners:
-            listener.replayed()
+            listener.after_replay()
 
     def _measure_norms(self) -> None:
         """Let each step measure the 2-norm and the 1-norm of all gradients, from now on. Every rank must call it.

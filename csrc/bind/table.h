@@ -59,10 +59,10 @@ inline std::vector<Launch> checked_launches(const std::vector<LaunchTuple>& tupl
     return launches;
 }
 
-inline Table make_table(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper, uintptr_t steps,
-                        uintptr_t norm_weight, uintptr_t chunk_tensor, uintptr_t chunk_index,
-                        int64_t n_tensors, int64_t n_chunks, int64_t chunk, uintptr_t control,
-                        uintptr_t curve, bool l1) {
+inline TensorTable make_table(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper,
+                              uintptr_t steps, uintptr_t norm_weight, uintptr_t chunk_tensor,
+                              uintptr_t chunk_index, int64_t n_tensors, int64_t n_chunks, int64_t chunk,
+                              uintptr_t control, uintptr_t curve, bool l1) {
     if (chunk <= 0) throw py::value_error("chunk is " + std::to_string(chunk) + "; it must be positive");
     return {pointer<const int64_t>(ptrs),
             pointer<const int64_t>(numel),

@@ -12,46 +12,53 @@ namespace greedylr {
 // What one tensor's elements share, in double; rounded once to the type of the arithmetic.
 template <typename T>
 struct Coefficients {
-    T mult;          // gradient multiplier, negated to maximize
-    T decay;         // 1 - lr * weight_decay
-    T beta1, w1;     // w1 = 1 - beta1
-    T beta2, w2;     // w2 = 1 - beta2
-    T step_size;     // lr / (1 - beta1^t)
-    T inv_bc2_sqrt;  // 1 / sqrt(1 - beta2^t)
+    T grad_multiplier;            // negated to maximize
+    T decay;                      // 1 - lr * weight_decay
+    T beta1, weight1;             // weight1 = 1 - beta1
+    T beta2, weight2;             // weight2 = 1 - beta2
+    T step_size;                  // lr / (1 - beta1^t)
+    T inv_bias_correction2_sqrt;  // 1 / sqrt(1 - beta2^t)
     T eps;
 };
 
 inline namespace GREEDYLR_ISA {
 
-// `hyper` is one row of Table::hyper, `taken` the steps that the tensor has already taken.
+// `hyper` is one row of TensorTable::hyper, `steps_taken` the steps that the tensor has already taken.
 HOST_DEVICE inline Coefficients<double> coefficients(const double* hyper, double lr, double grad_multiplier,
-                                                     float taken) {
-    const double t = double(taken) + 1.0;
+                                                     float steps_taken) {
+    const double t = double(steps_taken) + 1.0;
     const double beta1 = hyper[BETA1], beta2 = hyper[BETA2];
     Coefficients<double> k;
-    k.mult = hyper[MAXIMIZE] != 0.0 ? -grad_multiplier : grad_multiplier;
+    k.grad_multiplier = hyper[MAXIMIZE] != 0.0 ? -grad_multiplier : grad_multiplier;
     k.decay = 1.0 - mul(lr, hyper[WEIGHT_DECAY]);
     k.beta1 = beta1;
-    k.w1 = 1.0 - beta1;
+    k.weight1 = 1.0 - beta1;
     k.beta2 = beta2;
-    k.w2 = 1.0 - beta2;
+    k.weight2 = 1.0 - beta2;
     k.step_size = lr / (1.0 - pow(beta1, t));
-    k.inv_bc2_sqrt = 1.0 / sqrt(1.0 - pow(beta2, t));
+    k.inv_bias_correction2_sqrt = 1.0 / sqrt(1.0 - pow(beta2, t));
     k.eps = hyper[EPS];
     return k;
 }
 
 template <typename T>
 HOST_DEVICE inline Coefficients<T> rounded(const Coefficients<double>& k) {
-    return {T(k.mult), T(k.decay),     T(k.beta1),        T(k.w1), T(k.beta2),
-            T(k.w2),   T(k.step_size), T(k.inv_bc2_sqrt), T(k.eps)};
+    return {T(k.grad_multiplier),
+            T(k.decay),
+            T(k.beta1),
+            T(k.weight1),
+            T(k.beta2),
+            T(k.weight2),
+            T(k.step_size),
+            T(k.inv_bias_correction2_sqrt),
+            T(k.eps)};
 }
 
 // torch.lerp starts at the nearer end point. Asked once per tensor: a branch inside the loop defeats the
 // vectoriser.
 template <typename T>
 HOST_DEVICE inline bool starts_at_old(const Coefficients<T>& k) {
-    return k.w1 < T(0.5);
+    return k.weight1 < T(0.5);
 }
 
 // The C functions, not their std:: overloads: an inline library template instantiated for one instruction set
@@ -63,20 +70,20 @@ HOST_DEVICE inline double square_root(double x) { return sqrt(x); }
 template <bool AMSGRAD, bool FROM_OLD, typename T>
 HOST_DEVICE inline void adamw_element(T& p, T g, T& m, T& v, T& vmax, const Coefficients<T>& k) {
     // A1: clip, unscale and maximize are one factor.
-    g = g * k.mult;
+    g = g * k.grad_multiplier;
     // A2: decoupled decay, before the update.
     p = p * k.decay;
-    // A3: torch.lerp(m, g, w1).
-    m = FROM_OLD ? m + k.w1 * (g - m) : g - (g - m) * k.beta1;
+    // A3: torch.lerp(m, g, weight1).
+    m = FROM_OLD ? m + k.weight1 * (g - m) : g - (g - m) * k.beta1;
     // A4: two products, so that v = inf stays inf.
-    v = v * k.beta2 + k.w2 * g * g;
+    v = v * k.beta2 + k.weight2 * g * g;
     // A5: a NaN wins the maximum, as in torch.maximum.
     T u = v;
     if (AMSGRAD) {
         vmax = (v > vmax || v != v) ? v : vmax;
         u = vmax;
     }
-    const T denom = square_root(u) * k.inv_bc2_sqrt + k.eps;
+    const T denom = square_root(u) * k.inv_bias_correction2_sqrt + k.eps;
     // A6
     p = p - k.step_size * (m / denom);
 }

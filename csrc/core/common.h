@@ -51,8 +51,8 @@ static_assert(
     MIX_COUNT == 13,
     "F32 and F64 with themselves, 2 x 4 of 16 bits, F32 with BF16 moments, F32 with 16-bit gradients");
 
-// Rows of Table::ptrs. COPY_*: where an F32 parameter is also written to, in that format, after its update; 0
-// for nowhere. Only the CPU loops read them.
+// Rows of TensorTable::ptrs. COPY_*: where an F32 parameter is also written to, in that format, after its
+// update; 0 for nowhere. Only the CPU loops read them.
 enum Row : int {
     PARAM = 0,
     GRAD = 1,
@@ -64,12 +64,12 @@ enum Row : int {
     ROW_COUNT = 7
 };
 
-// Columns of Table::hyper.
+// Columns of TensorTable::hyper.
 enum Hyper : int { BETA1 = 0, BETA2 = 1, EPS = 2, WEIGHT_DECAY = 3, MAXIMIZE = 4, HYPER_COUNT = 6 };
 
 // One optimizer's tensors, as plain pointers. N tensors, C chunks, G groups; chunk k of a tensor covers its
 // elements [k * chunk, min(numel, (k + 1) * chunk)).
-struct Table {
+struct TensorTable {
     const int64_t* ptrs;          // [ROW_COUNT, N] addresses; GRAD 0: no gradient, leave the tensor alone
     const int64_t* numel;         // [N]
     const int32_t* group;         // [N]
@@ -81,7 +81,7 @@ struct Table {
     int64_t n_tensors, n_chunks;
     int64_t chunk;        // elements
     double* control;      // the control vector, see slots.h
-    const double* curve;  // shares of the LR by step, see set_lr in control.h
+    const double* curve;  // lr / level by step, see set_lr in control.h
     bool l1;              // whether a measurement adds up absolute values, too
 };
 

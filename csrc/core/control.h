@@ -1,5 +1,5 @@
-// The scalar side of a step: what happens to the gradients (decide, G1-G4), and after the update what the
-// loss and the step index do to the learning rate (commit, C1-C9 and S1-S3).
+// The scalar side of a step: what happens to the gradients (clip, G1-G4), and after the update what the loss
+// and the step index do to the learning rate (control, C1-C9 and S1-S3).
 #pragma once
 
 #include "observe.h"
@@ -8,7 +8,7 @@ namespace greedylr {
 inline namespace GREEDYLR_ISA {
 
 // After the gradients were measured, or a loss scale was set: by what to multiply them, and whether to skip.
-HOST_DEVICE inline void decide(double* c) {
+HOST_DEVICE inline void run_clip(double* c) {
     // G1
     const double inv = 1.0 / c[slot::grad_scale];
     c[slot::grad_norm] = mul(sqrt(c[slot::grad_sq_sum]), inv);
@@ -25,28 +25,28 @@ HOST_DEVICE inline void decide(double* c) {
     c[slot::skip] = c[slot::found_inf] != 0.0 || nonfinite ? 1.0 : 0.0;
 }
 
-// The step schedule: what share of the level the next step uses. `curve` holds curve_length values by step,
+// The step schedule: the curve value of the next step. `curve` holds curve_length values by step,
 // of which the last one stays, and behind them the late decay's decay_steps + 1 values.
 HOST_DEVICE inline void set_lr(double* c, const double* curve) {
     // S1
     const double length = c[slot::curve_length], step = c[slot::step];
     if (length == 0.0) return;
-    double fraction = curve[int64_t(step < length ? step : length - 1.0)];
+    double curve_value = curve[int64_t(step < length ? step : length - 1.0)];
     // S2
     if (step >= c[slot::decay_start]) {
         const double into = step - c[slot::decay_start];
         const double at = into < c[slot::decay_steps] ? into : c[slot::decay_steps];
-        fraction = mul(fraction, curve[int64_t(length + at)]);
+        curve_value = mul(curve_value, curve[int64_t(length + at)]);
     }
-    c[slot::fraction] = fraction;
+    c[slot::curve_value] = curve_value;
     // S3
     const LrBlocks b = lr_blocks(c);
-    for (int i = 0; i < b.groups; ++i) b.lr[i] = mul(b.level[i], fraction);
+    for (int i = 0; i < b.groups; ++i) b.lr[i] = mul(b.level[i], curve_value);
 }
 
 // After the update: count the step; the observed loss, if any, and the step index decide the next learning
 // rate.
-HOST_DEVICE inline void commit(double* c, const double* curve) {
+HOST_DEVICE inline void run_control(double* c, const double* curve) {
     c[slot::event] = double(Event::NONE);
     if (c[slot::skip] != 0.0) {
         c[slot::skipped] += 1.0;

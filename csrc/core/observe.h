@@ -119,9 +119,9 @@ HOST_DEVICE inline void judge(double* c, double x, bool finite) {
     // C4
     const bool better = finite && is_better(c, x);
     // C5
-    const bool remembered = holds(c[slot::remembers], Remembers::LAST)   ? finite
-                            : holds(c[slot::remembers], Remembers::BEST) ? better
-                                                                         : better && waiting == nullptr;
+    const bool remembered = holds(c[slot::compare_with], CompareWith::LAST)   ? finite
+                            : holds(c[slot::compare_with], CompareWith::BEST) ? better
+                                                                              : better && waiting == nullptr;
     if (remembered) c[slot::best] = x;
     if (waiting != nullptr) {
         *waiting -= 1.0;

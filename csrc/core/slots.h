@@ -22,7 +22,7 @@ namespace greedylr {
     X(window_size)    /* observations */                                              \
     X(reset_start)    /* cuts at the floor before a reset */                          \
     X(raises)         /* 1 if better observations raise, 0 if they only do not cut */ \
-    X(remembers)      /* what observations are compared with: a Remembers */          \
+    X(compare_with)   /* what observations are compared with: a CompareWith */        \
     X(forget_every)   /* observations until the best is forgotten, 0: never */        \
     X(curve_length)   /* values of the curve, 0: the host writes the LR */            \
     X(max_grad_norm)  /* 2-norm limit, +inf: no clipping */                           \
@@ -46,7 +46,7 @@ namespace greedylr {
     X(window_head)   /* ring position written next */                             \
     X(decay_start)   /* step from which the late decay runs, +inf: not started */ \
     X(decay_steps)   /* its length in steps */                                    \
-    X(fraction)      /* share of each level that the next step uses as LR */
+    X(curve_value)   /* lr / level of the next step */
 // and what lives within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
 #define GREEDYLR_STEP(X)                                                           \
     X(loss_sum)        /* pending: sum of weight * loss */                         \
@@ -77,7 +77,7 @@ static_assert(slot::found_inf == slot::loss_sum + 5, "one block, for one all-red
 
 // What some of the slots hold.
 enum class Kind : int { NONE, GREEDY, PLATEAU };
-enum class Remembers : int { BEST_WHILE_DECIDING, BEST, LAST };
+enum class CompareWith : int { BEST_WHILE_DECIDING, BEST, LAST };
 enum class Event : int { NONE, RAISE, CUT, RESET };
 
 inline namespace GREEDYLR_ISA {
@@ -94,8 +94,8 @@ HOST_DEVICE inline double mul(double a, double b) {
 // Where the values of a block begin, and after the last block the ring.
 HOST_DEVICE inline int block_begin(int which, int groups) { return slot::count + which * groups; }
 
-// What a step uses is lr = level * fraction: the loss moves the level, within [min_lr, max_lr]; the step
-// index gives the fraction.
+// What a step uses is lr = level * curve_value: the loss moves the level, within [min_lr, max_lr]; the step
+// index gives the curve value.
 struct LrBlocks {
     double *lr, *initial_lr, *min_lr, *max_lr, *level;  // [G] each
     int groups;

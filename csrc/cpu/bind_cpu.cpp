@@ -58,15 +58,16 @@ PYBIND11_MODULE(_cpu, m) {
     using NoGil = py::call_guard<py::gil_scoped_release>;
     m.doc() = "AdamW and GreedyLR on the CPU, over tables of addresses.";
     define_constants(m);
-    py::class_<Stepper>(m, "Table", "One optimizer's tensors, by address; the addresses must outlive it.")
+    py::class_<Stepper>(m, "TensorTable",
+                        "One optimizer's tensors, by address; the addresses must outlive it.")
         .def(py::init(&make_stepper), py::kw_only(), py::arg("ptrs"), py::arg("numel"), py::arg("group"),
              py::arg("hyper"), py::arg("steps"), py::arg("norm_weight"), py::arg("chunk_tensor"),
              py::arg("chunk_index"), py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"),
              py::arg("control"), py::arg("curve"), py::arg("l1"), py::arg("launches"))
-        .def("measure", &Stepper::measure, py::arg("threads"), py::arg("decides"), NoGil())
-        .def("decide", &Stepper::decide)
-        .def("update", &Stepper::update, py::arg("threads"), py::arg("commits"), NoGil())
-        .def("commit", &Stepper::commit);
+        .def("measure", &Stepper::measure, py::arg("threads"), py::arg("then_clip"), NoGil())
+        .def("clip", &Stepper::clip)
+        .def("update", &Stepper::update, py::arg("threads"), py::arg("then_control"), NoGil())
+        .def("control", &Stepper::control);
     m.def("isa", [] { return loops().isa; }, "Instruction set of the loops in use.");
     m.def("isas", &isa_names, "Instruction sets that this processor can run, best first.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use the loops of one instruction set (for tests).");

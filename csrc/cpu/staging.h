@@ -122,7 +122,8 @@ inline uint32_t joined(float first, float second) {
 // Whether every NaN of an update with bf16 operands gets through `joined`: it does if it comes from one of
 // those, since bf16 is the upper half of a float; the scalars may hold a NaN of any kind.
 inline bool keeps_nan(const Coefficients<float>& k) {
-    const float sum = k.mult + k.decay + k.w1 + k.w2 + k.step_size + k.inv_bc2_sqrt + k.eps;
+    const float sum = k.grad_multiplier + k.decay + k.weight1 + k.weight2 + k.step_size +
+                      k.inv_bias_correction2_sqrt + k.eps;
     return sum == sum;
 }
 

@@ -18,14 +18,14 @@ struct Chunk {
     int64_t tensor, offset, n;  // elements
 };
 
-Chunk locate(const Table& t, int64_t c) {
+Chunk locate(const TensorTable& t, int64_t c) {
     const int64_t tensor = t.chunk_tensor[c];
     const int64_t offset = t.chunk_index[c] * t.chunk;
     return {tensor, offset, std::min(t.chunk, t.numel[tensor] - offset)};
 }
 
 template <typename T = char>
-T* address(const Table& t, Row row, int64_t tensor) {
+T* address(const TensorTable& t, Row row, int64_t tensor) {
     return reinterpret_cast<T*>(t.ptrs[row * t.n_tensors + tensor]);
 }
 
@@ -72,7 +72,7 @@ struct Pass {
 // corrections are paid once per thread, not once per tensor.
 class UpdateWorker {
   public:
-    UpdateWorker(const Table& table, const Loops& loops) : t_(table), loops_(loops) {}
+    UpdateWorker(const TensorTable& table, const Loops& loops) : t_(table), loops_(loops) {}
 
     void operator()(const Launch& launch, int64_t c) {
         const Chunk chunk = locate(t_, c);
@@ -97,32 +97,32 @@ class UpdateWorker {
   private:
     const Coefficients<double>& coefficients_of(int64_t tensor) {
         const int32_t group = t_.group[tensor];
-        const float taken = t_.steps[tensor];
-        if (group != group_ || taken != taken_) {
+        const float steps_taken = t_.steps[tensor];
+        if (group != group_ || steps_taken != steps_taken_) {
             const double* c = t_.control;
             known_ = coefficients(t_.hyper + group * HYPER_COUNT, lr_of(c, group), c[slot::grad_multiplier],
-                                  taken);
+                                  steps_taken);
             group_ = group;
-            taken_ = taken;
+            steps_taken_ = steps_taken;
         }
         return known_;
     }
 
-    const Table& t_;
+    const TensorTable& t_;
     const Loops& loops_;
     int32_t group_ = -1;
-    float taken_ = -1.0f;
+    float steps_taken_ = -1.0f;
     Coefficients<double> known_{};
 };
 
 struct UpdateBody {
-    const Table& table;
+    const TensorTable& table;
     const Loops& loops;
     UpdateWorker worker() const { return {table, loops}; }
 };
 
 struct MeasureBody {
-    const Table& table;
+    const TensorTable& table;
     const Loops& loops;
     GradSum* partial;
 
@@ -143,7 +143,7 @@ struct MeasureBody {
 
 }  // namespace
 
-Stepper::Stepper(const Table& table, std::vector<Launch> launches)
+Stepper::Stepper(const TensorTable& table, std::vector<Launch> launches)
     : table_(table), launches_(std::move(launches)), partial_(size_t(table.n_chunks)) {
     for (int64_t i = 0; i < table_.n_tensors; ++i) elements_ += table_.numel[i];
 }
@@ -159,7 +159,7 @@ void Stepper::run(const Body& body, int threads) {
     backwards_ = !backwards_;
 }
 
-void Stepper::measure(int threads, bool decides) {
+void Stepper::measure(int threads, bool then_clip) {
     const MeasureBody body{table_, loops(), partial_.data()};
     run(body, threads);
     GradSum total = {0.0, 0.0, 0};
@@ -171,22 +171,22 @@ void Stepper::measure(int threads, bool decides) {
     table_.control[slot::grad_sq_sum] = total.squares;
     if (table_.l1) table_.control[slot::grad_abs_sum] = total.absolute;
     table_.control[slot::grad_nonfinite] = double(total.nonfinite);
-    if (decides) decide();
+    if (then_clip) clip();
 }
 
-void Stepper::decide() const { greedylr::decide(table_.control); }
+void Stepper::clip() const { greedylr::run_clip(table_.control); }
 
-void Stepper::update(int threads, bool commits) {
+void Stepper::update(int threads, bool then_control) {
     if (table_.control[slot::skip] == 0.0) run(UpdateBody{table_, loops()}, threads);
-    if (commits) commit();
+    if (then_control) control();
 }
 
-void Stepper::commit() const {
+void Stepper::control() const {
     if (table_.control[slot::skip] == 0.0) {
         const int64_t* grads = table_.ptrs + GRAD * table_.n_tensors;
         for (int64_t i = 0; i < table_.n_tensors; ++i) table_.steps[i] += grads[i] != 0 ? 1.0f : 0.0f;
     }
-    greedylr::commit(table_.control, table_.curve);
+    greedylr::run_control(table_.control, table_.curve);
 }
 
 void run_control(double* control, const double* curve, const double* losses, const double* weights, int64_t n,
@@ -196,7 +196,7 @@ void run_control(double* control, const double* curve, const double* losses, con
     for (int64_t i = 0; i < n; ++i) {
         control[slot::loss_sum] += weights[i] * losses[i];
         control[slot::loss_weight] += weights[i];
-        commit(control, curve);
+        run_control(control, curve);
         std::copy(lrs, lrs + groups, lr_out + i * groups);
     }
 }

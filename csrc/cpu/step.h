@@ -1,4 +1,4 @@
-// The parts of a step over a table: measure, decide, update, commit. Everything between the addresses and the
+// The parts of a step over a table: measure, clip, update, control. Everything between the addresses and the
 // innermost loops: which chunk, which loop, which scalars, how many threads.
 #pragma once
 
@@ -15,26 +15,26 @@ class Stepper {
   public:
     // The addresses in the table, which is copied, must stay valid for the life of this object. The launches
     // must cover the chunks in order.
-    Stepper(const Table& table, std::vector<Launch> launches);
+    Stepper(const TensorTable& table, std::vector<Launch> launches);
 
     // grad_sq_sum, grad_nonfinite and, with `l1`, grad_abs_sum over all tensors with a gradient;
-    // then, if it `decides`, what `decide`
+    // then, with `then_clip`, what `clip`
     // does. The result does not depend on `threads`.
-    void measure(int threads, bool decides);
+    void measure(int threads, bool then_clip);
     // Gradient multiplier and skip flag.
-    void decide() const;
-    // AdamW on every tensor with a gradient, unless the step is skipped; then, if it `commits`, what `commit`
-    // does.
-    void update(int threads, bool commits);
+    void clip() const;
+    // AdamW on every tensor with a gradient, unless the step is skipped; then, with `then_control`, what
+    // `control` does.
+    void update(int threads, bool then_control);
     // The step counts, unless the step is skipped; then the learning rate.
-    void commit() const;
+    void control() const;
 
   private:
     int useful_threads(int wanted) const;
     template <typename Body>
     void run(const Body& body, int threads);
 
-    const Table table_;
+    const TensorTable table_;
     const std::vector<Launch> launches_;
     int64_t elements_ = 0;
     std::vector<GradSum> partial_;  // [n_chunks], kept: a step allocates nothing

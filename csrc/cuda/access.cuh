@@ -100,7 +100,7 @@ struct Span {
     int count;
 };
 
-__device__ __forceinline__ Span span_of(const Table& t, int64_t tensor, int64_t index, int head) {
+__device__ __forceinline__ Span span_of(const TensorTable& t, int64_t tensor, int64_t index, int head) {
     const int64_t numel = t.numel[tensor];
     const int64_t begin = index == 0 ? 0 : index * t.chunk + head;
     const int64_t end = (index + 1) * t.chunk + head;
@@ -108,7 +108,7 @@ __device__ __forceinline__ Span span_of(const Table& t, int64_t tensor, int64_t 
     return {begin, count > 0 ? int(count) : 0};
 }
 
-__device__ __forceinline__ int64_t address_of(const Table& t, Row row, int64_t tensor) {
+__device__ __forceinline__ int64_t address_of(const TensorTable& t, Row row, int64_t tensor) {
     return t.ptrs[row * t.n_tensors + tensor];
 }
 

@@ -36,17 +36,18 @@ PYBIND11_MODULE(_cuda, m) {
     m.doc() = "AdamW and GreedyLR as CUDA kernels, over tables of addresses.";
     define_constants(m);
     // Local to the module: the tests load a second one, whose kernels run on the CPU, into the same process.
-    py::class_<Stepper>(m, "Table", "One optimizer's tensors, by address; the addresses must outlive it.",
+    py::class_<Stepper>(m, "TensorTable",
+                        "One optimizer's tensors, by address; the addresses must outlive it.",
                         py::module_local())
         .def(py::init(&make_stepper), py::kw_only(), py::arg("ptrs"), py::arg("numel"), py::arg("group"),
              py::arg("hyper"), py::arg("steps"), py::arg("norm_weight"), py::arg("chunk_tensor"),
              py::arg("chunk_index"), py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"),
              py::arg("control"), py::arg("curve"), py::arg("l1"), py::arg("launches"), py::arg("scratch"),
              py::arg("device"))
-        .def("measure", &Stepper::measure, py::arg("stream"), py::arg("decides"), NoGil())
-        .def("decide", &Stepper::decide, py::arg("stream"), NoGil())
-        .def("update", &Stepper::update, py::arg("stream"), py::arg("commits"), NoGil())
-        .def("commit", &Stepper::commit, py::arg("stream"), NoGil());
+        .def("measure", &Stepper::measure, py::arg("stream"), py::arg("then_clip"), NoGil())
+        .def("clip", &Stepper::clip, py::arg("stream"), NoGil())
+        .def("update", &Stepper::update, py::arg("stream"), py::arg("then_control"), NoGil())
+        .def("control", &Stepper::control, py::arg("stream"), NoGil());
     m.def(
         "send",
         [](uintptr_t target, uintptr_t words, int64_t n, int device, uintptr_t stream) {

@@ -49,7 +49,7 @@ __device__ __forceinline__ void on_staged_control(double* control, const Body& b
 }
 
 // One more step for every tensor that has a gradient.
-__device__ __forceinline__ void advance_steps(const Table& t) {
+__device__ __forceinline__ void advance_steps(const TensorTable& t) {
     const int64_t* __restrict__ grads = t.ptrs + GRAD * t.n_tensors;
     float* __restrict__ steps = t.steps;
 #pragma unroll 8
@@ -57,18 +57,18 @@ __device__ __forceinline__ void advance_steps(const Table& t) {
 }
 
 // Closes the step.
-__device__ __forceinline__ void commit_in_block(const Table& t) {
+__device__ __forceinline__ void control_in_block(const TensorTable& t) {
     if (t.control[slot::skip] == 0.0) advance_steps(t);
     const double* curve = t.curve;
-    on_staged_control(t.control, [curve](double* c) { commit(c, curve); });
+    on_staged_control(t.control, [curve](double* c) { run_control(c, curve); });
 }
 
 // For what has no larger launch to be the epilogue of, or must wait for other ranks after one.
-__global__ void decide_kernel(const __grid_constant__ Table table) {
-    on_staged_control(table.control, [](double* c) { decide(c); });
+__global__ void clip_kernel(const __grid_constant__ TensorTable table) {
+    on_staged_control(table.control, [](double* c) { run_clip(c); });
 }
 
-__global__ void commit_kernel(const __grid_constant__ Table table) { commit_in_block(table); }
+__global__ void control_kernel(const __grid_constant__ TensorTable table) { control_in_block(table); }
 
 }  // namespace cuda
 }  // namespace greedylr

@@ -1,5 +1,5 @@
 // The gradients' sum of squares, and of absolute values where they are asked for, read once: all dtypes in
-// one launch, whose last block adds up and decides.
+// one launch, whose last block adds up and clips.
 #pragma once
 
 #include "epilogue.cuh"
@@ -27,10 +27,10 @@ struct GradSum<true> {
 
 template <bool L1>
 struct MeasureArgs {
-    Table table;
+    TensorTable table;
     GradSum<L1>* lots;  // [min(LOTS, n_chunks)]
     unsigned* arrived;
-    bool decides;  // whether the last block goes on to decide
+    bool then_clip;  // whether the last block goes on to the clip
     struct {
         DType grad;
         int64_t end;  // chunks
@@ -120,7 +120,7 @@ __device__ __forceinline__ GradSum<L1> measure_span_of(DType grad, int64_t addre
 
 template <bool L1>
 __device__ __forceinline__ GradSum<L1> measure_chunk(const MeasureArgs<L1>& args, int64_t c) {
-    const Table& t = args.table;
+    const TensorTable& t = args.table;
     const int64_t tensor = t.chunk_tensor[c];
     const int64_t at = address_of(t, GRAD, tensor);
     if (at == 0) return {};
@@ -186,12 +186,12 @@ __global__ void __launch_bounds__(MEASURE_THREADS, MEASURE_RESIDENT)
     }
     if (!is_last_block(args.arrived)) return;
     const GradSum<L1> total = over_lots(args.lots, lots);
-    const bool decides = args.decides;
-    on_staged_control(args.table.control, [total, decides](double* c) {
+    const bool then_clip = args.then_clip;
+    on_staged_control(args.table.control, [total, then_clip](double* c) {
         c[slot::grad_sq_sum] = total.squares;
         if constexpr (L1) c[slot::grad_abs_sum] = total.absolute;
         c[slot::grad_nonfinite] = double(total.nonfinite);
-        if (decides) decide(c);
+        if (then_clip) run_clip(c);
     });
 }
 

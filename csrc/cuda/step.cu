@@ -50,7 +50,7 @@ int grid_for(int64_t items, int threads, int resident) {
 
 int64_t scratch_bytes() { return sizeof(Scratch); }
 
-Stepper::Stepper(const Table& table, std::vector<Launch> launches, void* scratch, int device)
+Stepper::Stepper(const TensorTable& table, std::vector<Launch> launches, void* scratch, int device)
     : table_(table), launches_(std::move(launches)), scratch_(scratch), device_(device) {
     const DeviceGuard guard(device_);
     for (const Launch& l : launches_) {
@@ -61,47 +61,47 @@ Stepper::Stepper(const Table& table, std::vector<Launch> launches, void* scratch
     measure_grid_ = grid_for(std::min(table_.n_chunks, LOTS), MEASURE_THREADS, resident);
 }
 
-void Stepper::measure(uintptr_t stream, bool decides) const {
-    table_.l1 ? measure_with<true>(stream, decides) : measure_with<false>(stream, decides);
+void Stepper::measure(uintptr_t stream, bool then_clip) const {
+    table_.l1 ? measure_with<true>(stream, then_clip) : measure_with<false>(stream, then_clip);
 }
 
 template <bool L1>
-void Stepper::measure_with(uintptr_t stream, bool decides) const {
+void Stepper::measure_with(uintptr_t stream, bool then_clip) const {
     const DeviceGuard guard(device_);
     Scratch* scratch = scratch_at(scratch_);
-    MeasureArgs<L1> args = {table_, lots_of<L1>(scratch), &scratch->arrived_measure, decides, {}};
+    MeasureArgs<L1> args = {table_, lots_of<L1>(scratch), &scratch->arrived_measure, then_clip, {}};
     for (size_t i = 0; i < launches_.size(); ++i) {
         args.launches[i] = {MIXES[launches_[i].mix].grad, launches_[i].first + launches_[i].count};
     }
     launch(measure_kernel<L1>, measure_grid_, MEASURE_THREADS, stream_of(stream), args);
 }
 
-void Stepper::decide(uintptr_t stream) const {
+void Stepper::clip(uintptr_t stream) const {
     const DeviceGuard guard(device_);
-    launch(decide_kernel, 1, WARP, stream_of(stream), table_);
+    launch(clip_kernel, 1, WARP, stream_of(stream), table_);
 }
 
-void Stepper::update(uintptr_t stream, bool commits) const {
+void Stepper::update(uintptr_t stream, bool then_control) const {
     const DeviceGuard guard(device_);
     for (size_t i = 0; i < launches_.size(); ++i) {
         const Launch& l = launches_[i];
-        const bool closes = commits && i + 1 == launches_.size();
+        const bool closes = then_control && i + 1 == launches_.size();
         unsigned* arrived = closes ? &scratch_at(scratch_)->arrived_update : nullptr;
         launch(UPDATE_KERNELS[l.mix], grids_[i], THREADS, stream_of(stream),
                UpdateArgs{table_, l.first, int(l.count), arrived});
     }
-    if (commits && launches_.empty()) commit(stream);
+    if (then_control && launches_.empty()) control(stream);
 }
 
-void Stepper::commit(uintptr_t stream) const {
+void Stepper::control(uintptr_t stream) const {
     const DeviceGuard guard(device_);
-    launch(commit_kernel, 1, THREADS, stream_of(stream), table_);
+    launch(control_kernel, 1, THREADS, stream_of(stream), table_);
 }
 
 void check_usable(int device) {
     check_device(device);
     const DeviceGuard guard(device);
-    resident_blocks(decide_kernel, WARP);
+    resident_blocks(clip_kernel, WARP);
 }
 
 void send(void* target, const void* words, int64_t n, int device, uintptr_t stream) {

@@ -18,25 +18,25 @@ class Stepper {
   public:
     // The addresses in the table, which is copied, and `scratch` must stay valid for the life of this object.
     // The launches must cover the chunks in order. Nothing here waits for the device; errors are exceptions.
-    Stepper(const Table& table, std::vector<Launch> launches, void* scratch, int device);
+    Stepper(const TensorTable& table, std::vector<Launch> launches, void* scratch, int device);
 
     // grad_sq_sum, grad_nonfinite and, with `l1`, grad_abs_sum over all tensors with a gradient;
-    // then, if it `decides`, what `decide`
+    // then, with `then_clip`, what `clip`
     // does. `stream` is a cudaStream_t.
-    void measure(uintptr_t stream, bool decides) const;
+    void measure(uintptr_t stream, bool then_clip) const;
     // Gradient multiplier and skip flag from what is known.
-    void decide(uintptr_t stream) const;
-    // AdamW on every tensor with a gradient, nothing if the step is skipped; then, if it `commits`, what
-    // `commit` does.
-    void update(uintptr_t stream, bool commits) const;
+    void clip(uintptr_t stream) const;
+    // AdamW on every tensor with a gradient, nothing if the step is skipped; then, with `then_control`, what
+    // `control` does.
+    void update(uintptr_t stream, bool then_control) const;
     // The step counts and the learning rate.
-    void commit(uintptr_t stream) const;
+    void control(uintptr_t stream) const;
 
   private:
     template <bool L1>
-    void measure_with(uintptr_t stream, bool decides) const;
+    void measure_with(uintptr_t stream, bool then_clip) const;
 
-    const Table table_;
+    const TensorTable table_;
     const std::vector<Launch> launches_;
     void* const scratch_;
     const int device_;

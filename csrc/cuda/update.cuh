@@ -13,10 +13,10 @@ namespace greedylr {
 namespace cuda {
 
 struct UpdateArgs {
-    Table table;
+    TensorTable table;
     int64_t first;
     int count;          // chunks, fewer than 2^31 - 2^20: more would be more memory than there is
-    unsigned* arrived;  // null: not the last launch of the step, which commits
+    unsigned* arrived;  // null: not the last launch of the step, which has the control
 };
 
 HOST_DEVICE constexpr int narrowest(DType p, DType g, DType s) {
@@ -33,7 +33,7 @@ struct Task {
     int count, head, packs_end;      // elements; packs are those from head to packs_end
     unsigned wide;                   // bit Row: that stream's packs lie on multiples of 16 bytes
     int group;                       // whose scalars these are, -1: nobody's
-    float taken;                     // for tensors that have taken as many steps
+    float steps_taken;               // for tensors that have taken as many steps
     Coefficients<T> k;
 };
 
@@ -74,7 +74,7 @@ __device__ __forceinline__ void align(Task<T>& task) {
 // By one lane: the task that is chunk `c`. Its scalars are kept from one chunk to the next, since neighbours
 // mostly share group and step count, and the two pow of the bias corrections cost more than many elements.
 template <DType P, DType G, DType S, typename T>
-__device__ __forceinline__ void prepare(Task<T>& task, const Table& t, int64_t c) {
+__device__ __forceinline__ void prepare(Task<T>& task, const TensorTable& t, int64_t c) {
     const int64_t tensor = t.chunk_tensor[c];
     const int64_t index = t.chunk_index[c];
     for (int row = PARAM; row <= MAX_EXP_AVG_SQ; ++row) task.at[row] = address_of(t, Row(row), tensor);
@@ -90,12 +90,12 @@ __device__ __forceinline__ void prepare(Task<T>& task, const Table& t, int64_t c
         if (task.at[row] != 0) task.at[row] += span.begin * Streams<P, G, S>::size(row);
     }
     const int group = t.group[tensor];
-    const float taken = t.steps[tensor];
-    if (group == task.group && taken == task.taken) return;
+    const float steps_taken = t.steps[tensor];
+    if (group == task.group && steps_taken == task.steps_taken) return;
     task.group = group;
-    task.taken = taken;
+    task.steps_taken = steps_taken;
     task.k = rounded<T>(coefficients(t.hyper + group * HYPER_COUNT, lr_of(t.control, group),
-                                     t.control[slot::grad_multiplier], taken));
+                                     t.control[slot::grad_multiplier], steps_taken));
 }
 
 // Fetched anew at each use, whatever the compiler thinks of it.
@@ -107,8 +107,15 @@ __device__ __forceinline__ T fetched(const T& in_task) {
 template <typename T>
 __device__ __forceinline__ Coefficients<T> fetched_scalars(const Task<T>& task) {
     const auto& k = task.k;
-    return {fetched(k.mult), fetched(k.decay),     fetched(k.beta1),        fetched(k.w1), fetched(k.beta2),
-            fetched(k.w2),   fetched(k.step_size), fetched(k.inv_bc2_sqrt), fetched(k.eps)};
+    return {fetched(k.grad_multiplier),
+            fetched(k.decay),
+            fetched(k.beta1),
+            fetched(k.weight1),
+            fetched(k.beta2),
+            fetched(k.weight2),
+            fetched(k.step_size),
+            fetched(k.inv_bias_correction2_sqrt),
+            fetched(k.eps)};
 }
 
 template <DType D, typename T>
@@ -213,7 +220,7 @@ template <DType P, DType G, DType S>
 __global__ void __launch_bounds__(THREADS, RESIDENT<P, G, S>)
     update_kernel(const __grid_constant__ UpdateArgs args) {
     GREEDYLR_SHARED(Task<typename Format<P>::Math>, tasks, THREADS / WARP);
-    const Table& t = args.table;
+    const TensorTable& t = args.table;
     if (t.control[slot::skip] == 0.0) {
         auto& task = tasks[threadIdx.x / WARP];
         const bool first_lane = threadIdx.x % WARP == 0;
@@ -226,7 +233,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT<P, G, S>)
             __syncwarp();
         }
     }
-    if (args.arrived != nullptr && is_last_block(args.arrived)) commit_in_block(t);
+    if (args.arrived != nullptr && is_last_block(args.arrived)) control_in_block(t);
 }
 
 }  // namespace cuda

@@ -44,7 +44,7 @@ PYBIND11_MODULE(_host, m) {
         .def("odd", &Watch::odd)
         .def("put", &Watch::put, py::arg("i"), py::arg("address"))
         .def("accept", &Watch::accept, py::arg("i"), py::arg("gradient"))
-        .def("stepped", &Watch::stepped);
+        .def("params_with_grad", &Watch::params_with_grad);
 }
 
 }  // namespace greedylr

@@ -17,15 +17,15 @@ int Watch::look(const py::object& groups, const py::object& state) {
     int result = 0;
     if (steps_ == nullptr || !same_groups(groups.ptr(), &result) || !same_states(state.ptr()) ||
         !no_newcomers()) {
-        return found::STALE;
+        return flags::REBUILD;
     }
     for (size_t i = 0; i < entries_.size(); ++i) {
         const Entry& entry = entries_[i];
-        if (!same_parameter(entry)) return found::STALE;
+        if (!same_parameter(entry)) return flags::REBUILD;
         const int64_t address = address_of(entry);
         if (address == NONE) {
             odd_.push_back(int64_t(i));
-            result |= found::ODD;
+            result |= flags::NEEDS_COPY;
         } else if (address != row_[i]) {
             result |= put(int64_t(i), address);
         }
@@ -37,7 +37,7 @@ int Watch::put(int64_t i, int64_t address) {
     if (i < 0 || size_t(i) >= entries_.size()) throw py::index_error("no such tensor in the table");
     int64_t& slot = row_[i];
     const bool came_or_went = (slot == 0) != (address == 0);
-    const int result = (slot != address ? found::MOVED : 0) | (came_or_went ? found::COUNT : 0);
+    const int result = (slot != address ? flags::MOVED : 0) | (came_or_went ? flags::COUNT : 0);
     slot = address;
     return result;
 }
@@ -52,7 +52,7 @@ py::list Watch::odd() const {
     return indices;
 }
 
-py::list Watch::stepped() const {
+py::list Watch::params_with_grad() const {
     py::list params;
     for (size_t i = 0; i < entries_.size(); ++i) {
         if (row_[i] != 0) params.append(py::handle(entries_[i].param));
@@ -115,7 +115,7 @@ bool Watch::same_groups(PyObject* groups, int* found) {
             PyObject* const value = item(now, names().hyper[k]);
             if (value == nullptr) return false;
             if (value == known.hyper[k].ptr()) continue;
-            *found |= found::HYPER;
+            *found |= flags::HYPER;
             known.hyper[k] = is_fixed(value) ? py::reinterpret_borrow<py::object>(value) : py::object();
         }
     }

@@ -14,14 +14,14 @@
 
 namespace greedylr {
 
-// What a look found: any of them together, but STALE alone.
-namespace found {
-constexpr int MOVED = 1;  // an address in the row changed
-constexpr int COUNT = 2;  // a gradient came or went
-constexpr int HYPER = 4;  // hyper-parameters may have changed
-constexpr int ODD = 8;    // a gradient cannot be read as it is
-constexpr int STALE = 16;
-}  // namespace found
+// What a look found: any of them together, but REBUILD alone.
+namespace flags {
+constexpr int MOVED = 1;       // an address in the row changed
+constexpr int COUNT = 2;       // a gradient came or went
+constexpr int HYPER = 4;       // hyper-parameters may have changed
+constexpr int NEEDS_COPY = 8;  // a gradient cannot be read as it is
+constexpr int REBUILD = 16;
+}  // namespace flags
 
 class Watch {
   public:
@@ -38,7 +38,7 @@ class Watch {
     // Takes gradients distributed like this one, which Python compared, for right from now on.
     void accept(int64_t i, const py::object& gradient);
     // Parameters with a gradient, in the table's order.
-    py::list stepped() const;
+    py::list params_with_grad() const;
 
     // For Python's garbage collector: the parameters' hooks may lead back here.
     int traverse(visitproc visit, void* arg) const;

@@ -45,7 +45,7 @@ std::vector<double> control(double lr, double min_lr, double max_lr, const std::
 void feed(std::vector<double>& c, double loss) {
     c[slot::loss_sum] += loss;
     c[slot::loss_weight] += 1.0;
-    commit(c.data(), &FLAT);
+    run_control(c.data(), &FLAT);
 }
 
 void check_trace(const char* name, std::vector<double> c, const std::vector<double>& losses,
@@ -115,29 +115,29 @@ void check_nonfinite_loss() {
 
 void check_skip_and_silence() {
     auto c = control(1e-3, 1e-5, 1e-2, {{slot::patience, 0}, {slot::factor, .5}});
-    commit(c.data(), &FLAT);
+    run_control(c.data(), &FLAT);
     CHECK(c[slot::step] == 1 && c[LR] == 1e-3, "a step without a loss only counts");
     c[slot::skip_nonfinite] = c[slot::grad_nonfinite] = 1.0;
-    decide(c.data());
+    run_clip(c.data());
     feed(c, 1.0);
     CHECK(c[slot::step] == 1 && c[slot::skipped] == 1 && c[LR] == 1e-3,
           "a skipped step changes nothing else");
     CHECK(c[slot::loss_sum] == 0 && c[slot::loss_weight] == 0, "and drops its loss");
 }
 
-void check_decide() {
+void check_clip() {
     auto c = control(1e-3, 1e-5, 1e-2,
                      {{slot::max_grad_norm, 1}, {slot::grad_scale, 4}, {slot::grad_sq_sum, 1024}});
-    decide(c.data());
+    run_clip(c.data());
     CHECK(c[slot::grad_norm] == 8 && c[slot::grad_multiplier] == 1 / (8 + 1e-6) / 4, "%g",
           c[slot::grad_multiplier]);
     c[slot::grad_sq_sum] = NAN;
     c[slot::found_inf] = 2;
-    decide(c.data());
+    run_clip(c.data());
     CHECK(isnan(c[slot::grad_multiplier]) && c[slot::skip] == 1, "a NaN norm stays NaN");
     c[slot::max_grad_norm] = INFINITY;
     c[slot::found_inf] = 0;
-    decide(c.data());
+    run_clip(c.data());
     CHECK(c[slot::grad_multiplier] == .25 && c[slot::skip] == 0, "an unmeasured norm does not clip");
 }
 
@@ -148,5 +148,5 @@ int main() {
     check_cooldown_after_reset();
     check_nonfinite_loss();
     check_skip_and_silence();
-    check_decide();
+    check_clip();
 }

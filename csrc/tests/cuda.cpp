@@ -96,7 +96,7 @@ struct Problem {
         }
     }
 
-    Table table() {
+    TensorTable table() {
         return {ptrs.data(),
                 numel.data(),
                 group.data(),
@@ -132,7 +132,7 @@ struct Problem {
             loops_baseline.update[mix_of(n)][amsgrad](range, k);
             steps[size_t(n)] += 1;
         }
-        commit(control.data(), CURVE);
+        run_control(control.data(), CURVE);
     }
 
     // Of the gradients' absolute values to this power.
@@ -164,7 +164,7 @@ bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
 // A stepper on the emulated GPU with the memory of its own that it needs.
 class Gpu {
   public:
-    Gpu(const Table& table, const std::vector<Launch>& launches)
+    Gpu(const TensorTable& table, const std::vector<Launch>& launches)
         : scratch_(size_t(cuda::scratch_bytes())), stepper(table, launches, scratch_.data(), 0) {}
 
   private:
@@ -218,7 +218,7 @@ void check_steps(int mix, const Schedule& schedule, Sums& sums) {
         }
         if (step > 0) {
             gpu.stepper.measure(0, alone);
-            if (!alone) gpu.stepper.decide(0);
+            if (!alone) gpu.stepper.clip(0);
             for (int power = 2; power > (l1 ? 0 : 1); --power) {
                 const slot::Slot s = power == 2 ? slot::grad_sq_sum : slot::grad_abs_sum;
                 const long double exact = expected.sum_of_powers(power);
@@ -226,11 +226,11 @@ void check_steps(int mix, const Schedule& schedule, Sums& sums) {
                 expected.control[s] = actual.control[s];
             }
             expected.control[slot::grad_nonfinite] = actual.control[slot::grad_nonfinite];
-            decide(expected.control.data());
+            run_clip(expected.control.data());
             CHECK(same_bits(actual.control, expected.control), "mix %d, after the norm", mix);
         }
         gpu.stepper.update(0, alone);
-        if (!alone) gpu.stepper.commit(0);
+        if (!alone) gpu.stepper.control(0);
         expected.update();
         compare(actual, expected, steps[step]);
     }
@@ -241,12 +241,12 @@ void check_step_without_reading_gradients() {
     Problem before(0, false), p(0, false);
     const Gpu gpu(p.table(), p.launches());
     p.control[slot::found_inf] = 1.0;
-    gpu.stepper.decide(0);
+    gpu.stepper.clip(0);
     gpu.stepper.update(0, true);
     for (int row = 0; row < ROW_COUNT; ++row)
         CHECK(p.arrays[row] == before.arrays[row], "skipped, row %d", row);
     CHECK(p.steps == before.steps && p.control[slot::skipped] == 1, "a skipped step is only counted");
-    Table empty = p.table();
+    TensorTable empty = p.table();
     empty.n_tensors = empty.n_chunks = 0;
     p.control[slot::skip] = 0.0;
     Gpu(empty, {}).stepper.update(0, true);

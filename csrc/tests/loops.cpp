@@ -57,20 +57,20 @@ struct Problem {
     }
 
     Stepper stepper(bool l1 = true) {
-        const Table table = {ptrs.data(),
-                             numel.data(),
-                             group.data(),
-                             hyper,
-                             steps.data(),
-                             norm_weight.data(),
-                             chunk_tensor.data(),
-                             chunk_index.data(),
-                             TENSORS,
-                             int64_t(chunk_tensor.size()),
-                             chunk,
-                             control.data(),
-                             nullptr,
-                             l1};
+        const TensorTable table = {ptrs.data(),
+                                   numel.data(),
+                                   group.data(),
+                                   hyper,
+                                   steps.data(),
+                                   norm_weight.data(),
+                                   chunk_tensor.data(),
+                                   chunk_index.data(),
+                                   TENSORS,
+                                   int64_t(chunk_tensor.size()),
+                                   chunk,
+                                   control.data(),
+                                   nullptr,
+                                   l1};
         return Stepper(table, {{mix, 0, int64_t(chunk_tensor.size())}});
     }
 
@@ -199,9 +199,9 @@ void check_threads() {
         alone.update(1, true);
         // In parts, as when other ranks are waited for in between.
         shared.measure(4, false);
-        shared.decide();
+        shared.clip();
         shared.update(4, false);
-        shared.commit();
+        shared.control();
     }
     for (int row = 0; row < ROW_COUNT; ++row) CHECK(one.arrays[row] == four.arrays[row], "row %d", row);
     CHECK(one.control == four.control && one.steps == four.steps, "control and step counts");

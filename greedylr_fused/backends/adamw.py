@@ -21,24 +21,24 @@ class Scalars:
     correction; both come from the same float64 number.
     """
 
-    multiplier: Tensor
+    grad_multiplier: Tensor
     decay: Tensor
     weight1: Tensor
     beta1: Tensor
     beta2: Tensor
     weight2: Tensor
     step_size: Tensor
-    inv_bc2_sqrt: Tensor
+    inv_bias_correction2_sqrt: Tensor
     eps: Tensor
 
     @classmethod
-    def of(cls, hyper: Tensor, lr: Tensor, multiplier: Tensor, step: Tensor, dtype: torch.dtype) -> Scalars:
+    def of(cls, hyper: Tensor, lr: Tensor, grad_multiplier: Tensor, step: Tensor, dtype: torch.dtype) -> Scalars:
         """From a group's row of hyper-parameters (float64 [6]), LR and gradient multiplier (float64 0-d), and the
         number of this step (float64 0-d, from 1).
         """
         beta1, beta2, eps, weight_decay, maximize, _ = hyper.unbind()
         values = (
-            torch.where(maximize != 0, -multiplier, multiplier),
+            torch.where(maximize != 0, -grad_multiplier, grad_multiplier),
             1.0 - lr * weight_decay,
             1.0 - beta1,
             beta1,
@@ -59,12 +59,12 @@ def adamw(
     All tensors have one shape and are already in the op-math type. Returns the new `(param, exp_avg, exp_avg_sq)` and
     with amsgrad `max_exp_avg_sq`; nothing is written in place.
     """
-    g = grad * s.multiplier  # A1: unscale and clip; negated to maximize
+    g = grad * s.grad_multiplier  # A1: unscale and clip; negated to maximize
     p = param * s.decay  # A2: decoupled weight decay
     near = exp_avg + s.weight1 * (g - exp_avg)
     m = torch.where(s.weight1 < 0.5, near, g - (g - exp_avg) * s.beta1)  # A3: torch.lerp
     v = exp_avg_sq * s.beta2 + s.weight2 * g * g  # A4: not a lerp, so that an overflowed moment stays inf
     largest = None if max_exp_avg_sq is None else torch.maximum(max_exp_avg_sq, v)  # NaN propagates
-    denom = torch.sqrt(v if largest is None else largest) * s.inv_bc2_sqrt + s.eps  # A5
+    denom = torch.sqrt(v if largest is None else largest) * s.inv_bias_correction2_sqrt + s.eps  # A5
     p = p - s.step_size * (m / denom)  # A6
     return (p, m, v) if largest is None else (p, m, v, largest)

@@ -7,12 +7,12 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from greedylr_fused.tensors import Table
+from greedylr_fused.tensors import TensorTable
 
 
 class Backend(Protocol):
-    """Runs the steps of one table: `measure` with clipping or skip_nonfinite, `decide` under AMP without them, then
-    `update`. Where ranks add up their sums or losses in between, `decide` and `commit` are calls of their own.
+    """Runs the steps of one table: `measure` with clipping or skip_nonfinite, `clip` under AMP without them, then
+    `update`. Where ranks add up their sums or losses in between, `clip` and `control` are calls of their own.
     """
 
     name: ClassVar[str]
@@ -22,23 +22,23 @@ class Backend(Protocol):
     writes_copies: ClassVar[bool]
     """Whether `update` writes the rows COPY_* of the table; if not, the table does after it."""
 
-    def __init__(self, table: Table) -> None: ...
+    def __init__(self, table: TensorTable) -> None: ...
 
-    def measure(self, decides: bool = True) -> None:
+    def measure(self, then_clip: bool = True) -> None:
         """One read of all gradients: `grad_sq_sum` and, with the table's `l1`, `grad_abs_sum` (weighted by
-        `norm_weight`, accumulated in float64, fixed order), and `grad_nonfinite`; then, if it `decides`, what `decide`
+        `norm_weight`, accumulated in float64, fixed order), and `grad_nonfinite`; then, with `then_clip`, what `clip`
         does.
         """
 
-    def decide(self) -> None:
+    def clip(self) -> None:
         """G1..G4: norm, clip coefficient, multiplier, skip flag."""
 
-    def update(self, commits: bool = True) -> None:
-        """A1..A6 for every tensor that has a gradient, nothing if `skip` is set; then, if it `commits`, what `commit`
-        does. Otherwise `commit` must follow, before which nobody may read the step counts.
+    def update(self, then_control: bool = True) -> None:
+        """A1..A6 for every tensor that has a gradient, nothing if `skip` is set; then, with `then_control`, what
+        `control` does. Otherwise `control` must follow, before which nobody may read the step counts.
         """
 
-    def commit(self) -> None:
+    def control(self) -> None:
         """Unless `skip` is set: the step counts, and C1..C9: the loss decides the next LR."""
 
     @staticmethod

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from greedylr_fused.backends import native
 from greedylr_fused.backends.base import staged
-from greedylr_fused.tensors import Table
+from greedylr_fused.tensors import TensorTable
 
 _native, _reason = native.load("_cpu")
 
@@ -29,21 +29,21 @@ class CpuBackend:
     chunk_size: ClassVar[int] = 16384
     writes_copies: ClassVar[bool] = True
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: TensorTable) -> None:
         self._table = table  # keeps the memory behind the addresses
-        self._native = _native.Table(**native.described(table))
+        self._native = _native.TensorTable(**native.described(table))
 
-    def measure(self, decides: bool = True) -> None:
-        self._native.measure(torch.get_num_threads(), decides)
+    def measure(self, then_clip: bool = True) -> None:
+        self._native.measure(torch.get_num_threads(), then_clip)
 
-    def decide(self) -> None:
-        self._native.decide()
+    def clip(self) -> None:
+        self._native.clip()
 
-    def update(self, commits: bool = True) -> None:
-        self._native.update(torch.get_num_threads(), commits)
+    def update(self, then_control: bool = True) -> None:
+        self._native.update(torch.get_num_threads(), then_control)
 
-    def commit(self) -> None:
-        self._native.commit()
+    def control(self) -> None:
+        self._native.control()
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.backends import native
-from greedylr_fused.tensors import Table
+from greedylr_fused.tensors import TensorTable
 
 _native, _reason = native.load("_cuda")
 #: What PyTorch calls the devices whose memory the kernels may touch.
@@ -35,25 +35,25 @@ class CudaBackend:
     chunk_size: ClassVar[int] = 2048
     writes_copies: ClassVar[bool] = False
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: TensorTable) -> None:
         self._table = table  # keeps the memory behind the addresses
         self._device = table.device
         self._scratch = torch.zeros(_native.scratch_bytes(), dtype=torch.uint8, device=table.device)
-        self._native = _native.Table(
+        self._native = _native.TensorTable(
             **native.described(table), scratch=self._scratch.data_ptr(), device=_index(table.device)
         )
 
-    def measure(self, decides: bool = True) -> None:
-        self._native.measure(_stream(self._device), decides)
+    def measure(self, then_clip: bool = True) -> None:
+        self._native.measure(_stream(self._device), then_clip)
 
-    def decide(self) -> None:
-        self._native.decide(_stream(self._device))
+    def clip(self) -> None:
+        self._native.clip(_stream(self._device))
 
-    def update(self, commits: bool = True) -> None:
-        self._native.update(_stream(self._device), commits)
+    def update(self, then_control: bool = True) -> None:
+        self._native.update(_stream(self._device), then_control)
 
-    def commit(self) -> None:
-        self._native.commit(_stream(self._device))
+    def control(self) -> None:
+        self._native.control(_stream(self._device))
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:

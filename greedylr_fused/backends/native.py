@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from greedylr_fused.control import SLOTS
-from greedylr_fused.tensors import MIXES, Row, Table
+from greedylr_fused.tensors import MIXES, Row, TensorTable
 
 #: Written by the installation: why each module was built, or not.
 BUILD_REPORT = Path(__file__).parent.parent / "_build.json"
@@ -38,7 +38,7 @@ def reads_these_tables(module: Any) -> bool:
     )
 
 
-def described(table: Table) -> dict[str, Any]:
+def described(table: TensorTable) -> dict[str, Any]:
     """A table as the compiled modules take it: addresses, sizes and launches."""
     tensors = (
         "ptrs",

@@ -10,8 +10,8 @@ from torch import Tensor
 from greedylr_fused.backends.adamw import Scalars, adamw
 from greedylr_fused.backends.base import staged
 from greedylr_fused.control import SLOT, block, ring_begin
-from greedylr_fused.schedules import Event, Kind, Remembers
-from greedylr_fused.tensors import Row, Table, real
+from greedylr_fused.schedules import CompareWith, Event, Kind
+from greedylr_fused.tensors import Row, TensorTable, real
 
 #: Elements that are added up by one thread, whatever the number of threads.
 _ROW = 16384
@@ -24,7 +24,7 @@ class ReferenceBackend:
     chunk_size: ClassVar[int] = 1 << 16
     writes_copies: ClassVar[bool] = False
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: TensorTable) -> None:
         self.table = table
         self.slots = Slots(table.control, table.n_groups, table.curve)
 
@@ -32,7 +32,7 @@ class ReferenceBackend:
     def unavailable(device: torch.device) -> str | None:
         return None
 
-    def measure(self, decides: bool = True) -> None:
+    def measure(self, then_clip: bool = True) -> None:
         c, weight = self.slots, self.table.norm_weight
         squares, absolute, nonfinite = [], [], []
         for i in range(len(self.table.entries)):
@@ -50,10 +50,10 @@ class ReferenceBackend:
         c.set(grad_sq_sum=total(squares), grad_nonfinite=total(nonfinite))
         if self.table.l1:
             c.set(grad_abs_sum=total(absolute))
-        if decides:
-            self.decide()
+        if then_clip:
+            self.clip()
 
-    def decide(self) -> None:
+    def clip(self) -> None:
         c = self.slots
         inverse = 1.0 / c["grad_scale"]  # G1
         norm = torch.sqrt(c["grad_sq_sum"]) * inverse
@@ -64,7 +64,7 @@ class ReferenceBackend:
         skip = (c["found_inf"] != 0) | ((c["skip_nonfinite"] != 0) & (c["grad_nonfinite"] > 0))  # G4
         c.set(grad_norm=norm, grad_multiplier=multiplier, skip=skip)
 
-    def update(self, commits: bool = True) -> None:
+    def update(self, then_control: bool = True) -> None:
         c = self.slots
         keep = c["skip"] != 0
         for i, entry in enumerate(self.table.entries):
@@ -79,13 +79,13 @@ class ReferenceBackend:
             new = adamw(p, grad.to(opmath), m, v, largest[0] if largest else None, scalars)
             for old, value in zip(stored, new, strict=True):
                 old.copy_(torch.where(keep, old, value.to(old.dtype)))
-        if commits:
-            self.commit()
+        if then_control:
+            self.control()
 
-    def commit(self) -> None:
+    def control(self) -> None:
         c = self.slots
         self.table.steps += ((self.table.ptrs[Row.GRAD] != 0) & (c["skip"] == 0)).to(torch.float32)
-        commit(c)
+        run_control(c)
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:
@@ -123,7 +123,7 @@ class Slots:
             self.vector[SLOT[name]].copy_(value)
 
 
-def commit(c: Slots) -> None:
+def run_control(c: Slots) -> None:
     """The control step, every branch a select: both sides are computed and one is kept."""
     where, zero = torch.where, c.zero
     skip = c["skip"] != 0
@@ -145,15 +145,15 @@ def commit(c: Slots) -> None:
 
 
 def _set_lr(c: Slots, moves: Tensor) -> None:
-    """The step schedule: the share of the level that the next step uses."""
+    """The step schedule: the curve value of the next step."""
     length, start, steps = c["curve_length"], c["decay_start"], c["decay_steps"]  # S1
-    fraction = _at(c.curve, torch.minimum(c["step"], length - 1))
+    curve_value = _at(c.curve, torch.minimum(c["step"], length - 1))
     into = torch.minimum(c["step"] - start, steps)  # S2
     decays = c["step"] >= start
-    decayed = fraction * _at(c.curve, torch.where(decays, length + into, c.zero))
-    fraction = torch.where(moves, torch.where(decays, decayed, fraction), c["fraction"])
-    c.set(fraction=fraction)
-    c.lr.copy_(torch.where(moves, c.level * fraction, c.lr))  # S3
+    decayed = curve_value * _at(c.curve, torch.where(decays, length + into, c.zero))
+    curve_value = torch.where(moves, torch.where(decays, decayed, curve_value), c["curve_value"])
+    c.set(curve_value=curve_value)
+    c.lr.copy_(torch.where(moves, c.level * curve_value, c.lr))  # S3
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:
@@ -202,8 +202,8 @@ def _judge(c: Slots, x: Tensor, active: Tensor, finite: Tensor) -> None:
     warming = active & ~cooling & (c["warmup_left"] > 0)
     live = active & ~cooling & ~warming
     better = finite & _is_better(c, x)  # C4
-    best = better & where(c["remembers"] == Remembers.BEST_WHILE_DECIDING, live, active)
-    remembered = where(c["remembers"] == Remembers.LAST, active & finite, best)
+    best = better & where(c["compare_with"] == CompareWith.BEST_WHILE_DECIDING, live, active)
+    remembered = where(c["compare_with"] == CompareWith.LAST, active & finite, best)
     c.set(  # C5
         cooldown_left=c["cooldown_left"] - cooling.double(),
         warmup_left=c["warmup_left"] - warming.double(),

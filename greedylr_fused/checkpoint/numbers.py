@@ -16,7 +16,7 @@ from greedylr_fused.warning import warn
 
 KEY = "control"
 #: Written under "version"; numbers without one are of 0, from before it was written.
-VERSION = 1
+VERSION = 2
 _ANEW = f'load an earlier checkpoint, or delete "{KEY}" from every group to start the schedule anew from its LRs'
 #: Those that count something.
 _COUNTS = (
@@ -30,8 +30,10 @@ _COUNTS = (
     "forget_left",
     "decay_steps",
 )
+#: Names of before version 2.
+_RENAMED = {"fraction": "curve_value"}
 #: What a checkpoint from before there were step schedules stands for; its level was its LR.
-_ADDED = {"forget_left": 0.0, "decay_start": math.inf, "decay_steps": 0.0, "fraction": 1.0}
+_ADDED = {"forget_left": 0.0, "decay_start": math.inf, "decay_steps": 0.0, "curve_value": 1.0}
 
 
 def saved(numbers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -63,6 +65,7 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
             refuse(f'{where}["version"]', own["version"], f"at most {VERSION}", "update greedylr_fused, which is older")
         if "version" not in own:
             own = {"event": 0.0, **own}
+        own = {_RENAMED.get(name, name): value for name, value in own.items()}
         if "lr" in own and "level" not in own and not _ADDED.keys() & own.keys():
             own = {**own, **_ADDED, "level": own["lr"]}
         for name in (*SAVED, *SAVED_BLOCKS, "window"):
@@ -87,7 +90,7 @@ def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
     for name, codes in (("kind", Kind), ("mode_max", range(2)), ("event", Event)):
         if numbers[name] not in tuple(codes):
             refuse(f'{where}["{name}"]', numbers[name], " or ".join(f"{code:d}" for code in codes), _ANEW)
-    for name in (*SAVED_BLOCKS, "fraction"):
+    for name in (*SAVED_BLOCKS, "curve_value"):
         if not 0 <= numbers[name] < math.inf:
             refuse(f'{where}["{name}"]', numbers[name], "a finite number >= 0", _ANEW)
     start = numbers["decay_start"]
@@ -152,7 +155,7 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
     """
     kind, mode_max = (float(control.slot(name)) for name in ("kind", "mode_max"))
     first = numbers[0]
-    dropped = control.needs_loss and not control.follows_steps and first["fraction"] != 1.0  # the base that it had
+    dropped = control.needs_loss and not control.follows_steps and first["curve_value"] != 1.0  # the base that it had
     if first["kind"] != kind or dropped:
         names = ("step", "skipped", "loss", "grad_norm", "decay_start", "decay_steps")
         kept = {name: first[name] for name in names}

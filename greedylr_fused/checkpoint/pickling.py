@@ -28,7 +28,7 @@ def get_state(optimizer: Optimizer, control: Control, engine: Engine) -> dict[st
         "observed": control.observed,
         "group": None if ranks.given is None else ranks.given.group_name,
         "partitions": ranks.partitions,
-        "begun": engine.begun,
+        "has_begun": engine.has_begun,
     }
     torchs = Optimizer.__getstate__(optimizer)
     return torchs | {_MADE_OF: made, "state": with_own_steps(torchs["state"])}
@@ -52,20 +52,20 @@ def set_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | N
     return made
 
 
-def engine(made: dict[str, Any], device: torch.device, *, driven: bool) -> Engine:
+def engine(made: dict[str, Any], device: torch.device, *, needs_loss: bool) -> Engine:
     """The engine of a copy.
 
     Args:
         made: what `set_state` returned.
         device: of the parameters.
-        driven: whether the loss decides anything.
+        needs_loss: whether the loss decides anything.
 
     Raises:
         RuntimeError: the process group that the original was constructed with does not exist here.
     """
-    ranks = Ranks(_group_named(made["group"]), made["partitions"], driven=driven)
+    ranks = Ranks(_group_named(made["group"]), made["partitions"], needs_loss=needs_loss)
     found = Engine(made["backend"], device, made["state_dtype"], ranks)
-    found.begun = made["begun"]
+    found.has_begun = made["has_begun"]
     return found
 
 

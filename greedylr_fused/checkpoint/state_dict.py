@@ -70,10 +70,10 @@ def load(
 
     def complete(_: Optimizer) -> None:
         restore(optimizer, found["loaded"], previous, engine.state_dtype)
-        control.take(found["control"])
+        control.become(found["control"])
         control.warn_of_end()
         control.observed = 0
-        engine.begun = True
+        engine.has_begun = True
         restart()
 
     before = optimizer.register_load_state_dict_pre_hook(inspect)
@@ -116,14 +116,14 @@ def _control_of(groups: Sequence[Mapping[str, Any]], control: Control, taken: fl
         return result
     check_decay(numbers[0], control)
     step = max(numbers[0]["step"], taken)  # another optimizer that trained on has counted in the states alone
-    fraction = control.curve.fraction(step, numbers[0]["decay_start"], numbers[0]["decay_steps"])
+    curve_value = control.curve.value_at(step, numbers[0]["decay_start"], numbers[0]["decay_steps"])
     for own, group in zip(numbers, groups, strict=True):
         own["step"] = step
         # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own, or what an earlier
         # version showed of it within a ZeroRedundancyOptimizer.
         if group["lr"] not in (own["lr"], group[KEY].get("mirrored_lr")):
             own["lr"] = float(group["lr"])
-            own["level"] = own["lr"] / fraction if fraction else own["level"]
+            own["level"] = own["lr"] / curve_value if curve_value else own["level"]
     numbers = fitted(numbers, control)
     result = control.anew([own["initial_lr"] for own in numbers])
     result.load(numbers)

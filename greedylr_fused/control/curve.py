@@ -1,4 +1,4 @@
-"""The curve of a step schedule on the device: what share of its level the LR of each step is, as a table.
+"""The curve of a step schedule on the device: what the level is multiplied by at each step, as a table.
 
 A table, since the device then computes what the schedule's formula gave on the host, to the last bit, whatever its own
 cosine would have given; 8 bytes per step of the schedule.
@@ -29,7 +29,8 @@ class Curve:
 
     Attributes:
         base: the step schedule, None without.
-        values: float64 [length + room]: the share by step, of which the last stays; from `length` on, the late decay's.
+        values: float64 [length + room]: the curve value by step, the last of which stays; from `length` on, the late
+            decay's.
         length: 0 without a schedule; then `values` has one element that is not read.
         decay_room: steps that a late decay may take; 0 if there is none.
     """
@@ -45,15 +46,15 @@ class Curve:
         room = torch.zeros(self.decay_room + 1 if open_ended else 0, dtype=torch.float64, device="cpu")
         self.values: Tensor = torch.cat([table, room]).to(device)
 
-    def fraction(self, step: float, decay_start: float, decay_steps: float) -> float:
-        """S1, S2: the share that the step of that index uses; the specification of what the device computes."""
-        share = self.host[int(min(step, len(self.host) - 1))]
+    def value_at(self, step: float, decay_start: float, decay_steps: float) -> float:
+        """S1, S2: the curve value of that step; the specification of what the device computes."""
+        value = self.host[int(min(step, len(self.host) - 1))]
         if step >= decay_start:
-            share *= self.decay(int(decay_steps))[int(min(step - decay_start, decay_steps))]
-        return share
+            value *= self.decay(int(decay_steps))[int(min(step - decay_start, decay_steps))]
+        return value
 
     def decay(self, steps: int) -> array[float]:
-        """The shares of a late decay of so many steps, `steps + 1` of them."""
+        """The curve of a late decay of so many steps, `steps + 1` of them."""
         if len(self._decay) != steps + 1:
             self._decay = self.base.decay(steps)  # type: ignore[union-attr]
         return self._decay
@@ -81,8 +82,8 @@ class Curve:
 
     def write_decay(self, steps: int) -> None:
         """Put them where the device reads them, without waiting."""
-        shares = torch.frombuffer(self.decay(steps), dtype=torch.float64)
-        staged = shares.pin_memory() if self.values.is_cuda else shares
+        values = torch.frombuffer(self.decay(steps), dtype=torch.float64)
+        staged = values.pin_memory() if self.values.is_cuda else values
         self.values[self.length : self.length + steps + 1].copy_(staged, non_blocking=True)
 
     def warn_of_end(self, step: int) -> None:

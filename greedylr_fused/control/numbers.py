@@ -27,7 +27,7 @@ def placed(
     groups: Sequence[dict[str, Any]],
     values: list[float],
     blocks: dict[str, list[float]],
-    fraction: float,
+    curve_value: float,
     window_size: int,
 ) -> list[float]:
     """The values with the numbers of `named` in them; what these do not have is as at the start.
@@ -36,7 +36,7 @@ def placed(
         groups: the numbers, of at most `window_size` losses.
         values: of a vector for as many groups; their configuration stays.
         blocks: the values of every block.
-        fraction: that of the next step.
+        curve_value: that of the next step.
         window_size: of the vector.
     """
     first: dict[str, Any] = groups[0]
@@ -45,7 +45,7 @@ def placed(
     for name, numbers in blocks.items():
         values[block(name, len(groups))] = numbers
     window = first["window"]
-    values[SLOT["fraction"]] = fraction
+    values[SLOT["curve_value"]] = curve_value
     values[SLOT["window_count"]] = float(len(window))
     values[SLOT["window_head"]] = float(len(window) % window_size if window_size else 0)
     ring = ring_begin(len(groups))

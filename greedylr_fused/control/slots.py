@@ -25,7 +25,7 @@ CONFIGURATION: Rows = (
     ("window_size", None, "observations"),
     ("reset_start", None, "cuts at the floor before a reset"),
     ("raises", None, "1 if better observations raise, 0 if they only do not cut"),
-    ("remembers", None, "what observations are compared with: a Remembers"),
+    ("compare_with", None, "what observations are compared with: a CompareWith"),
     ("forget_every", None, "observations until the best is forgotten, 0: never"),
     ("curve_length", None, "values of the curve, 0: the host writes the LR"),
     ("max_grad_norm", None, "2-norm limit, +inf: no clipping"),
@@ -50,7 +50,7 @@ MEMORY: Rows = (
     ("window_head", 0.0, "ring position written next"),
     ("decay_start", math.inf, "step from which the late decay runs, +inf: not started"),
     ("decay_steps", 0.0, "its length in steps"),
-    ("fraction", 1.0, "share of each level that the next step uses as LR"),
+    ("curve_value", 1.0, "lr / level of the next step"),
 )
 #: What lives within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
 STEP: Rows = (
@@ -76,7 +76,7 @@ STATE_BEGIN = len(CONFIGURATION)
 #: What a checkpoint keeps of the scalars: decisions and counters, and of the values within a step what is shown.
 SAVED = (
     *("kind", "mode_max", "step", "skipped", "loss", "smoothed", "best", "good", "bad", "cooldown_left"),
-    *("warmup_left", "resets_left", "forget_left", "window_sum", "decay_start", "decay_steps", "fraction"),
+    *("warmup_left", "resets_left", "forget_left", "window_sum", "decay_start", "decay_steps", "curve_value"),
     *("grad_norm", "event"),
 )
 #: Blocks of one value per parameter group, G each, behind the scalars; behind them is the ring of the window. And what

@@ -5,8 +5,8 @@ rate comes out, and nothing is read back. float64 because the decisions are comp
 written in Python floats: `best - 1e-6` in float32 is rounded away for any loss above 32.
 
 Layout: the scalars of `SLOTS`, then the `BLOCKS`, each with a value per parameter group, then the ring of the last
-losses. The loss moves the level, within the bounds; the LR is the level times the fraction that the step schedule's
-curve has for the step.
+losses. The loss moves the level, within the bounds; the LR is the level times the curve value: what the step
+schedule's curve has for the step.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Control:
         self.decay_steps = self.observed = 0
         self.bounds = self.bounds_for(lrs)
         self.curve = Curve(schedule, device) if curve is None else curve
-        fraction = self.curve.fraction(0, math.inf, 0)
+        curve_value = self.curve.value_at(0, math.inf, 0)
         values = {name: start for name, start, _ in TABLE if start is not None} | _NO_SCHEDULE
         values |= {} if loss_driven is None else loss_driven.slots()
         values |= {
@@ -82,11 +82,11 @@ class Control:
             "max_grad_norm": math.inf if max_grad_norm is None else float(max_grad_norm),
             "skip_nonfinite": float(skip_nonfinite),
             "n_groups": float(self.n_groups),
-            "fraction": fraction,
+            "curve_value": curve_value,
         }
         self.window_size = loss_driven.window_size if loss_driven is not None and loss_driven.smooth else 0
         lows, highs = (tuple(bound[k] for bound in self.bounds) for k in range(2))
-        scaled = [lr * fraction for lr in lrs]
+        scaled = [lr * curve_value for lr in lrs]
         blocks = {"lr": scaled, "initial_lr": lrs, "min_lr": lows, "max_lr": highs, "level": lrs}
         scalars = [values[name] for name in SLOTS]
         behind = [*(value for name in BLOCKS for value in blocks[name]), *(0.0,) * self.window_size]
@@ -131,8 +131,8 @@ class Control:
         return numbers.named(self.vector.tolist(), self.n_groups, self.window_size)
 
     def load(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Write the numbers of `numbers()` back. With a schedule the LR is what level and step give; the shares of a
-        late decay are not written to the device, see `restore_decay`.
+        """Write the numbers of `numbers()` back. With a schedule the LR is what level and step give; the curve of a
+        late decay is not written to the device, see `restore_decay`.
 
         Raises:
             ValueError: a level outside the bounds, and nothing has been changed.
@@ -145,19 +145,20 @@ class Control:
                     f"{high} (min_lr to max_lr of this schedule); construct {type(self.schedule).__name__} with bounds "
                     "that enclose it"
                 )
-        first, fraction = groups[0], 1.0
+        first, curve_value = groups[0], 1.0
         if self.schedule is not None:
-            fraction = self.curve.fraction(first["step"], first["decay_start"], first["decay_steps"])
-        at_zero = fraction == first["fraction"] == 0  # where the LR is 0, or what the host wrote for that step alone
+            curve_value = self.curve.value_at(first["step"], first["decay_start"], first["decay_steps"])
+        # Where the curve is 0 the LR is 0, or what the host wrote for that step alone.
+        at_zero = curve_value == first["curve_value"] == 0
         keeps = self.schedule is None or at_zero
         blocks = {
-            "lr": [saved["lr"] if keeps else saved["level"] * fraction for saved in groups],
+            "lr": [saved["lr"] if keeps else saved["level"] * curve_value for saved in groups],
             "initial_lr": [saved["initial_lr"] for saved in groups],
             "min_lr": [low for low, _ in bounds],
             "max_lr": [high for _, high in bounds],
             "level": [saved["level"] for saved in groups],
         }
-        values = numbers.placed(groups, self.vector.tolist(), blocks, fraction, self.window_size)
+        values = numbers.placed(groups, self.vector.tolist(), blocks, curve_value, self.window_size)
         self.vector.copy_(torch.tensor(values, dtype=torch.float64, device="cpu"))
         self.bounds, self.decay_steps = bounds, int(first["decay_steps"])
 
@@ -199,10 +200,10 @@ class Control:
         if not self.follows_steps:
             level.copy_(slot.clamp_(low, high))
             return
-        fraction = self.slot("fraction")
-        at_zero = fraction == 0
-        level.copy_(torch.where(at_zero, level, (slot / fraction).clamp_(low, high)))
-        slot.copy_(torch.where(at_zero, slot, level * fraction))
+        curve_value = self.slot("curve_value")
+        at_zero = curve_value == 0
+        level.copy_(torch.where(at_zero, level, (slot / curve_value).clamp_(low, high)))
+        slot.copy_(torch.where(at_zero, slot, level * curve_value))
 
     def start_decay(self, steps: int) -> None:
         """Let the late decay begin with the next step, without waiting.
@@ -259,14 +260,14 @@ class Control:
     def grown(self, lr: float) -> Control:
         """One with another group starting at `lr`, otherwise in the state of this one. Waits for the device."""
         groups = self.numbers()
-        groups.append(groups[0] | {"lr": lr * groups[0]["fraction"], "initial_lr": lr, "level": lr})
+        groups.append(groups[0] | {"lr": lr * groups[0]["curve_value"], "initial_lr": lr, "level": lr})
         control = self.anew([own["initial_lr"] for own in groups])
         control.load(groups)
         control.pending.copy_(self.pending)
         control.observed = self.observed
         return control
 
-    def take(self, other: Control) -> None:
+    def become(self, other: Control) -> None:
         """Become what the other is, in the same memory, which captured graphs read."""
         self.vector.copy_(other.vector)
         self.bounds, self.decay_steps = other.bounds, other.decay_steps
@@ -277,6 +278,6 @@ class Control:
         self.curve.warn_of_end(int(self.slot("step")))
 
     def restore_decay(self) -> None:
-        """Put the shares of a late decay that was going on where the device reads them."""
+        """Put the curve of a late decay that was going on where the device reads them."""
         if self.decay_steps:
             self.curve.write_decay(self.decay_steps)

@@ -20,7 +20,7 @@ from greedylr_fused.control import Control, Schedule
 from greedylr_fused.device_schedule import checks
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import Listener, Metrics, Mirror, losses, options, outside_graphs
-from greedylr_fused.tensors import Copies, Table
+from greedylr_fused.tensors import Copies, TensorTable
 
 #: Which optimizer is driven by what, for as long as both exist.
 _DRIVEN: weakref.WeakKeyDictionary[Optimizer, weakref.ref[DeviceSchedule]] = weakref.WeakKeyDictionary()
@@ -73,11 +73,11 @@ class DeviceSchedule:
         self.optimizer, self.schedule = optimizer, schedule
         lrs = [checks.starting_lr(lr) for lr in tensors]
         self._control = Control(schedule, lrs, max_grad_norm=None, skip_nonfinite=False, device=device)
-        self._ranks = Ranks(process_group, None, driven=self._control.needs_loss)
+        self._ranks = Ranks(process_group, None, needs_loss=self._control.needs_loss)
         self._ranks.find(self._params())
         self._choice = resolve(backend, device)
         kind = self._choice.backend
-        self._backend = kind(Table([], self._control, kind.chunk_size, Copies(), False))
+        self._backend = kind(TensorTable([], self._control, kind.chunk_size, Copies(), False))
         self._mirror = Mirror(self._control)
         self._lrs = tensors
         self._decided = [lr.reshape(own.shape) for lr, own in zip(self._control.lr.unbind(), tensors, strict=True)]
@@ -122,7 +122,7 @@ class DeviceSchedule:
             shared = self._ranks.shared(self._control, False)
             if shared is not None:
                 self._ranks.add_up(shared, norm=False).wait()
-            self._backend.commit()
+            self._backend.control()
         except BaseException:
             self._control.discard_observed()
             raise
@@ -130,7 +130,7 @@ class DeviceSchedule:
         self._write()
         self._mirror.update()
         for listener in self._listeners:
-            listener.stepped()
+            listener.after_step()
 
     @outside_graphs  # type: ignore[untyped-decorator]
     def observe(self, loss: Any, weight: Any = 1.0) -> None:
@@ -212,12 +212,12 @@ class DeviceSchedule:
         loaded = self._control.anew([group["initial_lr"] for group in numbers])
         loaded.load(numbers)
         self._check_number_of_groups()
-        self._control.take(loaded)
+        self._control.become(loaded)
         self._control.observed = 0
         self._put_back()
         self._mirror = Mirror(self._control)
         for listener in self._listeners:
-            listener.restarted()
+            listener.after_restart()
 
     def __repr__(self) -> str:
         return f"DeviceSchedule({type(self.optimizer).__name__}, {self.schedule}, backend: {self._choice})"

@@ -82,7 +82,7 @@ class CapturedStep:
         self._optimizer._take_written()
         graph, frozen = self._replayable()
         graph.replay()
-        increment_version(frozen.stepped)  # autograd sees no graph change a parameter
+        increment_version(frozen.params_with_grad)  # autograd sees no graph change a parameter
         self._optimizer._replayed()
         return self._result
 
@@ -172,13 +172,13 @@ class _Counted:
     def __init__(self) -> None:
         self.steps = 0
 
-    def stepped(self) -> None:
+    def after_step(self) -> None:
         self.steps += 1
 
-    def replayed(self) -> None:
+    def after_replay(self) -> None:
         """Is not there then."""
 
-    def restarted(self) -> None:
+    def after_restart(self) -> None:
         """Counts on."""
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.tensors import ODD, STALE, local
+from greedylr_fused.tensors import NEEDS_COPY, REBUILD, local
 
 #: Where graphs can be captured.
 _DEVICES = ("cuda",)
@@ -101,7 +101,7 @@ class Frozen:
     def __init__(self, optimizer: FusedAdamW) -> None:
         self._optimizer, self._table = optimizer, optimizer._engine.table
         self._backend = optimizer._engine.backend  # it and the table are memory that the graph reads
-        self.stepped: list[Tensor] = [] if self._table is None else list(self._table.stepped)
+        self.params_with_grad: list[Tensor] = [] if self._table is None else list(self._table.params_with_grad)
         self._scaled = optimizer._control.scaled
         self._hyper = [{name: group[name] for name in _HYPER} for group in optimizer.param_groups]
         self._look()
@@ -120,7 +120,7 @@ class Frozen:
                 if group[name] != then[name]:
                     what = f"{name} of parameter group {index} changed from {then[name]!r} to {group[name]!r}"
         found = self._look()
-        if optimizer._engine.table is not self._table or found & STALE:
+        if optimizer._engine.table is not self._table or found & REBUILD:
             what = (
                 "parameters, their states or the groups were replaced (by load_state_dict(), add_param_group(), "
                 "write_copies(), or moving the model), or a step had gradients of other parameters"
@@ -129,7 +129,7 @@ class Frozen:
             what = "a step was made with a gradient scaler, whose scale is on the device until a step without one"
         if what is not None:
             raise RuntimeError(f"CapturedStep: since the capture {what}, of which the graph knows nothing; {_ANEW}")
-        if found & ODD or not torch.equal(self._table.row, self._row):  # type: ignore[union-attr, arg-type]
+        if found & NEEDS_COPY or not torch.equal(self._table.row, self._row):  # type: ignore[union-attr, arg-type]
             self._check_gradients()
 
     def _check_gradients(self) -> None:

@@ -104,13 +104,13 @@ def check_control(control: Control, group: Any) -> None:
             )
 
 
-def _decided(control: Control, driven: bool) -> dict[str, str]:
+def _decided(control: Control, needs_loss: bool) -> dict[str, str]:
     """The bits of all slots, by name, but of those that hold a rank's own share until they are added up, or, without a
     schedule, for good.
     """
     names = [*SLOTS, *(f"{block} of group {group}" for block in BLOCKS for group in range(control.n_groups))]
     names += [f"window[{i}]" for i in range(control.window_size)]
-    own = {*SLOTS[SLOT["loss_sum"] : SLOT["found_inf"] + 1], *(() if driven else ("loss", "smoothed"))}
+    own = {*SLOTS[SLOT["loss_sum"] : SLOT["found_inf"] + 1], *(() if needs_loss else ("loss", "smoothed"))}
     values = control.vector.tolist()
     return {name: value.hex() for name, value in zip(names, values, strict=True) if name not in own}
 

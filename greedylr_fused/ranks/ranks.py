@@ -27,17 +27,17 @@ class Ranks:
 
     Args:
         process_group, partitions: as in `FusedAdamW`.
-        driven: whether there is a schedule, which needs the loss of all ranks.
+        needs_loss: whether there is a schedule, which needs the loss of all ranks.
 
     Attributes:
         size: R; 1 without torch.distributed.
         group: the process group, None for the default one.
     """
 
-    def __init__(self, process_group: Any, partitions: int | None, *, driven: bool) -> None:
-        self.given, self.partitions, self._driven = process_group, partitions, driven
+    def __init__(self, process_group: Any, partitions: int | None, *, needs_loss: bool) -> None:
+        self.given, self.partitions, self._needs_loss = process_group, partitions, needs_loss
         self.size, self.group = 1, process_group
-        self._found_in: Any = _NOWHERE
+        self._world_when_found: Any = _NOWHERE
         self._sharded = False
         self._made: dict[tuple[int, ...], Any] = {}
         self._to_compare: list[Tensor] | None = None
@@ -45,7 +45,7 @@ class Ranks:
     @property
     def moved(self) -> bool:
         """Whether torch.distributed was initialised or shut down since the ranks were found."""
-        return self._found_in is not _world()
+        return self._world_when_found is not _world()
 
     def find(self, params: Sequence[Tensor]) -> None:
         """Find the ranks of these parameters. Every rank must call it for its own; it waits for nobody, unless their
@@ -55,15 +55,15 @@ class Ranks:
             RuntimeError: no group that encloses all meshes, one that this rank is not in, or one that `partitions`
                 does not fit.
         """
-        first, before, self._found_in = self._found_in is _NOWHERE, self._found_in, _world()
-        if self._found_in is not before:
+        first, before, self._world_when_found = self._world_when_found is _NOWHERE, self._world_when_found, _world()
+        if self._world_when_found is not before:
             self._made.clear()
         self.size, self.group = 1, self.given
-        if self._found_in is not None:
+        if self._world_when_found is not None:
             if self.group is None:
                 self.group = self._group_of(params)
             self.size = dist.get_world_size(self.group)
-        if self.size < 1 or (self.given is not None and self._found_in is None):
+        if self.size < 1 or (self.given is not None and self._world_when_found is None):
             raise RuntimeError(
                 "FusedAdamW(process_group=...) got a group that this rank is not in or that exists no more, allowed is "
                 "one that encloses all ranks which step together; pass each rank its own group"
@@ -97,7 +97,7 @@ class Ranks:
     @property
     def decide_together(self) -> bool:
         """Whether there are collectives: with several ranks, and a schedule or something sharded."""
-        return self.size > 1 and (self._sharded or self._driven)
+        return self.size > 1 and (self._sharded or self._needs_loss)
 
     def any(self, params: Sequence[Tensor], own: bool) -> bool:
         """Whether it is so on any rank; waits for all, if they decide together. `params`: as in `find`."""
@@ -148,7 +148,7 @@ class Ranks:
 
     def norm_weight(self, param: Tensor) -> float:
         """This rank's share of the squared gradient of a parameter (of what lies here)."""
-        return self._shards(param) / self.size if self._sharded or self._driven else 1.0
+        return self._shards(param) / self.size if self._sharded or self._needs_loss else 1.0
 
     def shared(self, control: Control, scaled: bool) -> Tensor | None:
         """The slots to add up over ranks at this step, a view; None if each rank knows all there is to know: with one
@@ -157,7 +157,7 @@ class Ranks:
         if self.size == 1:
             return None
         gradients = control.reads_gradients or scaled
-        if self._driven:
+        if self._needs_loss:
             return control.shared if gradients else control.pending
         return control.shared_gradients if self._sharded and gradients else None
 

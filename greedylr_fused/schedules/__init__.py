@@ -10,7 +10,7 @@ from greedylr_fused.schedules.budgeted import REX, UBA
 from greedylr_fused.schedules.checks import MAX_STEPS
 from greedylr_fused.schedules.cosine import Cosine, CosineRestarts
 from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO, GreedyLR
-from greedylr_fused.schedules.loss_driven import Event, Kind, LossSchedule, Remembers
+from greedylr_fused.schedules.loss_driven import CompareWith, Event, Kind, LossSchedule
 from greedylr_fused.schedules.loss_spec import LossSpec
 from greedylr_fused.schedules.one_cycle import OneCycle
 from greedylr_fused.schedules.plateau import ReduceOnPlateau

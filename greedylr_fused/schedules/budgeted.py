@@ -45,7 +45,7 @@ class REX(Annealed):
         if not 0.0 <= checks.number(self, "d", allowed="0 <= d < 1", example=0.5) < 1.0:
             checks.refuse(self, "d", self.d, "0 <= d < 1", "write d=0.5, the paper's, or d=0 for a straight line")
 
-    def fractions(self, steps: int) -> Iterator[float]:
+    def shape(self, steps: int) -> Iterator[float]:
         """The line, bent with k = 1 - d."""
         k = 1.0 - self.d
         return (bend((steps - n) / steps, k) for n in range(steps + 1))
@@ -79,7 +79,7 @@ class UBA(Annealed):
         if checks.number(self, "phi", allowed="> 0", example=2.0, default=False) <= 0:
             checks.refuse(self, "phi", self.phi, "> 0", "write phi=2.0 for a cosine, or use Constant for no decay")
 
-    def fractions(self, steps: int) -> Iterator[float]:
+    def shape(self, steps: int) -> Iterator[float]:
         """The cosine, bent with k = phi / 2."""
         k = self.phi / 2.0
         return (bend(0.5 * (1.0 + math.cos(math.pi * (n / steps))), k) for n in range(steps + 1))

@@ -37,7 +37,7 @@ class Cosine(Annealed):
         super().__post_init__()
         check_cycles(self)
 
-    def fractions(self, steps: int) -> Iterator[float]:
+    def shape(self, steps: int) -> Iterator[float]:
         """(1 + cos(2 pi cycles n / steps)) / 2."""
         frequency = math.pi * self.num_cycles * 2.0
         return (0.5 * (1.0 + math.cos(frequency * (n / steps))) for n in range(steps + 1))
@@ -85,7 +85,7 @@ class CosineRestarts(Annealed):
         elif self.mult != 1:
             checks.refuse(self, "mult", self.mult, "1 without first_steps", "write first_steps= as well")
 
-    def fractions(self, steps: int) -> Iterator[float]:
+    def shape(self, steps: int) -> Iterator[float]:
         """(1 + cos(pi c)) / 2, c in [0, 1) being how far the fall is at that step; 0 at the end."""
         if self.first_steps is not None:
             yield from self._growing(self.first_steps, steps)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from greedylr_fused.schedules import checks
-from greedylr_fused.schedules.loss_driven import Kind, LossSchedule, Remembers
+from greedylr_fused.schedules.loss_driven import CompareWith, Kind, LossSchedule
 from greedylr_fused.schedules.steps import StepSchedule
 
 #: Bounds when neither a bound nor its ratio is given, as ratios of each group's starting LR. The floor of one tenth is
@@ -146,6 +146,6 @@ class GreedyLR(LossSchedule):
         return low, high
 
     @property
-    def remembers(self) -> Remembers:
+    def compare_with(self) -> CompareWith:
         """As transformers' class does not compare what it waits through, or, with `compare`, every observation."""
-        return Remembers.LAST if self.compare == "previous" else Remembers.BEST_WHILE_DECIDING
+        return CompareWith.LAST if self.compare == "previous" else CompareWith.BEST_WHILE_DECIDING

@@ -19,7 +19,7 @@ class Kind(IntEnum):
     PLATEAU = 2
 
 
-class Remembers(IntEnum):
+class CompareWith(IntEnum):
     """What observations are compared with: the best of those that were not waited through, the best, or the last."""
 
     BEST_WHILE_DECIDING = 0
@@ -68,7 +68,7 @@ class LossSchedule:
     base: StepSchedule | None
 
     @property
-    def remembers(self) -> Remembers:
+    def compare_with(self) -> CompareWith:
         """What observations are compared with."""
         raise NotImplementedError
 
@@ -96,7 +96,7 @@ class LossSchedule:
             "best": -math.inf if self.mode == "max" else math.inf,
             "resets_left": float(self.reset_start),
             "forget_left": float(self.forget_every),
-            **{name: float(getattr(self, name)) for name in (*same, "raises", "remembers", "forget_every")},
+            **{name: float(getattr(self, name)) for name in (*same, "raises", "compare_with", "forget_every")},
         }
 
     def bound_of(self, name: str, group: int, default: float) -> float:

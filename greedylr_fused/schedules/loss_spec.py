@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-from greedylr_fused.schedules.loss_driven import Event, LossSchedule, Remembers
+from greedylr_fused.schedules.loss_driven import CompareWith, Event, LossSchedule
 
 
 class Window(deque[float]):
@@ -124,6 +124,6 @@ class LossSpec:
         return x > (best * (1.0 + threshold) if relative else best + threshold)
 
     def _remembers(self, finite: bool, better: bool, waits: bool) -> bool:
-        if self.config.remembers is Remembers.LAST:
+        if self.config.compare_with is CompareWith.LAST:
             return finite
-        return better and (self.config.remembers is Remembers.BEST or not waits)
+        return better and (self.config.compare_with is CompareWith.BEST or not waits)

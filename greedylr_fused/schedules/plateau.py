@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from greedylr_fused.schedules.loss_driven import Kind, LossSchedule, Remembers
+from greedylr_fused.schedules.loss_driven import CompareWith, Kind, LossSchedule
 from greedylr_fused.schedules.steps import StepSchedule
 
 
@@ -79,6 +79,6 @@ class ReduceOnPlateau(LossSchedule):
         return low, math.inf
 
     @property
-    def remembers(self) -> Remembers:
+    def compare_with(self) -> CompareWith:
         """The best, also of what is waited through."""
-        return Remembers.BEST
+        return CompareWith.BEST

@@ -46,7 +46,7 @@ def check_cycles(schedule: StepSchedule) -> None:
 
 
 def check_floor(schedule: StepSchedule) -> None:
-    """Refuse a floor that is no share of the peak."""
+    """Refuse a floor that is no ratio of the peak."""
     floor = checks.number(schedule, "min_lr_ratio", allowed="0 <= min_lr_ratio <= 1", example=0.1)
     if not 0.0 <= floor <= 1.0:
         remedy = "divide the floor by the peak LR, or leave it out for 0"
@@ -80,7 +80,7 @@ class Constant(StepSchedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Annealed(StepSchedule):
-    """Base of the schedules of a fixed length: a linear warm-up, then `fractions()` between the floor and the peak.
+    """Base of the schedules of a fixed length: a linear warm-up, then `shape()` between the floor and the peak.
 
     Step `total_steps`, the first after the run, and all later ones have the last value. A run that is all warm-up has
     nothing between: it goes on at the floor.
@@ -88,7 +88,7 @@ class Annealed(StepSchedule):
     Args:
         total_steps: length of the run in steps, warm-up included. In [1, 2**25].
         warmup_steps: as in `Constant`, at most `total_steps`. Default: 0.
-        min_lr_ratio: the floor as a ratio of the peak, in [0, 1]: a fraction f becomes `f * (1 - r) + r`. The warm-up
+        min_lr_ratio: the floor as a ratio of the peak, in [0, 1]: a shape s becomes `s * (1 - r) + r`. The warm-up
             starts from 0 all the same, as in transformers. Default: 0.0.
 
     Raises:
@@ -108,7 +108,7 @@ class Annealed(StepSchedule):
             checks.refuse(self, "warmup_steps", self.warmup_steps, allowed, "shorten the warm-up")
         check_floor(self)
 
-    def fractions(self, steps: int) -> Iterator[float]:
+    def shape(self, steps: int) -> Iterator[float]:
         """What is left of the way from the floor to the peak, in [0, 1], after the warm-up: `steps + 1` values.
 
         Args:
@@ -117,11 +117,11 @@ class Annealed(StepSchedule):
         raise NotImplementedError
 
     def curve(self) -> array[float]:
-        """The warm-up, then the fractions lifted to the floor: `total_steps + 1` values."""
+        """The warm-up, then the shape, lifted to the floor: `total_steps + 1` values."""
         floor, span = self.min_lr_ratio, 1.0 - self.min_lr_ratio
         steps = self.total_steps - self.warmup_steps
         values = array("d", warm_up(self.warmup_steps))
-        values.extend(fraction * span + floor for fraction in (self.fractions(steps) if steps else (0.0,)))
+        values.extend(height * span + floor for height in (self.shape(steps) if steps else (0.0,)))
         return values
 
 
@@ -144,7 +144,7 @@ class Linear(Annealed):
         TypeError: an option has the wrong type.
     """
 
-    def fractions(self, steps: int) -> Iterator[float]:
+    def shape(self, steps: int) -> Iterator[float]:
         """(steps - n) / steps."""
         return ((steps - n) / steps for n in range(steps + 1))
 
@@ -176,6 +176,6 @@ class Polynomial(Annealed):
         if checks.number(self, "power", allowed="> 0", example=1.0) <= 0:
             checks.refuse(self, "power", self.power, "> 0", "write power=1.0, or use Constant for no decay")
 
-    def fractions(self, steps: int) -> Iterator[float]:
+    def shape(self, steps: int) -> Iterator[float]:
         """(1 - n / steps) ** power."""
         return ((1 - n / steps) ** self.power for n in range(steps + 1))

@@ -14,7 +14,7 @@ from greedylr_fused.capture import capturing
 from greedylr_fused.control import Control
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import options
-from greedylr_fused.tensors import STALE, Copies, Entry, Table, watching
+from greedylr_fused.tensors import REBUILD, Copies, Entry, TensorTable, watching
 
 
 class Engine:
@@ -38,12 +38,12 @@ class Engine:
         self.state_dtype = state_dtype
         self.device = device
         self.choice: Choice = resolve(backend, device)
-        self.table: Table | None = None
+        self.table: TensorTable | None = None
         self.backend: Backend | None = None
         self.watch: Any = None
         self.copies = Copies()
         self.captures: list[list[Any]] = [[]]
-        self.begun = False  # nothing was stepped, loaded or materialised yet
+        self.has_begun = False  # nothing was stepped, loaded or materialised yet
 
     def find_ranks(self, params: Sequence[Tensor]) -> None:
         """Find them again if torch.distributed was initialised or shut down since, which changes each one's share."""
@@ -60,7 +60,7 @@ class Engine:
         """A backend over a new table."""
         self.discard()
         self._build(groups, state, control)
-        self.begun = True
+        self.has_begun = True
         assert self.backend is not None
         if not self._refreshed(groups, state):
             raise RuntimeError(
@@ -70,9 +70,9 @@ class Engine:
         return self.backend
 
     def look(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> int:
-        """What a look finds (watch.py), STALE if the table describes something else; kept for the next step."""
+        """What a look finds (watch.py), REBUILD if the table describes something else; kept for the next step."""
         if self.watch is None or self.table is None or self.ranks.moved or self.copies.moved():
-            return STALE
+            return REBUILD
         found: int = self.watch.look(groups, state)
         self.table.remember(found)
         return found
@@ -81,7 +81,7 @@ class Engine:
         assert self.table is not None and self.backend is not None
         with self._subclass_overrides_off() if self.table.sharded else contextlib.nullcontext():
             found = self.watch.look(groups, state)
-        stale = found & STALE or self.copies.moved()
+        stale = found & REBUILD or self.copies.moved()
         captures = self.captures[-1] if capturing(self.table.device) else None
         if captures is not None:
             captures += [self.table, self.backend]
@@ -93,7 +93,7 @@ class Engine:
         return torch._C.DisableTorchFunctionSubclass()
 
     def release(self) -> None:
-        """After the step: see `Table.release`."""
+        """After the step: see `TensorTable.release`."""
         if self.table is not None:
             self.table.release()
 
@@ -145,16 +145,16 @@ class Engine:
         if state or not zeroed(groups):
             return False
         params = [param for group in groups for param in group["params"]]
-        if self.begun and not params:
+        if self.has_begun and not params:
             return False
-        driven = control.needs_loss
-        asks = not driven and not self.begun  # as every other rank, which may have gradients, or no parameters
-        if not driven or control.observed:
+        needs_loss = control.needs_loss
+        asks = not needs_loss and not self.has_begun  # as every other rank, which may have gradients, or no parameters
+        if not needs_loss or control.observed:
             grads = (param.grad for param in params if param.grad is not None)
             real = any(grad.is_sparse or bool(grad.any()) for grad in grads)
             if self.ranks.any(params, real) if asks else real:
                 return False
-        self.begun = True
+        self.has_begun = True
         self.init_states(groups, state)
         return True
 
@@ -178,6 +178,6 @@ class Engine:
         share = self.ranks.norm_weight
         entries = [Entry(p, state[p], index, amsgrad[index], share(p)) for p, index in owner.items() if state.get(p)]
         backend = self.choice.backend
-        self.table = table = Table(entries, control, backend.chunk_size, self.copies, backend.writes_copies)
+        self.table = table = TensorTable(entries, control, backend.chunk_size, self.copies, backend.writes_copies)
         self.backend = backend(table)
         self.watch = watching(table.entries, stateless, groups, state, table.steps, table.row)

@@ -32,19 +32,19 @@ def run(backend: Backend, control: Control, ranks: Ranks, grad_scale: Tensor | N
         if reads:
             backend.measure()
         elif scaled:
-            backend.decide()
+            backend.clip()
         backend.update()
         return
     if reads:
-        backend.measure(decides=False)
+        backend.measure(then_clip=False)
     sums = ranks.add_up(shared, norm=reads)
     if reads or scaled:
         sums.wait()
-        backend.decide()
+        backend.clip()
         backend.update()
     else:  # nothing but the next learning rate depends on the sums: they travel while memory is busy
         try:
-            backend.update(commits=False)
+            backend.update(then_control=False)
         finally:
             sums.wait()
-        backend.commit()
+        backend.control()

@@ -79,25 +79,25 @@ def of_step(closure: Any, loss: Any, control: Control) -> tuple[Any, Any]:
     returned = result if control.observed == before else None  # otherwise it has observed what it returns
     if returned is not None and control.needs_loss:
         check_whole(closure)
-    given = one_loss(loss, returned, observed=control.observed > 0, driven=control.needs_loss)
+    given = one_loss(loss, returned, observed=control.observed > 0, needs_loss=control.needs_loss)
     warn_of_number(given, control.device)
     return result, given
 
 
-def one_loss(loss: Any, result: Any, *, observed: bool, driven: bool) -> Any:
+def one_loss(loss: Any, result: Any, *, observed: bool, needs_loss: bool) -> Any:
     """The loss of this step, from the argument or what the closure returned; None if neither has one.
 
     Args:
         loss: the argument of step().
         result: what the closure returned.
         observed: whether observe() was called since the last step.
-        driven: whether a schedule needs the loss; if not, a closure may return anything.
+        needs_loss: whether a schedule needs the loss; if not, a closure may return anything.
 
     Raises:
         ValueError: it was given more than once.
     """
     real = isinstance(result, Tensor) and result.numel() == 1 and not result.is_complex()
-    if not driven and not real and not is_number(result):
+    if not needs_loss and not real and not is_number(result):
         result = None
     given = [value for value in (loss, result) if value is not None]
     if len(given) + observed > 1:

@@ -111,11 +111,11 @@ class Mirror:
         return lrs
 
     @property
-    def fraction(self) -> float:
+    def curve_value(self) -> float:
         """What the step schedule makes of each level, as of this snapshot."""
-        at = SLOT["fraction"] - STATE_BEGIN
-        share: list[float] = self._shown[0][at : at + 1].tolist()
-        return share[0]
+        at = SLOT["curve_value"] - STATE_BEGIN
+        value: list[float] = self._shown[0][at : at + 1].tolist()
+        return value[0]
 
     def update(self) -> bool:
         """Take over a copy that has arrived, and enqueue the next unless one is under way; whether there was one.
@@ -142,11 +142,11 @@ class Listener(Protocol):
     what it finds.
     """
 
-    def stepped(self) -> None:
+    def after_step(self) -> None:
         """A step was enqueued; what this enqueues comes after it, and a graph that is captured repeats both."""
 
-    def replayed(self) -> None:
-        """A captured graph was replayed, with what `stepped` enqueued in it. The host has some time."""
+    def after_replay(self) -> None:
+        """A captured graph was replayed, with what `after_step` enqueued in it. The host has some time."""
 
-    def restarted(self) -> None:
+    def after_restart(self) -> None:
         """The control vector may lie in other memory, and its step count may have been loaded."""

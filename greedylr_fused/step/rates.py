@@ -30,16 +30,16 @@ class Rates:
     Args:
         control: where the slots are.
         groups: the optimizer's parameter groups.
-        driven: whether a schedule writes the slots.
+        has_schedule: whether a schedule writes the slots.
     """
 
-    def __init__(self, control: Control, groups: Sequence[dict[str, Any]], *, driven: bool) -> None:
+    def __init__(self, control: Control, groups: Sequence[dict[str, Any]], *, has_schedule: bool) -> None:
         self._control = control
-        self._driven = driven
+        self._has_schedule = has_schedule
         self._mirror = Mirror(control)
         self._known: list[Any] = self._mirror.lr
         self._stale = False  # the snapshot under way is older than what the host wrote
-        if driven:
+        if has_schedule:
             for group, lr in zip(groups, self._known, strict=True):
                 group["lr"] = lr
 
@@ -50,7 +50,7 @@ class Rates:
     def zeroed(self, groups: Sequence[dict[str, Any]]) -> bool:
         """Whether the host wrote 0 to all groups; where a schedule begins there, it is only shown."""
         return all(
-            float(options.lr_of(group)) == 0.0 and (not self._driven or self._written(index, group["lr"]))
+            float(options.lr_of(group)) == 0.0 and (not self._has_schedule or self._written(index, group["lr"]))
             for index, group in enumerate(groups)
         )
 
@@ -70,7 +70,7 @@ class Rates:
                 if not tensors:
                     continue
                 self._control.write_lr(index, lr)
-                if self._driven:
+                if self._has_schedule:
                     group["lr"] = self._known[index]
                     self._stale = self._mirror.under_way
                 else:
@@ -81,7 +81,7 @@ class Rates:
     def pull(self, groups: Sequence[dict[str, Any]]) -> None:
         """Take over a snapshot that has arrived and ask for the next."""
         if self._mirror.update():
-            if self._driven and not self._stale:
+            if self._has_schedule and not self._stale:
                 self._show(groups)
             self._stale = False
 
@@ -100,7 +100,7 @@ class Rates:
         """Whether the host wrote this. With a schedule the object tells, not the value: writing the number that the
         last snapshot showed means to go back to it.
         """
-        return lr is not self._known[index] if self._driven else lr != self._known[index]
+        return lr is not self._known[index] if self._has_schedule else lr != self._known[index]
 
     def _show(self, groups: Sequence[dict[str, Any]]) -> None:
         for index, (group, lr) in enumerate(zip(groups, self._mirror.lr, strict=True)):
@@ -126,23 +126,24 @@ class Rates:
                 f"learning rate of parameter group {index}: got {lr!r}, allowed is {low:g} to {high:g} (the schedule's "
                 "min_lr and max_lr); write one within, or construct the schedule with bounds that enclose it"
             )
-        share = self._mirror.fraction if self._control.follows_steps else 0.0
-        if share > 0.0 and not low * (1 - _SLACK) <= lr / share <= high * (1 + _SLACK):
+        at = self._mirror.curve_value if self._control.follows_steps else 0.0
+        if at > 0.0 and not low * (1 - _SLACK) <= lr / at <= high * (1 + _SLACK):
             raise ValueError(
-                f"learning rate of parameter group {index}: got {lr!r} where the schedule's curve is at {share:g} of "
-                f"its peak, which would then be {lr / share:g}, allowed is a peak of {low:g} to {high:g}; write one "
+                f"learning rate of parameter group {index}: got {lr!r} where the schedule's curve is at {at:g} of "
+                f"its peak, which would then be {lr / at:g}, allowed is a peak of {low:g} to {high:g}; write one "
                 "within, or construct an optimizer with another lr"
             )
 
     def _warn_of_peak(self, index: int, lr: float) -> None:
         """Say that an LR written where the curve is low raises the peak, as in a warm-up nobody means to."""
-        if not self._control.follows_steps or self._control.needs_loss or self._mirror.fraction == 0.0:
+        at = self._mirror.curve_value
+        if not self._control.follows_steps or self._control.needs_loss or at == 0.0:
             return
-        peak, constructed = lr / self._mirror.fraction, self._control.bounds[index][1] / DEFAULT_MAX_RATIO
+        peak, constructed = lr / at, self._control.bounds[index][1] / DEFAULT_MAX_RATIO
         if peak > constructed * (1 + _SLACK) and math.isfinite(constructed):
             warn(
                 f"learning rate of parameter group {index}: {lr!r} was written where the schedule's curve is at "
-                f"{self._mirror.fraction:g} of its peak, which is {peak:g} from now on, above the {constructed:g} that "
+                f"{at:g} of its peak, which is {peak:g} from now on, above the {constructed:g} that "
                 "it was constructed with; to change the peak alone, construct the optimizer with another lr"
             )
 

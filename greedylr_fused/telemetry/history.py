@@ -80,7 +80,7 @@ class History:
         self._overwritten = 0  # rows that are missing before the next
         self.lost_at_end = 0
 
-    def take(self, overwritten: int, rows: Sequence[Sequence[float]]) -> Iterator[Step]:
+    def add(self, overwritten: int, rows: Sequence[Sequence[float]]) -> Iterator[Step]:
         """The steps that these rows add.
 
         Args:

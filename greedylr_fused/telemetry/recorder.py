@@ -111,15 +111,15 @@ class Recorder:
         opt._listeners.append(self)
         _OPEN.add(self)
 
-    def stepped(self) -> None:
+    def after_step(self) -> None:
         """The optimizer's: a step was enqueued."""
         self._ring.write()
         if capturing(self._ring.device):
             self._keep_ring()
         else:
-            self.replayed()
+            self.after_replay()
 
-    def replayed(self) -> None:
+    def after_replay(self) -> None:
         """The optimizer's: a captured graph, which writes rows by itself, was replayed."""
         self._unseen += 1
         if 2 * self._unseen >= self._capacity or monotonic() - self._asked >= self._seconds:
@@ -134,7 +134,7 @@ class Recorder:
         if opt is not None and not any(kept is self._ring for kept in opt._captures):
             opt._captures.append(self._ring)
 
-    def restarted(self) -> None:
+    def after_restart(self) -> None:
         """The optimizer's: steps go on from another state, maybe in other memory."""
         opt = self._opt()
         self._ask()
@@ -199,7 +199,7 @@ class Recorder:
         while self._copies and (wait or self._copies[0].arrived()):
             if wait:
                 self._copies[0].wait()
-            for step in self._history.take(*self._copies.popleft().take()):
+            for step in self._history.add(*self._copies.popleft().read()):
                 self._lost += step.lost
                 for file in self._files:
                     file.put(step)

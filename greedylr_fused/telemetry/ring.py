@@ -99,7 +99,7 @@ class Copy:
         if self._event is not None:
             self._event.synchronize()
 
-    def take(self) -> tuple[int, list[list[float]]]:
+    def read(self) -> tuple[int, list[list[float]]]:
         """Once it has arrived: how many rows were lost since the last copy, and those after them, oldest first."""
         ring = self.ring
         written: int = self._host[:1].view(torch.int64).tolist()[0]

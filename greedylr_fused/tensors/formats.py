@@ -19,7 +19,7 @@ class DType(IntEnum):
 
 
 class Row(IntEnum):
-    """Rows of `Table.ptrs`."""
+    """Rows of `TensorTable.ptrs`."""
 
     PARAM = 0
     GRAD = 1
@@ -31,7 +31,7 @@ class Row(IntEnum):
 
 
 class Hyper(IntEnum):
-    """Columns of `Table.hyper`."""
+    """Columns of `TensorTable.hyper`."""
 
     BETA1 = 0
     BETA2 = 1

@@ -20,13 +20,13 @@ from greedylr_fused.tensors.copies import Copies
 from greedylr_fused.tensors.dtensor import alike
 from greedylr_fused.tensors.entry import Entry
 from greedylr_fused.tensors.formats import EMPTY, MOMENTS, Hyper, Launch, Row, real
-from greedylr_fused.tensors.watch import COUNT, HYPER, MOVED, ODD
+from greedylr_fused.tensors.watch import COUNT, HYPER, MOVED, NEEDS_COPY
 
 #: `Backend.send`.
 Send = Callable[[Tensor, Tensor], "Tensor | None"]
 
 
-class Table:
+class TensorTable:
     """Everything a backend needs; addresses stay valid for the table's life.
 
     Args:
@@ -76,7 +76,7 @@ class Table:
         self.sharded = any(e.spec is not None for e in self.entries)
         self._copied = [entry for entry in self.entries if entry.dense_copy is not None]
         self._staged: dict[int, Tensor] = {}
-        self._stepped: list[Tensor] = []
+        self._params_with_grad: list[Tensor] = []
         self._due = MOVED | COUNT | HYPER  # what the kernels have not been told yet
         self.captured = False
 
@@ -128,14 +128,14 @@ class Table:
         """
         self._staged.clear()
         self._due |= found  # until it has arrived, for all that may fail here
-        if found & ODD:
+        if found & NEEDS_COPY:
             for i in watch.odd():
                 address = self._odd_address(watch, i)
                 if address is None:
                     return False
                 self._due |= watch.put(i, address)
         if self._due & COUNT:
-            self._stepped = watch.stepped()
+            self._params_with_grad = watch.params_with_grad()
         if self._due & HYPER:
             rows = [[*map(float, g["betas"]), g["eps"], g["weight_decay"], float(g["maximize"]), 0.0] for g in groups]
             self._hyper.copy_(torch.tensor(rows, dtype=torch.float64, device="cpu"))
@@ -156,16 +156,16 @@ class Table:
         behind the back of, that the parameters have changed, and write their copies if no kernel did.
         """
         self._staged.clear()
-        increment_version(self._stepped)
+        increment_version(self._params_with_grad)
         for entry in self._copied:
             if entry.param.grad is not None:
                 entry.memory.copy_(entry.dense_copy)  # type: ignore[arg-type]
         self._copies.finish()
 
     @property
-    def stepped(self) -> list[Tensor]:
+    def params_with_grad(self) -> list[Tensor]:
         """Parameters that the last step had gradients of."""
-        return self._stepped
+        return self._params_with_grad
 
     def gradient(self, i: int) -> Tensor | None:
         """What tensor i is updated with: its gradient, or the copy in the parameter's strides; None if it has none."""

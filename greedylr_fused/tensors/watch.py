@@ -26,12 +26,12 @@ from greedylr_fused.tensors.dtensor import local
 from greedylr_fused.tensors.entry import Entry
 from greedylr_fused.tensors.formats import EMPTY
 
-#: What a look may find; any of them together, but STALE alone.
+#: What a look may find; any of them together, but REBUILD alone.
 MOVED = 1  # an address in the row changed
 COUNT = 2  # a gradient came or went
 HYPER = 4  # hyper-parameters may have changed
-ODD = 8  # a gradient cannot be read as it is: see `Watch.odd`
-STALE = 16  # the table describes something else
+NEEDS_COPY = 8  # a gradient cannot be read as it is: see `Watch.odd`
+REBUILD = 16  # the table describes something else
 
 _HYPER = ("betas", "eps", "weight_decay", "maximize")
 
@@ -80,13 +80,13 @@ class Watch:
         self._odd = []
         same = self._same_groups(groups) and self._same_states(state) and self._memory_now() == self._memory
         if not same or any(param.grad is not None for param in self._stateless):
-            return STALE
+            return REBUILD
         found = self._hyper_found(groups)
         for i in range(len(self._entries)):
             address = self._address_of(i)
             if address is None:
                 self._odd.append(i)
-                found |= ODD
+                found |= NEEDS_COPY
             else:
                 found |= self.put(i, address)
         return found
@@ -107,7 +107,7 @@ class Watch:
         """Take gradients of parameter i that are distributed like this one for right from now on."""
         self._specs[i] = gradient._spec
 
-    def stepped(self) -> list[Tensor]:
+    def params_with_grad(self) -> list[Tensor]:
         """Parameters that have a gradient, in the table's order."""
         return [entry.param for entry, address in zip(self._entries, self._row, strict=True) if address]
 

@@ -15,7 +15,7 @@ from greedylr_fused.backends.base import Backend
 from greedylr_fused.control import slots
 from greedylr_fused.control.slots import BLOCKS, SLOTS
 from greedylr_fused.control.vector import Control
-from greedylr_fused.schedules.loss_driven import Event, Kind, Remembers
+from greedylr_fused.schedules.loss_driven import CompareWith, Event, Kind
 from greedylr_fused.tensors.formats import MIXES, DType, Hyper, Row
 
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def test_a_backend_without_its_module_gives_the_reason(monkeypatch):
 def test_protocol(name):
     backend = BACKENDS[name]
     assert backend.name == name and backend.chunk_size >= 1024
-    for method in ("measure", "decide", "update", "send", "unavailable"):
+    for method in ("measure", "clip", "update", "send", "unavailable"):
         assert callable(getattr(backend, method)) and hasattr(Backend, method)
 
 
@@ -117,7 +117,7 @@ def test_slots_are_the_same_in_every_language():
     assert tuple(re.findall(r"X\((\w+)\)", blocks)) == BLOCKS
 
 
-@pytest.mark.parametrize("codes", [Kind, Remembers, Event], ids=lambda codes: codes.__name__)
+@pytest.mark.parametrize("codes", [Kind, CompareWith, Event], ids=lambda codes: codes.__name__)
 def test_codes_in_slots_are_the_same_in_every_language(codes):
     header = (ROOT / "csrc/core/slots.h").read_text()
     listed = re.search(rf"enum class {codes.__name__} : int {{ (.*?) }};", header)[1].split(", ")

@@ -63,7 +63,7 @@ class Problem:
         self.curve = torch.ones(1, dtype=torch.float64)
         tensors = ("ptrs", "numel", "group", "hyper", "steps", "norm_weight", "chunk_tensor", "chunk_index", "control")
         tensors = (*tensors, "curve")
-        self.table = native.Table(
+        self.table = native.TensorTable(
             **{name: getattr(self, name).data_ptr() for name in tensors},
             n_tensors=len(sizes),
             n_chunks=len(chunks),

@@ -119,7 +119,7 @@ def test_measure_code(kernels, target, l1, record_property):
     assert sorted(read) == sorted(BYTES.values())
 
 
-@pytest.mark.parametrize("kernel", ["decide_kernel", "commit_kernel"])
+@pytest.mark.parametrize("kernel", ["clip_kernel", "control_kernel"])
 def test_control_is_not_contracted(extracted, kernel):
     """Its bits are those of every backend. The compiler contracts where it may; what it must not is written so that it
     may not (`mul` in core/control.h).

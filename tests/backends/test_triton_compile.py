@@ -57,7 +57,7 @@ POINTERS |= {"group": "*i32", "chunk_tensor": "*i32", "chunk_index": "*i32", "no
 POINTERS |= {"curve": "*fp64", "square_sums": "*fp64", "norm_weight": "*fp64", "counter": "*i32", "counters": "*i32"}
 POINTERS |= {"norms": "*fp32"}
 KERNELS = [triton_elements.update_kernel, triton_measure.measure_kernel]
-KERNELS += [triton_control.conclude_kernel, triton_control.decide_kernel, triton_control.commit_kernel]
+KERNELS += [triton_control.conclude_kernel, triton_control.clip_kernel, triton_control.control_kernel]
 CONTROL_KERNELS = KERNELS[2:]
 
 
@@ -192,11 +192,11 @@ def test_control_constants():
     def literal(value):
         return f"0d{struct.pack('>d', value).hex().upper()}"
 
-    decide = control(90, triton_control.decide_kernel).asm["ptx"]
-    assert literal(1e-6) in decide
+    clip = control(90, triton_control.clip_kernel).asm["ptx"]
+    assert literal(1e-6) in clip
     allowed = {literal(value) for value in (0.0, 1.0, -1.0, 2.0, float("inf"), -float("inf"))}
-    commit = control(90, triton_control.commit_kernel).asm["ptx"]
-    assert {*re.findall(r"0d[0-9A-F]{16}", commit)} <= allowed
+    close = control(90, triton_control.control_kernel).asm["ptx"]
+    assert {*re.findall(r"0d[0-9A-F]{16}", close)} <= allowed
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)

@@ -146,11 +146,11 @@ DAMAGE = {
         ValueError,
         r'\["window"\] is \'2.7 x\', allowed is a text of numbers',
     ),
-    "a later version": (control("version", 2), ValueError, r'\["version"\] is 2, allowed is at most 1; update'),
+    "a later version": (control("version", 3), ValueError, r'\["version"\] is 3, allowed is at most 2; update'),
     "a version that is none": (
         control("version", "new"),
         ValueError,
-        r'\["version"\] is \'new\', allowed is at most 1',
+        r'\["version"\] is \'new\', allowed is at most 2',
     ),
     "an event that is none": (control("event", 7.0), ValueError, r'\["event"\] is 7.0, allowed is 0 or 1 or 2 or 3'),
 }

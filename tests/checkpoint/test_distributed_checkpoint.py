@@ -25,12 +25,12 @@ def build(schedule=SCHEDULE, seed=0, **options):
     return model, FusedAdamW(groups, lr=0.01, schedule=schedule, max_grad_norm=1.0, **options)
 
 
-def train(model, opt, steps, driven=True):
+def train(model, opt, steps, needs_loss=True):
     for i in range(steps):
         opt.zero_grad()
         loss = model(torch.full((3, 4), 1.0 + i)).square().mean()
         loss.backward()
-        opt.step(loss=loss) if driven else opt.step()
+        opt.step(loss=loss) if needs_loss else opt.step()
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
@@ -65,7 +65,7 @@ def test_a_warmup_from_lr_0_is_a_step():
     """It looks like materialisation, but for its gradients."""
     model, opt = build(None)
     scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: step / 10)
-    train(model, opt, 1, driven=False)
+    train(model, opt, 1, needs_loss=False)
     scheduler.step()
     assert all(state["step"] == 1 for state in opt.state.values()) and opt.metrics().step == 1
     assert any((state["exp_avg"] != 0).any() for state in opt.state.values())
@@ -159,7 +159,7 @@ def test_numbers_of_a_schedule_that_is_not_there_are_not_kept():
     model, opt = build(schedule=None)
     for group, own in zip(opt.param_groups, driven.state_dict()["param_groups"], strict=True):
         group["control"] = own["control"]
-    train(model, opt, 1, driven=False)
+    train(model, opt, 1, needs_loss=False)
     assert [group["control"] for group in opt.param_groups] == [{}, {}]
     driven.load_state_dict(opt.state_dict())
     assert driven.metrics().step == 1 and driven._control.numbers()[0]["best"] == float("inf")

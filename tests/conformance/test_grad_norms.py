@@ -237,9 +237,9 @@ def test_with_observed_losses_and_in_parts(backend, device):
     parts.observe(2.0)
     with torch.no_grad():
         runner = parts._engine.backend
-        runner.measure(decides=False)
-        runner.decide()
-        runner.update(commits=False)
-        runner.commit()
+        runner.measure(then_clip=False)
+        runner.clip()
+        runner.update(then_control=False)
+        runner.control()
     whole.step(loss=2.0)
     assert latest(parts) == latest(whole) and latest(whole).grad_norm_l1 > 0

@@ -41,12 +41,12 @@ def test_parts_are_the_whole(backend, device, options, bad):
                 runner.update()
             else:
                 if reads:
-                    runner.measure(decides=False)
+                    runner.measure(then_clip=False)
                     assert opt._control.slot("skip") == 0, "not decided yet"
-                    runner.decide()
-                runner.update(commits=False)
+                    runner.clip()
+                runner.update(then_control=False)
                 assert opt._control.slot("loss_weight") == 1, "not committed yet"
-                runner.commit()
+                runner.control()
             opt._rates.pull(opt.param_groups)
         assert_same(snapshot(parts), snapshot(whole))
         if bad and options:
@@ -60,7 +60,7 @@ def test_gradients_count_with_their_share(backend, device):
     table = opt._engine.table
     shares = torch.tensor([1.0, 0.25, 1 / 3, 0.5, 0.75][: len(table.entries)], dtype=torch.float64)
     table.norm_weight.copy_(shares)
-    opt._engine.backend.measure(decides=False)
+    opt._engine.backend.measure(then_clip=False)
     squares = [0.0 if e.param.grad is None else float(e.param.grad.double().square().sum()) for e in table.entries]
     want = sum(share * square for share, square in zip(shares.tolist(), squares, strict=True))
     got = float(opt._control.vector[SLOT["grad_sq_sum"]])

@@ -56,7 +56,7 @@ def test_replays_are_recorded(machine, told):
         for i in range(WARM_UP, WARM_UP + REPLAYS):
             replay(i)
             if told and machine.on_gpu:  # a rehearsal's replay is a step, which tells by itself
-                recorder.replayed()
+                recorder.after_replay()
             elif i % (CAPACITY // 2) == 0:
                 recorder.drain()
     recorder.close()

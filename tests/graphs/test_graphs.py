@@ -55,13 +55,13 @@ def test_listeners_are_told_of_replays_and_autograd_of_changes(twins):
     told = []
 
     class Listener:
-        def stepped(self):
+        def after_step(self):
             pass
 
-        def replayed(self):
+        def after_replay(self):
             told.append(ours.opt.metrics().step)
 
-        def restarted(self):
+        def after_restart(self):
             pass
 
     ours.opt._listeners.append(Listener())

@@ -59,7 +59,7 @@ def test_a_loss_over_the_tokens_of_all_micro_batches(tmp_path, accumulation):
 
 
 class Labelled(Trainer):
-    """Remembers the labels, which the model is not given under label smoothing."""
+    """CompareWith the labels, which the model is not given under label smoothing."""
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         labels = inputs["labels"]

@@ -28,7 +28,7 @@ class Step:
         gradients: their size; None: those that are there.
         bad: a gradient element, if it is not to be a finite one.
         measures: whether the norm is.
-        apart: whether decide and commit are launches of their own, as where ranks are waited for.
+        apart: whether clip and control are launches of their own, as where ranks are waited for.
     """
 
     name: str
@@ -62,8 +62,8 @@ class Comparison:
         self.device = device
         self.ours, self.theirs = problem, equal
         scratch = problem.addresses["scratch"]
-        self.table = device.native.Table(**problem.table(), scratch=scratch, device=0)
-        self.cpu_table = self.cpu_module.Table(**equal.table())
+        self.table = device.native.TensorTable(**problem.table(), scratch=scratch, device=0)
+        self.cpu_table = self.cpu_module.TensorTable(**equal.table())
         self.summed = Summed(problem)
         device.execution = execution
 
@@ -82,15 +82,15 @@ class Comparison:
         if step.measures:
             self._measure(step)
         if step.apart or step.found_inf:
-            self.device.run(self.table.decide, 0)
+            self.device.run(self.table.clip, 0)
         if step.measures or step.found_inf:
-            self.cpu_table.decide()
+            self.cpu_table.clip()
             self._check_vectors(f"{step.name}, decided")
         self.device.run(self.table.update, 0, not step.apart)
         self.cpu_table.update(1, not step.apart)
         if step.apart:
-            self.device.run(self.table.commit, 0)
-            self.cpu_table.commit()
+            self.device.run(self.table.control, 0)
+            self.cpu_table.control()
         self._check_vectors(step.name)
         self._check_elements(step.name)
         assert self.ours.arena.guards_intact(), f"{step.name}: something was written between the arrays"
@@ -133,7 +133,7 @@ class Summed:
         self.control = problem.views["control"].copy()
         self.scratch = problem.views["scratch"].copy()
         arguments = problem.table() | {"control": address(self.control)}
-        self.table = emulated.module().Table(**arguments, scratch=address(self.scratch), device=0)
+        self.table = emulated.module().TensorTable(**arguments, scratch=address(self.scratch), device=0)
 
     def by_emulation(self, problem: Problem) -> dict[str, float]:
         self.control[:] = problem.views["control"]

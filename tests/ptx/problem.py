@@ -27,7 +27,7 @@ SCHEDULE = {
 }  # fmt: skip
 #: Others to change to on the way: all that `observe` in csrc/core asks for.
 SCHEDULES = {
-    "kind": [0, 1, 1, 1, 2], "raises": [0, 1], "mode_max": [0, 1], "threshold_rel": [0, 1], "remembers": [0, 1, 2],
+    "kind": [0, 1, 1, 1, 2], "raises": [0, 1], "mode_max": [0, 1], "threshold_rel": [0, 1], "compare_with": [0, 1, 2],
     "forget_every": [0, 1, 2], "patience": [0, 0, 1], "cooldown": [0, 1], "warmup": [0, 1], "factor": [0.5, 0.1],
     "resets_left": [1, 3], "best": [0.9, 1.2], "curve_length": [0, 3, 3], "decay_start": [2, np.inf],
 }  # fmt: skip
@@ -112,7 +112,7 @@ class Problem:
         self.launches = [launch for launch in launches if launch[-1]]
 
     def table(self) -> dict[str, object]:
-        """Arguments of a backend's Table, but for its scratch memory and device."""
+        """Arguments of a backend's TensorTable, but for its scratch memory and device."""
         counts = {"n_tensors": len(self.sizes), "n_chunks": self.n_chunks, "chunk": CHUNK}
         addresses = {name: address for name, address in self.addresses.items() if name != "scratch"}
         return {**addresses, **counts, "l1": self.l1, "launches": self.launches}

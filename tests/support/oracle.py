@@ -17,7 +17,7 @@ from greedylr_fused.control.slots import SLOT, block
 from greedylr_fused.control.vector import Control
 from greedylr_fused.schedules import LossSchedule, LossSpec
 from greedylr_fused.tensors.copies import Copies
-from greedylr_fused.tensors.table import Table
+from greedylr_fused.tensors.table import TensorTable
 
 #: What is compared, in this order, after the LR of every group.
 COMPARED = ("best", "good", "bad", "cooldown_left", "warmup_left", "resets_left", "window_sum", "window_count")
@@ -75,7 +75,7 @@ class Driven:
     ) -> None:
         self.control = Control(config, lrs, max_grad_norm=None, skip_nonfinite=False, device=device)
         kind = BACKENDS[backend]
-        self.table = Table([], self.control, kind.chunk_size, Copies(), kind.writes_copies)
+        self.table = TensorTable([], self.control, kind.chunk_size, Copies(), kind.writes_copies)
         self.backend = kind(self.table)
         self.columns = torch.tensor(
             [*range(*block("lr", len(lrs)).indices(2**31)), *(SLOT[name] for name in names)], device=device

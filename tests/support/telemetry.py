@@ -73,14 +73,14 @@ class Raw:
     def __init__(self, recorder):
         self._recorder = recorder
 
-    def stepped(self):
+    def after_step(self):
         self._recorder._ring.write()
 
-    def replayed(self):
+    def after_replay(self):
         """Nothing is recorded of it."""
 
-    def restarted(self):
-        self._recorder.restarted()
+    def after_restart(self):
+        self._recorder.after_restart()
 
 
 def replay(opt, recorder, *, told=False, **options):
@@ -91,7 +91,7 @@ def replay(opt, recorder, *, told=False, **options):
     finally:
         opt._listeners = before
     if told:
-        recorder.replayed()
+        recorder.after_replay()
 
 
 def numbers(path):

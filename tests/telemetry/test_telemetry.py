@@ -210,7 +210,7 @@ def test_a_step_that_is_told_of_twice_is_one():
     recorder, kept = recorded(opt)
     for _ in range(3):
         step(opt)
-        recorder.stepped()
+        recorder.after_step()
     recorder.close()
     assert kept.numbers == [1, 2, 3]
 

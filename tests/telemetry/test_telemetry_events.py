@@ -129,9 +129,9 @@ def test_an_lr_that_the_host_writes_is_no_event(base, patience):
         if rng.random() < 0.3:
             written += 1
             spec.lr = [lr * rng.uniform(0.5, 2.0) for lr in LRS]
-            fraction = float(opt._control.slot("fraction"))
+            curve_value = float(opt._control.slot("curve_value"))
             for group, level in zip(opt.param_groups, spec.lr, strict=True):
-                group["lr"] = level * fraction
+                group["lr"] = level * curve_value
         step(opt, loss)
         expected.append(spec.decision(loss))
     recorder.close()

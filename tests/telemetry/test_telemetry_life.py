@@ -172,7 +172,7 @@ def test_ranks_need_not_all_record():
     recorder, _ = recorded(opt)
     step(opt)
     with Operations() as operations:
-        recorder.stepped()
+        recorder.after_step()
     assert operations.names == ["aten.remainder.Tensor_out", "aten.index_copy_.default", "aten.add_.Tensor"]
     recorder.close()
 
@@ -183,7 +183,7 @@ def test_what_replays_write_needs_no_host():
     for _ in range(3):
         replay(opt, recorder)
     assert not kept.steps
-    recorder.replayed()
+    recorder.after_replay()
     recorder.drain()
     assert kept.numbers == [1, 2, 3]
     recorder.close()

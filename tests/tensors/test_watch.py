@@ -6,7 +6,7 @@ from support.tensors import parameter, set_grad
 
 from greedylr_fused import FusedAdamW
 from greedylr_fused.tensors import watch
-from greedylr_fused.tensors.watch import COUNT, HYPER, MOVED, ODD, STALE, Watch
+from greedylr_fused.tensors.watch import COUNT, HYPER, MOVED, NEEDS_COPY, REBUILD, Watch
 
 
 class Case:
@@ -39,9 +39,9 @@ class Case:
         found, other = (w.look(*args) for w in self.watches)
         assert found == other
         odd, others = (w.odd() for w in self.watches)
-        if not found & STALE:
+        if not found & REBUILD:
             assert odd == others and torch.equal(*self.rows)
-            stepped = [w.stepped() for w in self.watches]
+            stepped = [w.params_with_grad() for w in self.watches]
             assert all(a is b for a, b in zip(*stepped, strict=True))
         return found, [i for i, param in enumerate(self.params) if self.at[id(param)] in odd]
 
@@ -235,20 +235,20 @@ def called(function):
 @pytest.mark.parametrize("change", STATES)
 def test_state_that_the_table_does_not_describe(case, change):
     STATES[change](case)
-    assert case.look() == (STALE, [])
+    assert case.look() == (REBUILD, [])
 
 
 @pytest.mark.parametrize("change", [*REPLACED, *GROUPS], ids=called)
 def test_what_the_table_does_not_describe(case, change):
     change(case)
-    assert case.look() == (STALE, [])
+    assert case.look() == (REBUILD, [])
 
 
 @pytest.mark.parametrize("change", ODDITIES, ids=called)
 def test_gradients_that_no_kernel_can_read(case, change):
     change(case)
     for _ in range(2):
-        assert case.look() == (ODD, [ODDITIES[change]])
+        assert case.look() == (NEEDS_COPY, [ODDITIES[change]])
 
 
 def test_gradients_that_moved_or_went(case):

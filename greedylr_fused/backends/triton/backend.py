@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.backends.base import staged
-from greedylr_fused.tensors import DType, Table, real
+from greedylr_fused.tensors import DType, TensorTable, real
 
 #: What PyTorch calls the devices that Triton compiles for ("cuda" is also AMD's).
 _DEVICES = ("cuda", "xpu")
@@ -46,7 +46,7 @@ def _types(dtypes: Sequence[DType]) -> list[Any]:
     return [names[dtype] for dtype in dtypes]
 
 
-def _shape(table: Table, dtypes: Sequence[DType]) -> tuple[int, int, int]:
+def _shape(table: TensorTable, dtypes: Sequence[DType]) -> tuple[int, int, int]:
     """Elements per chunk, and of both paths per iteration."""
     from greedylr_fused.backends.triton.access import INTERPRETED
 
@@ -97,49 +97,49 @@ class TritonBackend:
     chunk_size: ClassVar[int] = 16384
     writes_copies: ClassVar[bool] = False
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: TensorTable) -> None:
         from greedylr_fused.backends.triton import control
 
         self._table, self._device = table, table.control.device
         self._n_tensors = len(table.entries)
-        self._decide = _Kernel(control.decide_kernel, 1, (table.control,))
+        self._clip = _Kernel(control.clip_kernel, 1, (table.control,))
         steps = self._plan_steps()
         closing = (table.control, table.curve, table.ptrs, table.steps, *steps)
-        self._commit = _Kernel(control.commit_kernel, 1, closing)
+        self._control = _Kernel(control.control_kernel, 1, closing)
         # Kernels compile at their first call: those of a process of several ranks never do in a single one.
-        self._measures = {decides: self._plan_measures(decides) for decides in (False, True)}
-        self._updates = {commits: self._plan_updates(steps, commits) for commits in (False, True)}
+        self._measures = {then_clip: self._plan_measures(then_clip) for then_clip in (False, True)}
+        self._updates = {then_control: self._plan_updates(steps, then_control) for then_control in (False, True)}
 
     def _zeros(self, count: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(count, dtype=dtype, device=self._device)
 
     def _plan_steps(self) -> tuple[int, Tensor, int]:
-        """The number of tensors, and which of them have their step counted by `commit`."""
+        """The number of tensors, and which of them have their step counted by `control`."""
         sizes = [real(entry.target).numel() for entry in self._table.entries]
         others = [i for i, size in enumerate(sizes) if not 0 < size <= self._table.chunk]
         listed = torch.tensor(others, dtype=torch.int32, device="cpu").to(self._device)
         return self._n_tensors, listed, len(others)
 
-    def _plan_updates(self, steps: tuple[int, Tensor, int], commits: bool) -> list[_Kernel]:
-        """One launch per mix; the last closes the step if it `commits`."""
+    def _plan_updates(self, steps: tuple[int, Tensor, int], then_control: bool) -> list[_Kernel]:
+        """One launch per mix; the last closes the step with `then_control`."""
         from greedylr_fused.backends.triton.elements import update_kernel
 
         table = self._table
         if not table.launches:
-            return [self._commit] if commits else []
+            return [self._control] if then_control else []
         kernels = []
         counter = self._zeros(1, torch.int32)
         for at in table.launches:
             mix = (at.param, at.grad, at.state)
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, at.first)
             scalars = (table.group, table.hyper, table.curve, table.steps)
-            closes = commits and at is table.launches[-1]
+            closes = then_control and at is table.launches[-1]
             args = (*tensors, *scalars, *steps, counter, *_types(mix), *_shape(table, mix), closes)
             kernels.append(_Kernel(update_kernel, at.count, args))
         return kernels
 
-    def _plan_measures(self, decides: bool) -> list[_Kernel]:
-        """One launch per type of gradient (mixes of the same that follow each other); the last adds up, and `decides`
+    def _plan_measures(self, then_clip: bool) -> list[_Kernel]:
+        """One launch per type of gradient (mixes of the same that follow each other); the last adds up, and clips
         or not.
         """
         from greedylr_fused.backends.triton.control import conclude_kernel
@@ -157,14 +157,14 @@ class TritonBackend:
         l1 = table.l1
         sums = (self._zeros(n_sums * (1 + l1), torch.float64), self._zeros(n_sums, torch.int32))
         if not spans:
-            return [_Kernel(conclude_kernel, 1, (table.control, *sums, 0, decides, l1))]
+            return [_Kernel(conclude_kernel, 1, (table.control, *sums, 0, then_clip, l1))]
         kernels = []
         counters = self._zeros(1 + n_groups, torch.int32)
         for grad, begin, count, group in spans:
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, begin)
             work = (table.norm_weight, self._n_tensors, table.chunk_tensor.numel(), *sums, counters, group, n_groups)
             closes = group == spans[-1][3]
-            args = (*tensors, *work, *_types([grad]), *_shape(table, [grad]), GROUP, closes, decides, l1)
+            args = (*tensors, *work, *_types([grad]), *_shape(table, [grad]), GROUP, closes, then_clip, l1)
             kernels.append(_Kernel(measure_kernel, count, args))
         return kernels
 
@@ -173,17 +173,17 @@ class TritonBackend:
             for kernel in kernels:
                 kernel()
 
-    def measure(self, decides: bool = True) -> None:
-        self._run(*self._measures[decides])
+    def measure(self, then_clip: bool = True) -> None:
+        self._run(*self._measures[then_clip])
 
-    def decide(self) -> None:
-        self._run(self._decide)
+    def clip(self) -> None:
+        self._run(self._clip)
 
-    def update(self, commits: bool = True) -> None:
-        self._run(*self._updates[commits])
+    def update(self, then_control: bool = True) -> None:
+        self._run(*self._updates[then_control])
 
-    def commit(self) -> None:
-        self._run(self._commit)
+    def control(self) -> None:
+        self._run(self._control)
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:

@@ -19,14 +19,14 @@ _STEP, _SKIPPED, _LOSS_SUM, _LOSS_WEIGHT = slots("step skipped loss_sum loss_wei
 _GRAD_SQ_SUM, _GRAD_ABS_SUM, _GRAD_NONFINITE = slots("grad_sq_sum grad_abs_sum grad_nonfinite")
 (_GRAD_SCALE,) = slots("grad_scale")
 _FOUND_INF, _GRAD_NORM, _GRAD_MULTIPLIER, _SKIP = slots("found_inf grad_norm grad_multiplier skip")
-_CURVE_LENGTH, _DECAY_START, _DECAY_STEPS, _FRACTION = slots("curve_length decay_start decay_steps fraction")
+_CURVE_LENGTH, _DECAY_START, _DECAY_STEPS, _CURVE_VALUE = slots("curve_length decay_start decay_steps curve_value")
 _GRAD = tl.constexpr(int(Row.GRAD))
 #: Sums per iteration, and step counts: one per thread, so that none changes threads between list and store.
 _SUMS, _COUNTS = tl.constexpr(512), tl.constexpr(128)
 
 
 @triton.jit
-def decide(c):
+def run_clip(c):
     """Gradient norm, multiplier and skip from what was measured and what AMP told us."""
     inv = 1 / tl.load(c + _GRAD_SCALE)  # G1
     grad_norm = tl.sqrt(tl.load(c + _GRAD_SQ_SUM)) * inv
@@ -65,7 +65,7 @@ def add_up(sums, n):
 @triton.jit
 def conclude(c, square_sums, abs_sums, nonfinite, n, DECIDES: tl.constexpr, L1: tl.constexpr):
     """Close the measurement: `n` sums of squares, absolute values (with L1) and flags become grad_sq_sum, grad_abs_sum
-    and grad_nonfinite; decide, unless other ranks come first.
+    and grad_nonfinite; clip, unless other ranks come first.
     """
     total, bad = add_sums(square_sums, nonfinite, n)
     tl.store(c + _GRAD_SQ_SUM, total)
@@ -73,7 +73,7 @@ def conclude(c, square_sums, abs_sums, nonfinite, n, DECIDES: tl.constexpr, L1: 
         tl.store(c + _GRAD_ABS_SUM, add_up(abs_sums, n))
     tl.store(c + _GRAD_NONFINITE, bad.to(tl.float64))
     if DECIDES:
-        decide(c)
+        run_clip(c)
 
 
 @triton.jit(do_not_specialize=["c", "square_sums", "nonfinite", "n"])
@@ -83,25 +83,25 @@ def conclude_kernel(c, square_sums, nonfinite, n, DECIDES: tl.constexpr, L1: tl.
 
 
 @triton.jit(do_not_specialize=["c"])
-def decide_kernel(c):
-    """`decide` for a step whose gradients are not read."""
-    decide(c)
+def clip_kernel(c):
+    """`clip` for a step whose gradients are not read."""
+    run_clip(c)
 
 
 @triton.jit
 def _set_lr(c, curve, step):
-    """The step schedule: the share of the level that the next step uses."""
+    """The step schedule: the curve value of the next step."""
     length, start = tl.load(c + _CURVE_LENGTH), tl.load(c + _DECAY_START)
     if length != 0:
-        fraction = tl.load(curve + tl.minimum(step, length - 1).to(tl.int64))  # S1
+        curve_value = tl.load(curve + tl.minimum(step, length - 1).to(tl.int64))  # S1
         if step >= start:  # S2
             into = tl.minimum(step - start, tl.load(c + _DECAY_STEPS))
-            fraction *= tl.load(curve + (length + into).to(tl.int64))
-        tl.store(c + _FRACTION, fraction)
+            curve_value *= tl.load(curve + (length + into).to(tl.int64))
+        tl.store(c + _CURVE_VALUE, curve_value)
         n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
         for group in range(loop_bound(n_groups)):  # S3
             slot = c + GROUPS + group
-            tl.store(slot + LR * n_groups, tl.load(slot + LEVEL * n_groups) * fraction)
+            tl.store(slot + LR * n_groups, tl.load(slot + LEVEL * n_groups) * curve_value)
 
 
 @triton.jit
@@ -116,7 +116,7 @@ def _advance_steps(ptrs, steps, n_tensors, others, n_others):
 
 
 @triton.jit
-def commit(c, curve, ptrs, steps, n_tensors, others, n_others):
+def run_control(c, curve, ptrs, steps, n_tensors, others, n_others):
     """Close the step: the step counts of `others`, then loss and step index decide the next LRs."""
     loss_sum, loss_weight = tl.load(c + _LOSS_SUM), tl.load(c + _LOSS_WEIGHT)
     tl.store(c + _LOSS_SUM, 0.0)
@@ -134,6 +134,6 @@ def commit(c, curve, ptrs, steps, n_tensors, others, n_others):
 
 
 @triton.jit(do_not_specialize=["c", "curve", "ptrs", "steps", "n_tensors", "others", "n_others"])
-def commit_kernel(c, curve, ptrs, steps, n_tensors, others, n_others):
-    """`commit` for a table that has nothing to update, or after the update."""
-    commit(c, curve, ptrs, steps, n_tensors, others, n_others)
+def control_kernel(c, curve, ptrs, steps, n_tensors, others, n_others):
+    """`control` for a table that has nothing to update, or after the update."""
+    run_control(c, curve, ptrs, steps, n_tensors, others, n_others)

@@ -22,7 +22,7 @@ from greedylr_fused.backends.triton.access import (
     wide,
     widen,
 )
-from greedylr_fused.backends.triton.control import commit
+from greedylr_fused.backends.triton.control import run_control
 from greedylr_fused.control import SLOT
 from greedylr_fused.tensors import Hyper, Row
 
@@ -58,24 +58,24 @@ def _scalars(control, hyper, group, step, T: tl.constexpr):
     beta1, beta2 = tl.load(hyper + _BETA1), tl.load(hyper + _BETA2)
     t = step.to(tl.float64) + 1
     decay = 1 - lr * tl.load(hyper + _WEIGHT_DECAY)
-    bc1, bc2 = _bias_corrections(hyper + _BETA1, t)
-    step_size = lr / bc1
-    inv_bc2_sqrt = 1 / tl.sqrt(bc2)
-    mult = tl.load(control + _GRAD_MULTIPLIER)
-    mult = tl.where(tl.load(hyper + _MAXIMIZE) != 0, -mult, mult)
-    # torch.lerp: m + w1 (g - m) for a small weight, else g - (1 - w1) (g - m). One base, one slope.
-    from_m = 1 - beta1 < 0.5
-    slope = tl.where(from_m, 1 - beta1, -beta1)
+    bias_correction1, bias_correction2 = _bias_corrections(hyper + _BETA1, t)
+    step_size = lr / bias_correction1
+    inv_bias_correction2_sqrt = 1 / tl.sqrt(bias_correction2)
+    grad_multiplier = tl.load(control + _GRAD_MULTIPLIER)
+    grad_multiplier = tl.where(tl.load(hyper + _MAXIMIZE) != 0, -grad_multiplier, grad_multiplier)
+    # torch.lerp: m + weight1 (g - m) for a small weight, else g - (1 - weight1) (g - m). One base, one lerp_slope.
+    from_old = 1 - beta1 < 0.5
+    lerp_slope = tl.where(from_old, 1 - beta1, -beta1)
     eps = tl.load(hyper + _EPS)
-    w2 = 1 - beta2
+    weight2 = 1 - beta2
     return (
-        from_m,
-        mult.to(T),
+        from_old,
+        grad_multiplier.to(T),
         decay.to(T),
-        slope.to(T),
+        lerp_slope.to(T),
         beta2.to(T),
-        w2.to(T),
-        inv_bc2_sqrt.to(T),
+        weight2.to(T),
+        inv_bias_correction2_sqrt.to(T),
         eps.to(T),
         step_size.to(T),
     )
@@ -84,11 +84,11 @@ def _scalars(control, hyper, group, step, T: tl.constexpr):
 @triton.jit
 def _adamw(p, g, m, v, v_max, scalars, AMSGRAD: tl.constexpr):
     """One element: (p, m, v, v_max) after the step, in the op-math type."""
-    from_m, mult, decay, slope, beta2, w2, inv_bc2_sqrt, eps, step_size = scalars
-    g = g * mult  # A1
+    from_old, grad_multiplier, decay, lerp_slope, beta2, weight2, inv_bias_correction2_sqrt, eps, step_size = scalars
+    g = g * grad_multiplier  # A1
     p = p * decay  # A2
-    m = tl.where(from_m, m, g) + slope * (g - m)  # A3
-    v = v * beta2 + w2 * g * g  # A4
+    m = tl.where(from_old, m, g) + lerp_slope * (g - m)  # A3
+    v = v * beta2 + weight2 * g * g  # A4
     if AMSGRAD:  # A5
         v_max = tl.maximum(v_max, v, propagate_nan=tl.PropagateNan.ALL)
         u = v_max
@@ -100,7 +100,7 @@ def _adamw(p, g, m, v, v_max, scalars, AMSGRAD: tl.constexpr):
         root = tl.sqrt_rn(u)  # tl.sqrt of float32 is an approximation on NVIDIA
     # `/` of float32 errs by up to 2 ulp of the update on NVIDIA (div.full), well below what the roundings before it
     # leave; tl.div_rn costs 13 instructions an element and the registers of its slow path.
-    p = p - step_size * (m / (root * inv_bc2_sqrt + eps))  # A6
+    p = p - step_size * (m / (root * inv_bias_correction2_sqrt + eps))  # A6
     return p, m, v, v_max
 
 
@@ -224,11 +224,11 @@ def update_kernel(
     if (address(ptrs, _GRAD, tensor, n_tensors) != 0) & (tl.load(control + _SKIP) == 0):
         first, count, alone = chunk_of(numel, tensor, tl.load(chunk_index + chunk), CHUNK)
         starts = _starts(ptrs, tensor, n_tensors, first, P, G, S)
-        taken = tl.load(steps + tensor)
-        scalars = _scalars(control, hyper, tl.load(group + tensor), taken, T)
+        steps_taken = tl.load(steps + tensor)
+        scalars = _scalars(control, hyper, tl.load(group + tensor), steps_taken, T)
         if alone:
             tl.debug_barrier()  # every thread has read the count
-            tl.store(steps + tensor, taken + 1)
+            tl.store(steps + tensor, steps_taken + 1)
         begin, body = _body(starts, count, P, G, S)
         if starts[4] == 0:
             _update_chunk(starts, begin, body, count, scalars, P, G, S, T, False, BLOCK, REST)
@@ -236,4 +236,4 @@ def update_kernel(
             _update_chunk(starts, begin, body, count, scalars, P, G, S, T, True, BLOCK, REST)
     if CLOSES:
         if last_to_finish(counter, tl.num_programs(0)):
-            commit(control, curve, ptrs, steps, n_tensors, others, n_others)
+            run_control(control, curve, ptrs, steps, n_tensors, others, n_others)

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from greedylr_fused.backends.triton.access import loop_bound
 from greedylr_fused.control import BLOCKS, SLOT, SLOTS
-from greedylr_fused.schedules import Event, Kind, Remembers
+from greedylr_fused.schedules import CompareWith, Event, Kind
 
 
 def slots(names):
@@ -19,11 +19,11 @@ def slots(names):
 _KIND, _MODE_MAX, _FACTOR, _PATIENCE = slots("kind mode_max factor patience")
 _THRESHOLD, _THRESHOLD_REL, _COOLDOWN, _WARMUP = slots("threshold threshold_rel cooldown warmup")
 _EPS, _SMOOTH, _WINDOW_SIZE, _RESET_START = slots("eps smooth window_size reset_start")
-_RAISES, _REMEMBERS, _FORGET_EVERY, _FORGET_LEFT = slots("raises remembers forget_every forget_left")
+_RAISES, _REMEMBERS, _FORGET_EVERY, _FORGET_LEFT = slots("raises compare_with forget_every forget_left")
 _LOSS, _SMOOTHED, _BEST, _GOOD, _BAD = slots("loss smoothed best good bad")
 _COOLDOWN_LEFT, _WARMUP_LEFT, _RESETS_LEFT = slots("cooldown_left warmup_left resets_left")
 _WINDOW_SUM, _WINDOW_COUNT, _WINDOW_HEAD, _N_GROUPS, EVENT = slots("window_sum window_count window_head n_groups event")
-_NO_SCHEDULE, _BEST_EVER, _LAST = (tl.constexpr(int(code)) for code in (Kind.NONE, Remembers.BEST, Remembers.LAST))
+_NO_SCHEDULE, _BEST_EVER, _LAST = (tl.constexpr(int(code)) for code in (Kind.NONE, CompareWith.BEST, CompareWith.LAST))
 _RAISE, _CUT, _RESET = (tl.constexpr(int(code)) for code in (Event.RAISE, Event.CUT, Event.RESET))
 #: Where the values of group 0 begin, and, in numbers of groups from there, the blocks and the ring.
 GROUPS = tl.constexpr(len(SLOTS))
@@ -62,8 +62,8 @@ def _judge(c, x, finite):
     cooling = cooldown_left > 0
     waits = cooling | (warmup_left > 0)
     better = finite & _is_better(c, x, best)  # C4
-    remembers = tl.load(c + _REMEMBERS)  # C5
-    remembered = tl.where(remembers == _LAST, finite, better & ((remembers == _BEST_EVER) | (waits == 0)))
+    compare_with = tl.load(c + _REMEMBERS)  # C5
+    remembered = tl.where(compare_with == _LAST, finite, better & ((compare_with == _BEST_EVER) | (waits == 0)))
     tl.store(c + _BEST, tl.where(remembered, x, best))
     if waits:
         tl.store(c + _COOLDOWN_LEFT, tl.where(cooling, cooldown_left - 1, cooldown_left))
