@@ -18,8 +18,9 @@ from greedylr_fused.schedules import (
     Refined,
     Table,
 )
+from greedylr_fused.step import Metrics
 from greedylr_fused.version import __version__
 
-__all__ = ["DeviceSchedule", "FusedAdamW", "GreedyLR", "__version__", "available_backends"]
+__all__ = ["DeviceSchedule", "FusedAdamW", "GreedyLR", "Metrics", "__version__", "available_backends"]
 __all__ += ["Constant", "Cosine", "CosineRestarts", "Linear", "OneCycle", "Polynomial", "ReduceOnPlateau", "Refined"]
 __all__ += ["REX", "Table", "UBA", "WSD"]

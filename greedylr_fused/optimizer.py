@@ -27,6 +27,8 @@ class FusedAdamW(Optimizer):
     updates with the current LR, and the loss then decides the next one; with `schedule=Cosine(...)`, or any other step
     schedule, the number of steps taken decides it. The host waits for nothing.
 
+    With `max_grad_norm`, a step with a NaN or infinite gradient is skipped. Ten skips in a row are warned of.
+
     Args:
         params: parameters, named parameters or parameter-group dictionaries; float32, float64, bfloat16, float16 or
             complex, all on one device.
@@ -42,16 +44,16 @@ class FusedAdamW(Optimizer):
         max_grad_norm: clip the gradients to this 2-norm over all of them, as `torch.nn.utils.clip_grad_norm_` would;
             folded into the update, `.grad` is left as it is. > 0, or None for no clipping.
         skip_nonfinite: leave parameters, moments, step counts and LR alone in a step with a NaN or infinite gradient.
-            Default None: if `max_grad_norm` is given, since the gradients are read for it anyway.
+            Default None: if `max_grad_norm` is given.
         backend: "auto", or the name of one in `available_backends()`, which then runs or raises.
         state_dtype: storage type of the moments. Default None: the parameter's, as in torch; float32 is advised for
             bfloat16 and float16 parameters, at 8 bytes more traffic per parameter.
         process_group: the ranks whose losses and gradients decide together, a `torch.distributed.ProcessGroup`. Default
             None: those of the root mesh of DTensor parameters, otherwise the default group. A group of one rank, or no
             torch.distributed: this process alone.
-        partitions: into how many parts parameters are divided over these ranks beyond what DTensor placements say, for
-            the norm of all: the world size under ZeroRedundancyOptimizer, the number of stages of a pipeline. Default
-            None: the size of the group for FSDP1's flat parameters, 1 for others, which are replicas.
+        partitions: how many of these ranks hold different parameters, where placements do not tell, so that the norm
+            counts each parameter once: the world size under ZeroRedundancyOptimizer, the number of stages of a
+            pipeline. Default None: the size of the group for FSDP1's flat parameters, 1 for others, which are replicas.
         foreach, fused, capturable: accepted for torch's signature; this optimizer is always both fused and capturable.
         differentiable: must be False.
 
@@ -90,7 +92,7 @@ class FusedAdamW(Optimizer):
         self._schedule, self._max_grad_norm = schedule, max_grad_norm
         self._skip_nonfinite = max_grad_norm is not None if skip_nonfinite is None else skip_nonfinite
         defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
-        # For torch's AdamW, should it load our checkpoint: `fused` says that `step` lies on the parameter's device.
+        # For torch's AdamW, if it loads our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
         super().__init__(params, defaults | dict(decoupled_weight_decay=True))
         for index, group in enumerate(self.param_groups):
@@ -181,18 +183,18 @@ class FusedAdamW(Optimizer):
     @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def discard_observed(self) -> None:
-        """Drop the losses that were observed since the last step, as where micro-batches are given up and no step
-        follows. Without one, the next step would count them. It does not wait for the device, and may be captured.
+        """Drop the losses observed since the last step, which the next would count, as where micro-batches are given
+        up. It does not wait for the device, and may be captured.
         """
         self._control.discard_observed()
 
     def metrics(self) -> Metrics:
-        """The latest snapshot of the device state that has arrived; never waits. On a CPU that of the last step."""
+        """Refresh `group["lr"]`, and return the latest snapshot of the device state that has arrived; never waits."""
         self._rates.pull(self.param_groups)
         return self._rates.metrics
 
-    def last_lr(self) -> list[float]:
-        """The exact learning rate of each group, that the next step will use. Waits for the device."""
+    def read_lr(self) -> list[float]:
+        """Wait for the device, and return the exact learning rate of each group, which the next step will use."""
         self._take_written()
         return list(self._control.lr.tolist())
 
@@ -224,14 +226,12 @@ class FusedAdamW(Optimizer):
         self._take_written()
         self._control.start_decay(steps)
 
-    def write_copies(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Keep copies of parameters in 16 bits: they are written now, and from then on by every step that updates their
-        parameter. A skipped step leaves both alone. On the CPU a step of a copy with its parameter's strides is one
-        pass.
+    def keep_copies(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Keep copies of parameters in 16 bits: they are written now, and by every step that updates their parameter;
+        on the CPU in the same pass, where both have the same strides.
 
-        Copies are in no checkpoint, deepcopy or pickle: call this again on the optimizer that results. Call it also
-        after writing to a parameter by hand. It replaces what was given before; with no pairs, nothing is copied any
-        more.
+        A call replaces what was given before, and `keep_copies([])` ends it. Copies are in no checkpoint, deepcopy or
+        pickle: call this again on the optimizer that results. Call it also after writing to a parameter by hand.
 
         Args:
             pairs: `(parameter, copy)`: a float32 parameter of this optimizer, and a bfloat16 or float16 tensor of its

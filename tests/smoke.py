@@ -62,7 +62,7 @@ def learns_and_resumes(backend):
     model, opt = training()
     losses = trained(model, opt, 60, seed=1)
     assert losses[-1] < 0.5 * losses[0], losses
-    assert opt.metrics().step == 60 and opt.last_lr() != [1e-2], opt.metrics()
+    assert opt.metrics().step == 60 and opt.read_lr() != [1e-2], opt.metrics()
     again, resumed = training(backend=backend)
     again.load_state_dict(model.state_dict())
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def learns_and_resumes(backend):
         resumed.load_state_dict(torch.load(f"{folder}/optimizer.pt"))
     assert trained(model, opt, 10, seed=2) == trained(again, resumed, 10, seed=2)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    assert opt.last_lr() == resumed.last_lr()
+    assert opt.read_lr() == resumed.read_lr()
 
 
 def doctor_answers():

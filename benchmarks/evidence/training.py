@@ -43,7 +43,7 @@ class Evaluations:
     def after(self, step: int) -> None:
         """`step` steps have been made."""
         if step in self.points or not step % max(1, self._steps // (4 * PARTS)):
-            self.lrs.append((step, float(self._optimizer.last_lr()[0])))
+            self.lrs.append((step, float(self._optimizer.read_lr()[0])))
         if step in self.points:
             self.curve.append((step, self._trainee.held_out(step - 1)))
 

@@ -122,6 +122,11 @@ class Control:
         return self.curve.base is not None
 
     @property
+    def skips_nonfinite(self) -> bool:
+        """Whether a non-finite gradient skips the step."""
+        return bool(self._options["skip_nonfinite"])
+
+    @property
     def reads_gradients(self) -> bool:
         """Whether each step reads all gradients before the update."""
         return self.measures_l1 or self._options["max_grad_norm"] is not None or self._options["skip_nonfinite"]

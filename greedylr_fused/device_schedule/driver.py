@@ -32,11 +32,11 @@ class DeviceSchedule:
         opt = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-3, device="cuda"), capturable=True)
         schedule = DeviceSchedule(opt, GreedyLR(base=Cosine(total_steps=10_000)))
         loss = model(batch); loss.backward()
-        opt.step(); schedule.step(loss)
+        opt.step(); schedule.step(loss=loss)
 
     The optimizer's step reads the LR tensors; some read them back to the host (those that are neither fused nor
     capturable, and torch's Muon), which is theirs to wait for. Each group's tensor stays the same object in the same
-    dtype, and holds what `last_lr()` returns, rounded once. Groups that share a tensor, as those do that took it from
+    dtype, and holds what `read_lr()` returns, rounded once. Groups that share a tensor, as those do that took it from
     `lr=`, get one each: capture graphs after the construction.
 
     The starting LR of a group (the peak of a step schedule) is the shortest decimal number that rounds to what its
@@ -89,7 +89,7 @@ class DeviceSchedule:
 
     @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()
-    def step(self, loss: Any = None) -> None:
+    def step(self, *, loss: Any = None) -> None:
         """Decide the LR of the next step; call it after `optimizer.step()`.
 
         Args:
@@ -106,13 +106,13 @@ class DeviceSchedule:
             losses.check_loss(loss)
             if self._control.observed:
                 raise ValueError(
-                    "DeviceSchedule.step(): got the loss more than once, allowed is step(loss), or observe() before "
-                    "step(); drop one of them"
+                    "DeviceSchedule.step(): got the loss more than once, allowed is step(loss=loss), or observe() "
+                    "before step(); drop one of them"
                 )
         elif self._control.needs_loss and not self._control.observed:
             raise RuntimeError(
                 f"DeviceSchedule.step(): got no loss, but {type(self.schedule).__name__} decides from it; write "
-                "step(loss), or observe(loss) per micro-batch and then step()"
+                "step(loss=loss), or observe(loss) per micro-batch and then step()"
             )
         try:
             if loss is not None:
@@ -160,16 +160,16 @@ class DeviceSchedule:
         self._mirror.update()
         return self._mirror.metrics
 
-    def last_lr(self) -> list[float]:
-        """The exact learning rate of each group, that the next step will use, before it was rounded to the dtype of the
-        group's tensor. Waits for the device.
+    def read_lr(self) -> list[float]:
+        """Wait for the device, and return the exact learning rate of each group, which the next step will use, before
+        it was rounded to the dtype of the group's tensor.
         """
         found: list[float] = self._control.lr.tolist()
         return found
 
     def get_last_lr(self) -> list[float]:
-        """`last_lr()` by the name that torch's schedulers have for it. Waits for the device."""
-        return self.last_lr()
+        """Return `read_lr()`, under the name that torch's schedulers have for it. Waits for the device."""
+        return self.read_lr()
 
     def start_decay(self, steps: int) -> None:
         """Let the decay of an open-ended `WSD` begin with the next step, as `FusedAdamW.start_decay`.

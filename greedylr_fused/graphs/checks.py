@@ -123,7 +123,7 @@ class Frozen:
         if optimizer._engine.table is not self._table or found & REBUILD:
             what = (
                 "parameters, their states or the groups were replaced (by load_state_dict(), add_param_group(), "
-                "write_copies(), or moving the model), or a step had gradients of other parameters"
+                "keep_copies(), or moving the model), or a step had gradients of other parameters"
             )
         if optimizer._control.scaled != self._scaled:
             what = "a step was made with a gradient scaler, whose scale is on the device until a step without one"

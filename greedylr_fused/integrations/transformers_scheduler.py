@@ -58,7 +58,7 @@ class ShownLR(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """What a LambdaLR saves, so that a checkpoint of the Trainer goes on without us, too. Waits for the device."""
         state: dict[str, Any] = {name: vars(self)[name] for name in ("base_lrs", "last_epoch", "_step_count")}
-        return state | {"_last_lr": self.optimizer.last_lr(), "lr_lambdas": [None] * len(self.base_lrs)}
+        return state | {"_last_lr": self.optimizer.read_lr(), "lr_lambdas": [None] * len(self.base_lrs)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the count, from any scheduler of torch. The LRs came back with the optimizer."""

@@ -3,7 +3,8 @@
 What happens in `step(loss=loss)`? `losses.py`: the loss is one number. `rates.py`: what the host wrote to the groups
 goes to the device. `engine.py`: a backend, and its table brought up to date by a look at all tensors, or built anew.
 The loss is observed. `flow.py`: norm, sums over ranks, update, control. `mirror.py`: a snapshot of the device is asked
-for, and shown when it has arrived. `options.py` has the checks of all options.
+for, and shown when it has arrived; `skips.py` warns if no step is taken any more. `options.py` has the checks of all
+options.
 """
 
 from greedylr_fused.step import flow, losses, options

@@ -111,6 +111,12 @@ class Mirror:
         return lrs
 
     @property
+    def counts(self) -> tuple[float, float]:
+        """`metrics.step` and `metrics.skipped`, in a fraction of the time."""
+        step, skipped = self._shown[0][:2].tolist()
+        return step, skipped
+
+    @property
     def curve_value(self) -> float:
         """What the step schedule makes of each level, as of this snapshot."""
         at = SLOT["curve_value"] - STATE_BEGIN

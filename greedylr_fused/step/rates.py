@@ -1,7 +1,7 @@
 """Learning rates on both sides: slots on the device, `param_groups[i]["lr"]` on the host.
 
 Without a schedule the host decides: what stands in a group goes to its slot. With one the device decides: snapshots
-refresh the groups, and a number that did not come from a snapshot was written by the host, so it goes to the slot.
+refresh the groups, and what differs from the latest one was written by the host.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from greedylr_fused.control import Control
 from greedylr_fused.schedules import DEFAULT_MAX_RATIO
 from greedylr_fused.step import options
 from greedylr_fused.step.mirror import Metrics, Mirror
+from greedylr_fused.step.skips import Skips
 from greedylr_fused.warning import warn
 
 #: By how much a product and its quotient may miss where they began.
@@ -26,6 +27,17 @@ _SLACK = 1e-12
 
 class Rates:
     """Keeps groups and slots in step, without waiting.
+
+    What happens at each step with what stands in a group:
+
+    | | no schedule | schedule |
+    |---|---|---|
+    | the number that was there | nothing | nothing, even if the device has moved on since |
+    | another number | goes to the slot | goes there and the schedule goes on from it; refused if out of its bounds |
+    | a tensor | copied on the device at every step | copied once, brought within the bounds; a number from then on |
+    | a negative or non-finite number | refused | refused |
+
+    `set()` writes whatever number it is given, equal ones too.
 
     Args:
         control: where the slots are.
@@ -37,6 +49,7 @@ class Rates:
         self._control = control
         self._has_schedule = has_schedule
         self._mirror = Mirror(control)
+        self._skips = Skips(control, self._mirror)
         self._known: list[Any] = self._mirror.lr
         self._stale = False  # the snapshot under way is older than what the host wrote
         if has_schedule:
@@ -48,9 +61,9 @@ class Rates:
         return self._mirror.metrics
 
     def zeroed(self, groups: Sequence[dict[str, Any]]) -> bool:
-        """Whether the host wrote 0 to all groups; where a schedule begins there, it is only shown."""
+        """Whether the host wrote 0 to all groups. Where a schedule begins at 0, the object tells who wrote it."""
         return all(
-            float(options.lr_of(group)) == 0.0 and (not self._has_schedule or self._written(index, group["lr"]))
+            float(options.lr_of(group)) == 0.0 and (not self._has_schedule or group["lr"] is not self._known[index])
             for index, group in enumerate(groups)
         )
 
@@ -84,6 +97,7 @@ class Rates:
             if self._has_schedule and not self._stale:
                 self._show(groups)
             self._stale = False
+            self._skips.look()
 
     def set(self, groups: Sequence[dict[str, Any]], lrs: Sequence[float]) -> None:
         """Write slots and groups at once; all of them, or none if one is out of bounds."""
@@ -97,10 +111,8 @@ class Rates:
                 group["lr"] = lr
 
     def _written(self, index: int, lr: float) -> bool:
-        """Whether the host wrote this. With a schedule the object tells, not the value: writing the number that the
-        last snapshot showed means to go back to it.
-        """
-        return lr is not self._known[index] if self._has_schedule else lr != self._known[index]
+        """Whether the host wrote this number: wrappers that write back what they read do not move the LR."""
+        return lr != self._known[index]
 
     def _show(self, groups: Sequence[dict[str, Any]]) -> None:
         for index, (group, lr) in enumerate(zip(groups, self._mirror.lr, strict=True)):

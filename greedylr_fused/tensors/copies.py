@@ -35,7 +35,7 @@ class Copies:
         self._memory: list[Any] = []
 
     def keep(self, pairs: Iterable[tuple[Tensor, Tensor]], params: Collection[Tensor]) -> None:
-        """Write these copies, in the place of those that there were: see `FusedAdamW.write_copies`.
+        """Write these copies, in the place of those that there were: see `FusedAdamW.keep_copies`.
 
         Args:
             pairs: (parameter, copy).
@@ -46,12 +46,12 @@ class Copies:
             param, copy = _both(pair)
             if param not in params:
                 raise ValueError(
-                    f"write_copies: got a parameter of shape {tuple(param.shape)} that is not in the optimizer, "
+                    f"keep_copies: got a parameter of shape {tuple(param.shape)} that is not in the optimizer, "
                     "allowed are those in its param_groups; put the optimizer's parameter first and its copy second"
                 )
             if param in chosen or any(copy is other for other in chosen.values()):
                 raise ValueError(
-                    f"write_copies: got a tensor of shape {tuple(copy.shape)} in two pairs, allowed is one copy of "
+                    f"keep_copies: got a tensor of shape {tuple(copy.shape)} in two pairs, allowed is one copy of "
                     "each parameter; leave tied parameters out after their first"
                 )
             check(param, copy)
@@ -107,12 +107,12 @@ def check(param: Tensor, copy: Tensor) -> Tensor:
     """
     if param.dtype != torch.float32 or copy.dtype not in ROWS:
         raise TypeError(
-            f"write_copies: got a {copy.dtype} copy of a {param.dtype} parameter, allowed are bfloat16 and float16 "
+            f"keep_copies: got a {copy.dtype} copy of a {param.dtype} parameter, allowed are bfloat16 and float16 "
             "copies of float32 parameters; convert one of them"
         )
     if copy.shape != param.shape or copy.device != param.device:
         raise ValueError(
-            f"write_copies: got a copy of shape {tuple(copy.shape)} on {copy.device} for a parameter of shape "
+            f"keep_copies: got a copy of shape {tuple(copy.shape)} on {copy.device} for a parameter of shape "
             f"{tuple(param.shape)} on {param.device}, allowed is the same shape and device; use torch.empty_like"
         )
     return local(copy) if spec_of(param) is None else local_part("a copy", copy, param)
@@ -122,7 +122,7 @@ def _both(pair: Any) -> tuple[Tensor, Tensor]:
     if isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(tensor, Tensor) for tensor in pair):
         return pair[0], pair[1]
     raise TypeError(
-        f"write_copies: got a {type(pair).__name__}, allowed are pairs (parameter, copy) of tensors; write "
+        f"keep_copies: got a {type(pair).__name__}, allowed are pairs (parameter, copy) of tensors; write "
         "zip(masters, model.parameters())"
     )
 

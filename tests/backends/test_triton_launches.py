@@ -47,7 +47,7 @@ def test_steps_agree_with_the_reference(device, small_chunks):
                 own[3].grad[-1] = torch.inf
         opt.step(loss=loss)
         reference.step(loss=loss)
-        assert opt.last_lr() == reference.last_lr()
+        assert opt.read_lr() == reference.read_lr()
         assert str(latest(opt)) == str(latest(reference))  # the norm to its last bit
         for param, other in zip(params, expected, strict=True):
             assert torch.equal(opt.state[param]["step"], reference.state[other]["step"])
@@ -62,4 +62,4 @@ def test_a_table_without_elements_is_closed(device, small_chunks):
         empty.grad = torch.zeros_like(empty)
         opt.step(loss=loss)
     assert int(opt.state[empty]["step"]) == 2
-    assert opt.last_lr() != [1e-2]
+    assert opt.read_lr() != [1e-2]

@@ -80,7 +80,7 @@ def continued(opt: FusedAdamW, params: list[Tensor], losses: list[float], first:
         for param in params:
             param.grad = torch.randn(param.shape, generator=generator)
         opt.step(loss=torch.tensor(losses[step], dtype=torch.float64))
-        lrs.append(opt.last_lr())
+        lrs.append(opt.read_lr())
     return lrs
 
 
@@ -103,8 +103,8 @@ def test_a_device_schedule_goes_on_to_the_bit() -> None:
     schedule.load_state_dict(run["state_dict"])
     lrs = []
     for loss in run["losses"][run["step"] :]:
-        schedule.step(torch.tensor(loss, dtype=torch.float64))
-        lrs.append(schedule.last_lr())
+        schedule.step(loss=torch.tensor(loss, dtype=torch.float64))
+        lrs.append(schedule.read_lr())
     assert lrs == run["lrs"]
 
 

@@ -43,7 +43,7 @@ def test_materialisation_leaves_everything_untouched(amsgrad):
     for state in opt.state.values():
         assert all((value == 0).all() for value in state.values())
     assert len(found["state"]) == 4 and len(next(iter(found["state"].values()))) == 3 + amsgrad
-    assert opt.metrics().step == 0 and opt.last_lr() == [0.01, 0.01]
+    assert opt.metrics().step == 0 and opt.read_lr() == [0.01, 0.01]
     assert [group["lr"] for group in opt.param_groups] == [0.01, 0.01]
     train(model, opt, 2)
     fresh_model, fresh = build(amsgrad=amsgrad)
@@ -58,7 +58,7 @@ def test_materialisation_without_a_schedule():
     after = snapshot(opt)
     assert_same({name: after[name] for name in before}, before)
     assert all((value == 0).all() for state in opt.state.values() for value in state.values())
-    assert len(opt.state) == 4 and opt.last_lr() == [0.01, 0.01]
+    assert len(opt.state) == 4 and opt.read_lr() == [0.01, 0.01]
 
 
 def test_a_warmup_from_lr_0_is_a_step():
@@ -85,14 +85,14 @@ def test_round_trip(full, flatten, schedule):
     twin_model, twin = build(schedule, seed=1)
     twin_model.load_state_dict(model.state_dict())
     set_optimizer_state_dict(twin_model, twin, saved, options=options)
-    assert twin.last_lr() == opt.last_lr()
+    assert twin.read_lr() == opt.read_lr()
     for mine, theirs in zip(opt._control.numbers(), twin._control.numbers(), strict=True):
         kept = mine if schedule else ("step", "lr")  # without a schedule what torch's own checkpoint holds
         assert all(mine[name] == theirs[name] or mine[name] != mine[name] for name in kept)
     train(model, opt, 3)
     train(twin_model, twin, 3)
     assert_same(snapshot(opt, control=False), snapshot(twin, control=False))
-    assert twin.last_lr() == opt.last_lr()
+    assert twin.read_lr() == opt.read_lr()
 
 
 @SINGLE_PROCESS
@@ -109,12 +109,12 @@ def test_model_and_optimizer_together_through_a_file(tmp_path):
     state = {"model": model_state, "opt": opt_state}
     dcp.load(state, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
     set_state_dict(twin_model, twin, model_state_dict=state["model"], optim_state_dict=state["opt"])
-    assert twin.last_lr() == opt.last_lr() and twin.metrics().step == 4
+    assert twin.read_lr() == opt.read_lr() and twin.metrics().step == 4
     assert_same(snapshot(opt, control=False), snapshot(twin, control=False))
     train(model, opt, 3)
     train(twin_model, twin, 3)
     assert_same(snapshot(opt, control=False), snapshot(twin, control=False))
-    assert twin.last_lr() == opt.last_lr()
+    assert twin.read_lr() == opt.read_lr()
 
 
 def as_before(saved):
@@ -149,7 +149,7 @@ def test_what_an_earlier_version_saved(full, tmp_path):
     train(model, opt, 3)
     train(twin_model, twin, 3)
     assert_same(snapshot(opt, control=False), snapshot(twin, control=False))
-    assert twin.last_lr() == opt.last_lr()
+    assert twin.read_lr() == opt.read_lr()
 
 
 def test_numbers_of_a_schedule_that_is_not_there_are_not_kept():
@@ -189,7 +189,7 @@ def test_the_checkpoint_of_torchs_adamw_is_one_of_a_plain_optimizer(flatten, tmp
     found = {"opt": get_optimizer_state_dict(model, ours, options=options)}
     dcp.load(found, checkpoint_id=tmp_path, no_dist=True)
     set_optimizer_state_dict(model, ours, found["opt"], options=options)
-    assert ours.last_lr() == [0.1] and ours.metrics().step == 1
+    assert ours.read_lr() == [0.1] and ours.metrics().step == 1
     for param in model.parameters():
         assert torch.equal(ours.state[param]["exp_avg"], torchs.state[param]["exp_avg"])
 

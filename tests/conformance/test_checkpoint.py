@@ -76,7 +76,7 @@ def test_resume_has_the_bits_of_never_having_stopped(backend, device, mix):
     opt = build(backend, device, mix)
     train(opt, range(7))
     other = resumed(opt, backend, device, mix)
-    assert other.last_lr() == opt.last_lr() and latest(opt)
+    assert other.read_lr() == opt.read_lr() and latest(opt)
     assert [g["lr"] for g in other.param_groups] == [g["lr"] for g in opt.param_groups]
     train(opt, range(7, 12))
     train(other, range(7, 12))
@@ -98,7 +98,7 @@ def test_resume_at_every_step(backend, device, stop):
     for step in range(stop, 12):
         train(opt, [step])
         train(other, [step])
-        assert opt.last_lr() == other.last_lr()
+        assert opt.read_lr() == other.read_lr()
         assert numbers(opt) == numbers(other)
     assert_same(snapshot(opt, control=False), snapshot(other, control=False))
 
@@ -116,7 +116,7 @@ def test_save_on_one_backend_and_load_on_another(backend, device, other, directi
     assert numbers(opt) == numbers(loaded)
     train(opt, range(6, 9))
     train(loaded, range(6, 9))
-    assert opt.last_lr() == loaded.last_lr()
+    assert opt.read_lr() == loaded.read_lr()
     for a, b in zip(params_of(opt), params_of(loaded), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
@@ -171,7 +171,7 @@ def test_to_torch_and_back(backend, device, schedule):
     twins = [parameter(p.detach().clone()) for p in params_of(ours)]
     torchs = torch.optim.AdamW([{"params": twins[:1]}, {"params": twins[1:]}], lr=0.5)
     torchs.load_state_dict(through_file(ours.state_dict()))
-    assert [g["lr"] for g in torchs.param_groups] == ours.last_lr()
+    assert [g["lr"] for g in torchs.param_groups] == ours.read_lr()
     back = build(
         backend, device, params=[parameter(t.detach().clone()) for t in twins], schedule=schedule, max_grad_norm=None
     )
@@ -199,7 +199,7 @@ def test_copies_of_model_and_optimizer_together(backend, device, copier):
     train(twin, range(5, 8))
     assert_same(snapshot(opt), before)
     train(opt, range(5, 8))
-    assert opt.last_lr() == twin.last_lr()
+    assert opt.read_lr() == twin.read_lr()
     assert numbers(opt) == numbers(twin)
     assert_same(snapshot(opt, control=False), snapshot(twin, control=False))
     assert latest(twin) == latest(opt) and repr(twin) == repr(opt)
@@ -271,4 +271,4 @@ def test_load_before_the_first_step_and_unfinished_observations(backend, device)
         q.data.copy_(p.data)
     train(opt, [4])
     train(other, [4])
-    assert opt.last_lr() == other.last_lr() and latest(other).loss == LOSSES[4]
+    assert opt.read_lr() == other.read_lr() and latest(other).loss == LOSSES[4]

@@ -21,11 +21,11 @@ def test_a_checkpoint_of_another_kind_of_schedule_starts_this_one_anew(device, b
         traces = []
         for load in (False, True):
             param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
-            opt = FusedAdamW([param], lr=source.last_lr()[0], schedule=schedule, backend=backend)
+            opt = FusedAdamW([param], lr=source.read_lr()[0], schedule=schedule, backend=backend)
             if load:
                 opt.load_state_dict(source.state_dict())
                 assert latest(opt).step == 3
-            traces.append([(opt.step(loss=loss), opt.last_lr())[1] for loss in losses])
+            traces.append([(opt.step(loss=loss), opt.read_lr())[1] for loss in losses])
         assert traces[0] == traces[1]
 
 
@@ -47,7 +47,7 @@ def test_hooks_see_whole_checkpoints(device, backend):
     assert wrapped["wrapped"]["param_groups"][0]["control"]["best"] == 1.0
     opt.register_load_state_dict_pre_hook(lambda _, found: found["wrapped"])
     seen = []
-    opt.register_load_state_dict_post_hook(lambda loaded: seen.append(loaded.last_lr()))
+    opt.register_load_state_dict_post_hook(lambda loaded: seen.append(loaded.read_lr()))
     opt.step(loss=0.5)
     opt.load_state_dict(wrapped)
     assert seen == [[0.1]] and latest(opt).best == 1.0
@@ -61,7 +61,7 @@ def test_a_copy_in_mid_accumulation_goes_on(device, backend):
         twin.param_groups[0]["params"][0].grad = torch.ones(2, device=device)
         twin.observe(0.0)
         twin.step()
-        assert twin.last_lr() and twin._control.numbers()[0]["loss"] == 5.0
+        assert twin.read_lr() and twin._control.numbers()[0]["loss"] == 5.0
 
 
 def test_step_counts_are_saved_one_by_one(device, backend):
@@ -91,7 +91,7 @@ def test_an_lr_edited_in_a_checkpoint_counts(device, backend):
     saved = opt.state_dict()
     saved["param_groups"][0]["lr"] = 5e-4
     opt.load_state_dict(saved)
-    assert opt.last_lr() == [5e-4]
+    assert opt.read_lr() == [5e-4]
 
 
 def test_a_plain_checkpoint_continues_from_its_lr_not_from_where_it_began(device, backend):
@@ -102,7 +102,7 @@ def test_a_plain_checkpoint_continues_from_its_lr_not_from_where_it_began(device
     assert "control" not in plain.state_dict()["param_groups"][0]
     opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(min_lr=1e-5, max_lr=1e-2, smooth=False), backend=backend)
     opt.load_state_dict(plain.state_dict())
-    assert opt.last_lr() == [1e-3] and latest(opt).step == 1
+    assert opt.read_lr() == [1e-3] and latest(opt).step == 1
 
 
 def test_a_hook_before_saving_is_saved(device, backend):
@@ -125,7 +125,7 @@ def test_damaged_states_change_nothing(device, backend, name, value, message):
     saved["param_groups"][0]["lr"] = 2e-3
     with pytest.raises((TypeError, ValueError), match=message):
         opt.load_state_dict(saved)
-    assert opt.last_lr() == [1e-3] and opt.state[param]["step"] == 1
+    assert opt.read_lr() == [1e-3] and opt.state[param]["step"] == 1
 
 
 def test_a_parameter_whose_saved_state_is_empty(device, backend):
@@ -176,7 +176,7 @@ def test_the_best_mean_is_no_measure_for_losses_nor_the_other_way(device, backen
     loaded = source.state_dict()
     del loaded["param_groups"][0]["control"]  # what the error advises
     opt.load_state_dict(loaded)
-    assert opt.last_lr() == source.last_lr() and latest(opt).step == 2
+    assert opt.read_lr() == source.read_lr() and latest(opt).step == 2
 
 
 def test_of_a_longer_window_the_newest_losses_are_taken(device, backend):
@@ -190,7 +190,7 @@ def test_of_a_longer_window_the_newest_losses_are_taken(device, backend):
     for loaded in (opt, again):
         means = [(loaded.step(loss=loss), latest(loaded).smoothed_loss)[1] for loss in more]
         assert means == [(3.25 + 3.0) / 2, (3.0 + 3.5) / 2]
-    assert opt.last_lr() == again.last_lr()
+    assert opt.read_lr() == again.read_lr()
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -218,7 +218,7 @@ def test_a_window_that_saw_bad_losses_and_spikes_loads(device, backend):
         assert (
             opt.state_dict()["param_groups"][0]["control"]["window_sum"] == source._control.numbers()[0]["window_sum"]
         )
-        assert opt.last_lr() == source.last_lr()
+        assert opt.read_lr() == source.read_lr()
 
 
 def test_flags_stay_those_of_this_optimizer(device, backend):

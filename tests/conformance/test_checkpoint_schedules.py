@@ -63,13 +63,13 @@ def test_through_distributed_checkpointing_in_mid_decay(backend, device):
     run(opts[0], list(enumerate(LOSSES[:6])))
     saved = get_optimizer_state_dict(models[0], opts[0])
     set_optimizer_state_dict(models[1], opts[1], saved)
-    assert opts[1].last_lr() == opts[0].last_lr() == [0.5 * WSD().decay(5)[2]]
+    assert opts[1].read_lr() == opts[0].read_lr() == [0.5 * WSD().decay(5)[2]]
     assert_same_bits(opts[1]._control.vector, opts[0]._control.vector)
     for opt in opts:
         for param in opt.param_groups[0]["params"]:
             param.grad = torch.ones_like(param)
         opt.step()
-    assert opts[1].last_lr() == opts[0].last_lr() == [0.5 * WSD().decay(5)[3]]
+    assert opts[1].read_lr() == opts[0].read_lr() == [0.5 * WSD().decay(5)[3]]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_first_step_of_a_warm_up_is_a_step(backend, device, schedule):
     opt = build(backend, device, schedule)
     opt.param_groups[0]["params"][0].grad.zero_()
     opt.step(loss=1.0) if isinstance(schedule, GreedyLR) else opt.step()
-    assert latest(opt).step == 1 and opt.last_lr() == [0.5 * (1 / 3)]
+    assert latest(opt).step == 1 and opt.read_lr() == [0.5 * (1 / 3)]
     if isinstance(schedule, GreedyLR):
         with pytest.raises(RuntimeError, match="GreedyLR decides from the loss"):
             build(backend, device, schedule).step()
@@ -107,7 +107,7 @@ def test_torchs_adamw_under_a_scheduler_hands_over_its_peak_and_its_steps(backen
     ours = build(backend, device, Linear(10), lr=1.0)
     ours.load_state_dict(theirs.state_dict())
     for _ in range(6):
-        assert ours.last_lr() == scheduler.get_last_lr()
+        assert ours.read_lr() == scheduler.get_last_lr()
         theirs.step()
         scheduler.step()
         ours.step()
@@ -133,7 +133,7 @@ def test_another_schedule_takes_over(backend, device, saved, loaded, want):
     run(source, list(enumerate(LOSSES[:4])))
     opt = build(backend, device, loaded)
     opt.load_state_dict(source.state_dict())
-    assert opt.last_lr() == [pytest.approx(want, rel=1e-15)] and latest(opt).step == (4 if loaded else 0) or not loaded
+    assert opt.read_lr() == [pytest.approx(want, rel=1e-15)] and latest(opt).step == (4 if loaded else 0) or not loaded
 
 
 def test_numbers_that_another_optimizer_handed_on_while_it_trained(backend, device):
@@ -148,9 +148,9 @@ def test_numbers_that_another_optimizer_handed_on_while_it_trained(backend, devi
     theirs.param_groups[0]["lr"] = 0.1
     opt = build(backend, device, Linear(10))
     opt.load_state_dict(theirs.state_dict())
-    assert opt.last_lr() == [0.1] and latest(opt).step == 5
+    assert opt.read_lr() == [0.1] and latest(opt).step == 5
     opt.step()
-    assert opt.last_lr() == [0.2 * 0.4]
+    assert opt.read_lr() == [0.2 * 0.4]
 
 
 def test_a_decay_that_the_schedule_does_not_know_is_refused(backend, device):
@@ -176,7 +176,7 @@ def test_a_load_that_fails_leaves_the_decay_that_was_going_on(backend, device):
     with opt.register_load_state_dict_post_hook(fail), pytest.raises(OSError, match="disk"):
         opt.load_state_dict(source.state_dict())
     opt.step()
-    assert opt.last_lr() == [0.5 * WSD().decay(4)[2]]
+    assert opt.read_lr() == [0.5 * WSD().decay(4)[2]]
 
 
 def test_an_lr_edited_in_the_checkpoint_moves_the_level(backend, device):
@@ -186,9 +186,9 @@ def test_an_lr_edited_in_the_checkpoint_moves_the_level(backend, device):
     saved["param_groups"][0]["lr"] = 0.125
     opt = build(backend, device, Linear(10))
     opt.load_state_dict(saved)
-    assert opt.last_lr() == [0.125]
+    assert opt.read_lr() == [0.125]
     opt.step()
-    assert opt.last_lr() == [0.25 * 0.4]
+    assert opt.read_lr() == [0.25 * 0.4]
 
 
 def test_onecycle_of_torch_hands_over_its_peak_not_where_it_began(backend, device):
@@ -200,7 +200,7 @@ def test_onecycle_of_torch_hands_over_its_peak_not_where_it_began(backend, devic
         scheduler.step()
     ours = build(backend, device, OneCycle(10))
     ours.load_state_dict(theirs.state_dict())
-    assert ours.last_lr() == pytest.approx(scheduler.get_last_lr(), rel=1e-15)
+    assert ours.read_lr() == pytest.approx(scheduler.get_last_lr(), rel=1e-15)
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -215,7 +215,7 @@ def test_a_step_schedule_begins_where_none_was_before(backend, device, own):
     opt = build(backend, device, Linear(10), lr=1.0)
     opt.load_state_dict(saved)
     for t in range(3):
-        assert opt.last_lr() == [(0.25 if own else 0.5) * ((10 - t) / 10)]
+        assert opt.read_lr() == [(0.25 if own else 0.5) * ((10 - t) / 10)]
         opt.step()
 
 
@@ -228,11 +228,11 @@ def test_an_lr_written_where_the_curve_is_zero_is_not_forgotten(backend, device,
     resumed = build(backend, device, opt.schedule)
     resumed.load_state_dict(opt.state_dict())
     for other in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt)), resumed):
-        assert other.last_lr() == [0.125]
+        assert other.read_lr() == [0.125]
     opt.add_param_group({"params": [parameter(torch.zeros(1, device=device))], "lr": 0.25})
-    assert opt.last_lr() == [0.125, 0.0]
+    assert opt.read_lr() == [0.125, 0.0]
     opt.step(loss=1.0)
-    assert opt.last_lr() == [0.25, 0.125]
+    assert opt.read_lr() == [0.25, 0.125]
 
 
 def test_a_schedule_that_is_over_says_so(backend, device):
@@ -246,4 +246,4 @@ def test_a_schedule_that_is_over_says_so(backend, device):
         del group["control"]
         group["lr"] = 0.25
     opt.load_state_dict(saved)
-    assert opt.last_lr() == [0.25]
+    assert opt.read_lr() == [0.25]

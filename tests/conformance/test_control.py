@@ -37,7 +37,7 @@ def test_golden_trace(backend, device, trace):
     opt = build(backend, device, trace.config, trace.lr)
     for i, row in enumerate(trace.rows):
         opt.step(loss=torch.tensor(row.loss, device=device, dtype=torch.float64))
-        assert opt.last_lr() == [row.lr], f"row {i}: {row.reason}"
+        assert opt.read_lr() == [row.lr], f"row {i}: {row.reason}"
         assert slots(opt, row.expected) == row.expected, f"row {i}: {row.reason}"
 
 
@@ -76,7 +76,7 @@ def test_step_equals_bare_control(backend, device, budget):
         opt = FusedAdamW(groups, schedule=case.config, backend=backend)
         for loss, want in zip(case.losses, upstream_trace(case), strict=True):
             opt.step(loss=torch.tensor(loss, dtype=torch.float64, device=device))
-            assert opt.last_lr() == want[: len(groups)]
+            assert opt.read_lr() == want[: len(groups)]
             assert latest(opt).lr == tuple(want[: len(groups)])
             assert latest(opt).best == want[len(groups)]
 
@@ -92,14 +92,14 @@ def test_difference_1_a_nonfinite_loss_is_a_bad_observation(backend, device, bad
     for loss in losses:
         opt.step(loss=loss)
     before = slots(opt, ("best", "window_sum", "window_count", "window_head", "smoothed"))
-    assert opt.last_lr() == [4.0]
+    assert opt.read_lr() == [4.0]
     for want in (2.0, 1.0):
         opt.step(loss=bad)
-        assert opt.last_lr() == [want]  # patience 0: one bad observation cuts
+        assert opt.read_lr() == [want]  # patience 0: one bad observation cuts
         assert slots(opt, before) == before
         assert not math.isfinite(latest(opt).loss)
     opt.step(loss=losses[0] * 0.01 if mode == "min" else losses[1] * 100)
-    assert opt.last_lr() == [2.0]  # and the next better one raises
+    assert opt.read_lr() == [2.0]  # and the next better one raises
 
     upstream = Upstream(torch.optim.SGD([parameter(torch.zeros(1))], lr=1.0), patience=0, factor=0.5, smooth=True)
     for loss in (3.0, math.nan, 1.0):
@@ -127,11 +127,11 @@ def test_difference_2_a_skipped_step_skips_control(backend, device):
     grad, param.grad = param.grad, torch.full_like(param, math.nan)
     opt.step(loss=1.0)
     assert_same(snapshot(opt, control=False), state)
-    assert slots(opt, before) == before and opt.last_lr() == [2.0]
+    assert slots(opt, before) == before and opt.read_lr() == [2.0]
     assert latest(opt).skipped == 1
     param.grad = grad
     opt.step(loss=2.5)  # the loss of the skipped step is forgotten, not added
-    assert latest(opt).loss == 2.5 and opt.last_lr() == [4.0]
+    assert latest(opt).loss == 2.5 and opt.read_lr() == [4.0]
 
 
 def test_difference_3_bounds_are_ratios_of_the_starting_lr(backend, device):
@@ -139,10 +139,10 @@ def test_difference_3_bounds_are_ratios_of_the_starting_lr(backend, device):
     opt = build(backend, device, GreedyLR(patience=0, factor=0.5, smooth=False), 3e-4)
     for _ in range(6):
         opt.step(loss=1.0)
-    assert opt.last_lr() == [0.1 * 3e-4]
+    assert opt.read_lr() == [0.1 * 3e-4]
     for i in range(10):
         opt.step(loss=-float(i))
-    assert opt.last_lr() == [10.0 * 3e-4]
+    assert opt.read_lr() == [10.0 * 3e-4]
     upstream = Upstream(torch.optim.SGD([parameter(torch.zeros(1))], lr=3e-4), patience=0, factor=0.5)
     for loss in (1.0, 1.0, 1.0):
         upstream.step(loss)
@@ -182,7 +182,7 @@ def test_no_loss_is_no_observation(backend, device):
     metrics = latest(opt)
     assert (metrics.step, metrics.loss, metrics.smoothed_loss) == (2, 3.0, 3.0)
     opt.step(loss=math.inf)
-    assert latest(opt).loss == math.inf and opt.last_lr() == [1.0]
+    assert latest(opt).loss == math.inf and opt.read_lr() == [1.0]
 
 
 def test_observations_of_zero_weight_are_none(backend, device):
@@ -190,7 +190,7 @@ def test_observations_of_zero_weight_are_none(backend, device):
     opt.step(loss=3.0)
     opt.observe(1.0, weight=0.0)
     opt.step()
-    assert opt.last_lr() == [2.0] and latest(opt).step == 2 and latest(opt).loss == 3.0
+    assert opt.read_lr() == [2.0] and latest(opt).step == 2 and latest(opt).loss == 3.0
 
 
 def test_no_fused_multiply_add_in_control(backend, device):

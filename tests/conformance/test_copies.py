@@ -1,4 +1,4 @@
-"""write_copies: parameters in float32, and beside them what a model computes with, in 16 bits."""
+"""keep_copies: parameters in float32, and beside them what a model computes with, in 16 bits."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ def build(backend, device, dtype=BF16, sizes=(3, 1000, 129, 40_000), **options):
     params = [parameter(values(n, n, device=device)) for n in sizes]
     copies = [torch.full_like(param, 7.0, dtype=dtype) for param in params]
     opt = FusedAdamW(params, lr=0.01, backend=backend, **options)
-    opt.write_copies(zip(params, copies, strict=True))
+    opt.keep_copies(zip(params, copies, strict=True))
     return params, copies, opt
 
 
@@ -67,7 +67,7 @@ def test_some_parameters_and_both_dtypes(backend, device):
     params = [parameter(values(n, n, device=device)) for n in (50, 60, 70)]
     copies = [torch.zeros(50, dtype=F16, device=device), torch.zeros(60, dtype=BF16, device=device)]
     opt = FusedAdamW(params, lr=0.01, backend=backend)
-    opt.write_copies(zip(params, copies))  # noqa: B905  the third has none
+    opt.keep_copies(zip(params, copies))  # noqa: B905  the third has none
     draw(params, 1)
     stepped(opt)
     check(params[:2], copies)
@@ -111,7 +111,7 @@ def test_layouts(backend, device, of_param, of_copy):
     param = parameter(LAYOUTS.get(of_param, torch.clone)(start))
     half = LAYOUTS.get(of_copy, torch.clone)(start.to(BF16))
     opt = FusedAdamW([param], lr=0.01, backend=backend)
-    opt.write_copies([(param, half)])
+    opt.keep_copies([(param, half)])
     for step in range(2):
         draw([param], step)
         stepped(opt)
@@ -123,7 +123,7 @@ def test_views_at_every_offset(backend, device):
     params = [parameter(values(i, 33, device=device)) for i in range(16)]
     copies = [flat[i * 64 + i : i * 64 + i + 33] for i in range(16)]
     opt = FusedAdamW(params, lr=0.01, backend=backend)
-    opt.write_copies(zip(params, copies, strict=True))
+    opt.keep_copies(zip(params, copies, strict=True))
     draw(params, 1)
     opt.step()
     check(params, copies)
@@ -146,7 +146,7 @@ def test_a_copy_that_moves_is_found(backend, device):
 def test_autograd_is_told(backend, device):
     params, copies, opt = build(backend, device)
     model = torch.nn.Parameter(copies[1])
-    opt.write_copies([(params[1], model)])
+    opt.keep_copies([(params[1], model)])
     loss = (model * model).sum()
     draw(params, 1)
     opt.step()
@@ -158,7 +158,7 @@ def test_autograd_is_told(backend, device):
 def test_replaced_dropped_and_kept(backend, device):
     params, copies, opt = build(backend, device)
     others = [half.clone() for half in copies]
-    opt.write_copies(zip(params, others, strict=True))
+    opt.keep_copies(zip(params, others, strict=True))
     before = [half.clone() for half in copies]
     draw(params, 1)
     opt.step()
@@ -168,7 +168,7 @@ def test_replaced_dropped_and_kept(backend, device):
     opt.add_param_group({"params": [new]})
     opt.step()
     check(params, others)
-    opt.write_copies([])
+    opt.keep_copies([])
     kept = [half.clone() for half in others]
     opt.step()
     for half, old in zip(copies + others, before + kept, strict=True):
@@ -212,10 +212,10 @@ def test_mistakes_are_answered(backend, device):
     }
     for message, (error, pairs) in cases.items():
         with pytest.raises(error, match=message):
-            opt.write_copies(pairs)
+            opt.keep_copies(pairs)
     draw(params, 1)
     opt.step()
     check(params, copies)  # a call that failed changed nothing
     wide = parameter(torch.zeros(3, dtype=torch.float64, device=device))
     with pytest.raises(TypeError, match="bfloat16 copy of a torch.float64 parameter"):
-        FusedAdamW([wide], backend=backend).write_copies([(wide, wide.detach().to(BF16))])
+        FusedAdamW([wide], backend=backend).keep_copies([(wide, wide.detach().to(BF16))])

@@ -171,9 +171,9 @@ def test_a_tensor_lr_is_clamped_to_the_bounds(device, backend):
     param = parameter(torch.zeros(3, device=device), torch.ones(3, device=device))
     opt = FusedAdamW([param], lr=0.1, schedule=GreedyLR(min_lr=0.01, max_lr=1.0, smooth=False), backend=backend)
     opt.param_groups[0]["lr"] = torch.tensor(50.0, requires_grad=True)
-    assert opt.last_lr() == [1.0] and not opt._control.vector.requires_grad
+    assert opt.read_lr() == [1.0] and not opt._control.vector.requires_grad
     opt.load_state_dict(opt.state_dict())
-    assert opt.last_lr() == [1.0]
+    assert opt.read_lr() == [1.0]
 
 
 def test_groups_changed_by_hand(device, backend):

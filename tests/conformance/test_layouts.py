@@ -243,4 +243,4 @@ def test_more_than_2_to_the_31_elements(backend, device):
     opt.step()
     at = torch.tensor([0, 2**31 - 1, 2**31, 2**31 + 1, n - 1], device=device)
     assert (param.detach()[at] == -1).all()
-    assert latest(opt) and opt.last_lr() == [1.0]
+    assert latest(opt) and opt.read_lr() == [1.0]

@@ -171,4 +171,4 @@ def test_tensor_betas_and_lr(backend, device):
         opt.param_groups[0]["lr"].fill_(lr)
         param.grad = torch.randn_like(param)
         stepped(opt)
-        assert opt.last_lr() == [torch.tensor(lr).item()]
+        assert opt.read_lr() == [torch.tensor(lr).item()]

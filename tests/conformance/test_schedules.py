@@ -48,10 +48,10 @@ def ratios(schedule, steps):
 
 def trace(opt, losses):
     """The exact LRs before the first and after every step."""
-    found = [opt.last_lr()]
+    found = [opt.read_lr()]
     for loss in losses:
         opt.step() if loss is None else opt.step(loss=loss)
-        found.append(opt.last_lr())
+        found.append(opt.read_lr())
     return found
 
 
@@ -59,7 +59,7 @@ def trace(opt, losses):
 def test_the_lr_of_every_step_is_the_peak_times_the_curve(backend, device, schedule):
     opt = build(backend, device, schedule)
     assert trace(opt, [None] * 14) == [[lr * ratio for lr in (0.3, 1e-4)] for ratio in ratios(schedule, 15)]
-    assert list(latest(opt).lr) == opt.last_lr() == [group["lr"] for group in opt.param_groups]
+    assert list(latest(opt).lr) == opt.read_lr() == [group["lr"] for group in opt.param_groups]
 
 
 def test_the_update_uses_the_lr_of_its_step(backend, device):
@@ -88,13 +88,13 @@ def test_skipped_steps_do_not_count(backend, device):
     grad.fill_(math.nan)
     for _ in range(3):
         opt.step()
-    assert opt.last_lr() == [0.25] and latest(opt).skipped == 3
+    assert opt.read_lr() == [0.25] and latest(opt).skipped == 3
     grad.fill_(1.0)
     assert trace(opt, [None] * 4)[1:] == [[0.5], [0.75], [1.0], [1.0]]
     opt.start_decay(2)
     grad.fill_(math.nan)
     opt.step()
-    assert opt.last_lr() == [1.0]
+    assert opt.read_lr() == [1.0]
     grad.fill_(1.0)
     assert trace(opt, [None] * 3)[1:] == [[0.5], [0.0], [0.0]]
 
@@ -124,7 +124,7 @@ def test_a_late_decay(backend, device):
     fixed = WSD(11, warmup_steps=2, decay_steps=4, min_lr_ratio=0.1, decay_type="1-sqrt")
     found = trace(opt, [None] * 7)
     opt.start_decay(4)
-    assert opt.last_lr() == found[-1]
+    assert opt.read_lr() == found[-1]
     found += trace(opt, [None] * 6)[1:]
     assert found == [[0.7 * ratio] for ratio in ratios(fixed, 14)]
 
@@ -164,10 +164,10 @@ def test_a_written_lr_is_that_of_the_next_step_and_the_schedule_goes_on_from_it(
         opt.set_lr(0.25)
     else:
         opt.param_groups[0]["lr"] = 0.25 if writes == "group" else torch.tensor(0.25, device=device)
-    assert opt.last_lr() == [0.25]
+    assert opt.read_lr() == [0.25]
     assert trace(opt, [None] * 4)[1:] == [[0.5 * ratio] for ratio in (0.375, 0.25, 0.125, 0.0)]
     opt.set_lr(0.125)  # where the curve is 0, for one step
-    assert opt.last_lr() == [0.125]
+    assert opt.read_lr() == [0.125]
     assert trace(opt, [None])[1:] == [[0.0]]
 
 
@@ -175,10 +175,10 @@ def test_a_written_lr_stays_within_the_bounds_of_the_level(backend, device):
     opt = build(backend, device, GreedyLR(base=Linear(4), min_lr_ratio=0.5, max_lr_ratio=2.0, smooth=False), lrs=[1.0])
     opt.step(loss=1.0)
     opt.set_lr(2.0 * 0.75)
-    assert opt.last_lr() == [2.0 * 0.75]
+    assert opt.read_lr() == [2.0 * 0.75]
     for lr in (100.0, 1e-9):
         opt.param_groups[0]["lr"] = torch.tensor(lr, device=device)  # the host cannot look at it
-        assert opt.last_lr() == [2.0 * 0.75 if lr > 1 else 0.5 * 0.75]
+        assert opt.read_lr() == [2.0 * 0.75 if lr > 1 else 0.5 * 0.75]
         with pytest.raises(ValueError, match=r"curve is at 0.75 of its peak, .* allowed is a peak of 0.5 to 2;"):
             opt.set_lr(lr)
     with pytest.raises(ValueError, match="allowed is a finite number >= 0"):
@@ -199,7 +199,7 @@ def test_an_lr_that_would_make_the_peak_a_mistake_is_refused(backend, device):
     opt.param_groups[0]["lr"] = 4e-6
     with pytest.warns(UserWarning, match=r"at 0.002 of its peak, which is 0.002 from now on, above the 0.001"):
         opt.step()
-    assert opt.last_lr() == [2e-3 * 0.004]
+    assert opt.read_lr() == [2e-3 * 0.004]
 
 
 def test_a_group_that_comes_later_follows_the_curve_from_where_it_is(backend, device):

@@ -48,12 +48,12 @@ def trace(opt, schedule, given):
     """The LRs that each step is made with, as the schedule has them; the tensors hold them rounded."""
     tensors, found = [group["lr"] for group in opt.param_groups], []
     for loss in given:
-        lrs = schedule.last_lr()
+        lrs = schedule.read_lr()
         rounded = [torch.tensor(lr, dtype=own.dtype) for lr, own in zip(lrs, tensors, strict=True)]
         for group, own, expected in zip(opt.param_groups, tensors, rounded, strict=True):
             assert group["lr"] is own and torch.equal(own, expected)
         opt.step()
-        schedule.step() if loss is None else schedule.step(loss)
+        schedule.step() if loss is None else schedule.step(loss=loss)
         found.append(lrs)
     assert schedule.get_last_lr() == list(schedule.metrics().lr)
     return found
@@ -107,7 +107,7 @@ def test_the_optimizer_steps_with_the_tensors():
     schedule = DeviceSchedule(opt, Cosine(10))
     param, expected = opt.param_groups[1]["params"][0], torch.zeros(2, 2)
     for _ in range(10):
-        expected -= torch.tensor(schedule.last_lr()[1], dtype=torch.float32)  # times a gradient of one: rounded once
+        expected -= torch.tensor(schedule.read_lr()[1], dtype=torch.float32)  # times a gradient of one: rounded once
         opt.step()
         schedule.step()
         assert torch.equal(param.detach(), expected)
@@ -121,7 +121,7 @@ def test_as_fused_adamw_decides(schedule, chosen):
     driver = DeviceSchedule(opt, schedule, backend=chosen)
     ours = FusedAdamW([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in LRS], schedule=schedule)
     for step, loss in enumerate(given):
-        assert driver.last_lr() == ours.last_lr()
+        assert driver.read_lr() == ours.read_lr()
         if step == 20 and isinstance(schedule, WSD):
             driver.start_decay(10)
             ours.start_decay(10)
@@ -129,9 +129,9 @@ def test_as_fused_adamw_decides(schedule, chosen):
             own.observe(loss, weight=2)
             own.observe(torch.tensor(loss + 1), weight=torch.tensor(1.0))
             own.step()
-    assert driver.last_lr() == ours.last_lr()
+    assert driver.read_lr() == ours.read_lr()
     assert repr(driver.metrics()) == repr(ours.metrics())  # NaN, where there is one, does not equal itself
-    assert isinstance(schedule, GreedyLR) or driver.last_lr() == [0.0, 0.0]
+    assert isinstance(schedule, GreedyLR) or driver.read_lr() == [0.0, 0.0]
 
 
 def test_nothing_is_read_back(monkeypatch):
@@ -139,16 +139,16 @@ def test_nothing_is_read_back(monkeypatch):
     schedule = DeviceSchedule(opt, GreedyLR(**GREEDY, base=WSD()))
     given = [torch.tensor(loss, requires_grad=True) for loss in losses(12)]
     opt.step()
-    schedule.step(given[0])
+    schedule.step(loss=given[0])
     guarded = [schedule._control.vector, *given, *(group["lr"] for group in opt.param_groups)]
     with no_host_read(monkeypatch, guarded):
         for loss in given[1:]:
             opt.step()
             schedule.observe(loss, weight=3)
             schedule.step()
-            schedule.step(loss)
+            schedule.step(loss=loss)
         schedule.start_decay(4)
-        schedule.step(1.0)
+        schedule.step(loss=1.0)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # PyTorch's own
@@ -163,7 +163,7 @@ def test_a_compiled_step_reads_the_tensors_and_is_compiled_once():
 
     step, expected = torch.compile(opt.step, backend=compiler), torch.zeros(2, 2)
     for _ in range(6):
-        expected -= torch.tensor(schedule.last_lr()[0], dtype=torch.float32)
+        expected -= torch.tensor(schedule.read_lr()[0], dtype=torch.float32)
         step()
         schedule.step()
         assert torch.equal(opt.param_groups[0]["params"][0].detach(), expected)
@@ -179,10 +179,10 @@ def test_groups_that_share_a_tensor_get_their_own():
     schedule = DeviceSchedule(opt, GreedyLR(patience=0, min_lr=[1e-4, 9e-4, 1e-3], smooth=False))
     assert opt.param_groups[0]["lr"] is shared
     for _ in range(9):
-        schedule.step(1.0)
+        schedule.step(loss=1.0)
     assert [group["lr"].shape for group in opt.param_groups] == [(), (), (1,)]
-    assert [group["lr"].item() for group in opt.param_groups] == torch.tensor(schedule.last_lr()).tolist()
-    assert len(set(schedule.last_lr())) == 3
+    assert [group["lr"].item() for group in opt.param_groups] == torch.tensor(schedule.read_lr()).tolist()
+    assert len(set(schedule.read_lr())) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -191,7 +191,7 @@ def test_a_starting_lr_is_the_number_that_was_written(dtype):
         found = starting_lr(torch.tensor(lr, dtype=dtype))
         assert torch.tensor(found, dtype=dtype) == torch.tensor(lr, dtype=dtype) and len(repr(found)) <= len(repr(lr))
     opt = optimizer(lrs=(1e-3, 1e-3), dtype=torch.float32)
-    assert DeviceSchedule(opt, GreedyLR(max_lr=1e-3, smooth=False)).last_lr() == [
+    assert DeviceSchedule(opt, GreedyLR(max_lr=1e-3, smooth=False)).read_lr() == [
         1e-3,
         1e-3,
     ]  # float32 rounds it to more than that
@@ -221,8 +221,8 @@ def test_a_resumed_run_has_the_same_bits(order):
         part.load_state_dict(saved[name])
     if order == "schedule first":  # torch's loader has put copies there, which hold the same
         again.step()
-        resumed.step(given[35])
-        assert resumed.last_lr() == expected[1]
+        resumed.step(loss=given[35])
+        assert resumed.read_lr() == expected[1]
         expected, given = expected[1:], given[1:]
     assert all(group["lr"] is own for group, own in zip(again.param_groups, tensors, strict=True))
     assert trace(again, resumed, given[35:]) == expected

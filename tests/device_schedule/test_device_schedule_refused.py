@@ -22,12 +22,12 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing():
     opt = optimizer()
     driver = DeviceSchedule(opt, GREEDY)
     for loss in range(10):
-        driver.step(loss % 4)
+        driver.step(loss=loss % 4)
     before, vector = driver.state_dict(), driver._control.vector.clone()
     damaged = copy.deepcopy(before)
     damaged["control"][1]["level"] = -1.0
     unsmoothed = DeviceSchedule(optimizer(), GreedyLR(patience=1, smooth=False))
-    unsmoothed.step(1.0)
+    unsmoothed.step(loss=1.0)
     for wrong, says in (
         ({}, "2 parameter groups"),
         (None, "2 parameter groups"),
@@ -116,18 +116,18 @@ def test_mistakes_in_a_step():
         schedule.step()
     schedule.observe(1.0)
     with pytest.raises(ValueError, match="more than once"):
-        schedule.step(1.0)
+        schedule.step(loss=1.0)
     schedule.step()
     for wrong, error in (("1", TypeError), (torch.ones(2), ValueError)):
         with pytest.raises(error):
-            schedule.step(wrong)
+            schedule.step(loss=wrong)
         with pytest.raises(error):
             schedule.observe(wrong)
     opt.param_groups[0]["lr"] = 0.5
     with pytest.raises(RuntimeError, match="lr=0.5 written to parameter group 0"):
-        schedule.step(1.0)
+        schedule.step(loss=1.0)
     schedule.load_state_dict(schedule.state_dict())
-    schedule.step(1.0)
+    schedule.step(loss=1.0)
     assert schedule.metrics().step == 2
     with pytest.raises(TypeError, match="state_dict"):
         copy.deepcopy(schedule)
@@ -135,5 +135,5 @@ def test_mistakes_in_a_step():
         schedule.start_decay(3)
     opt.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
     with pytest.raises(RuntimeError, match="3 parameter groups"):
-        schedule.step(1.0)
+        schedule.step(loss=1.0)
     assert "SGD" in repr(schedule) and "GreedyLR" in repr(schedule)

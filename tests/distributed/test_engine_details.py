@@ -61,7 +61,7 @@ def bfloat16(rank):
     torchs = torch.optim.AdamW(twin.parameters(), lr=0.01)
     norms, worst = [], 0.0
     for x in inputs(rank, 6):
-        torchs.param_groups[0]["lr"] = opt.last_lr()[0]
+        torchs.param_groups[0]["lr"] = opt.read_lr()[0]
         for own in (net, twin):
             own.zero_grad()
             loss = (own(x).float() - x.sum(2, keepdim=True)).square().mean()

@@ -21,7 +21,7 @@ def losses_differ(rank):
         opt.param_groups[0]["params"][0].grad = torch.ones(20)
         opt.observe(3.1 - 0.3 * step + 0.77 * rank * (-1) ** step, weight=1 + 3 * rank)
         opt.step()
-        trace.append((opt.last_lr()[0].hex(), opt.metrics().loss.hex(), opt.metrics().best.hex()))
+        trace.append((opt.read_lr()[0].hex(), opt.metrics().loss.hex(), opt.metrics().best.hex()))
         want = ((3.1 - 0.3 * step) + 4 * (3.1 - 0.3 * step + 0.77 * (-1) ** step)) / 5
         assert opt.metrics().loss == pytest.approx(want, rel=1e-14)
     assert len({lr for lr, *_ in trace}) > 1
@@ -39,7 +39,7 @@ def a_loss_is_not_finite_on_one_rank(rank):
     for loss in (3.0, float("nan") if rank else 2.5, 2.0, float("inf") if not rank else 1.0, 0.5):
         opt.param_groups[0]["params"][0].grad = torch.ones(20)
         opt.step(loss=loss)
-        lrs.append(opt.last_lr()[0])
+        lrs.append(opt.read_lr()[0])
     assert lrs[1] < lrs[0] and lrs[3] < lrs[2] and lrs[4] > lrs[3]
     return lrs
 
@@ -67,7 +67,7 @@ def train(net, batches):
         loss = (net(x) - x).square().mean()
         loss.backward()
         opt.step(loss=loss)
-        lrs.append(opt.last_lr()[0])
+        lrs.append(opt.read_lr()[0])
     return lrs, [p.detach().flatten().tolist() for p in net.parameters()]
 
 

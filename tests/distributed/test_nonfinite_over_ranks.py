@@ -125,7 +125,7 @@ def injected(rank, kind, guard, losses, schedule):
         if number % 10 == 0:
             opt.check_ranks_agree()
         changed = not all(map(torch.equal, before, after))
-        seen.append((opt.last_lr(), opt.metrics().skipped, changed, digest(model, opt)))
+        seen.append((opt.read_lr(), opt.metrics().skipped, changed, digest(model, opt)))
     opt.check_ranks_agree()
     assert all(opt.state[param]["step"] == STEPS - seen[-1][1] for param in model.params)
     return seen

@@ -20,13 +20,13 @@ def model():
 def sharded(rank):
     net = fully_shard(model())
     opt = FusedAdamW(net.parameters(), lr=0.5, schedule=GUIDED)
-    lrs = [opt.last_lr()[0]]
+    lrs = [opt.read_lr()[0]]
     for t, losses in enumerate(LOSSES):
         if t == 3:
             opt.start_decay(4)
         net(torch.ones(2, 3, dtype=torch.float64)).mean().backward()
         opt.step(loss=losses[rank])
-        lrs.append(opt.last_lr()[0])
+        lrs.append(opt.read_lr()[0])
     opt.check_ranks_agree()
     spec, wsd = LossSpec(GreedyLR(patience=0, factor=0.5, smooth=False), [0.5]), GUIDED.base
     levels = [0.5, *(spec.observe(sum(losses) / WORLD)[0] for losses in LOSSES)]

@@ -82,7 +82,7 @@ def nonfinite(rank):
         opt.step(loss=1.0)
         if bad is not None and rank == 2:
             bad.grad = before
-        seen.append((opt.metrics().step, opt.metrics().skipped, opt.last_lr()[0]))
+        seen.append((opt.metrics().step, opt.metrics().skipped, opt.read_lr()[0]))
     assert [(step, skipped) for step, skipped, _ in seen] == [(1, 0), (1, 1), (1, 2), (2, 2)]
     assert seen[0][2] == seen[1][2] == seen[2][2] != seen[3][2], "a skipped step decides nothing"
     params = [sharded.full_tensor().tolist(), replica.tolist()]

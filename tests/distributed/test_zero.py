@@ -56,8 +56,8 @@ def train(net, opt, schedule, rank, steps):
     for step in steps:
         gradients(net, step)
         opt.step()
-        lrs.append(schedule.last_lr())
-        schedule.step(loss(step, rank) if isinstance(schedule.schedule, GreedyLR) else None)
+        lrs.append(schedule.read_lr())
+        schedule.step(loss=loss(step, rank) if isinstance(schedule.schedule, GreedyLR) else None)
     return lrs
 
 
@@ -101,7 +101,7 @@ def test_a_schedule_from_outside_decides_as_within_one_process(ranks, name):
     wanted = []
     for step in range(STEPS):
         gradients(net, step)
-        wanted.append(opt.last_lr())
+        wanted.append(opt.read_lr())
         opt.step(loss=(loss(step, 0) + loss(step, 1)) / 2)
     assert len({lr for lr, _ in wanted}) > 5
     for lrs, params in ranks(driven_and_resumed, name):

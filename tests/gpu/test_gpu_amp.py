@@ -38,11 +38,11 @@ def test_the_loop_skips_and_updates_as_torchs(machine, unscale):
         scales.append(scale)
         if i in BAD:
             before = snapshot(opt, control=False)
-            lr = opt.last_lr()
+            lr = opt.read_lr()
             scaler.step(opt, loss=loss)
             skipped += 1
             assert_same(snapshot(opt, control=False), before)
-            assert opt.last_lr() == lr
+            assert opt.read_lr() == lr
         else:
             factor = 1.0 if unscale else 1 / scale
             stepped(
@@ -63,7 +63,7 @@ def test_clipping_sees_the_unscaled_norm(machine):
     for unscale, run in zip((False, True), runs, strict=True):
         for _, scaler, opt, loss in loop(machine, unscale=unscale, clip=0.001):
             scaler.step(opt, loss=loss)
-            run.append((machine.metrics(opt), opt.last_lr()))
+            run.append((machine.metrics(opt), opt.read_lr()))
     for (a, lr_a), (b, lr_b) in zip(*runs, strict=True):
         assert (a.step, a.skipped, lr_a) == (b.step, b.skipped, lr_b)
         # A scale that is a power of two changes no bit of a normal number.

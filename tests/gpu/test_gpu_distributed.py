@@ -90,11 +90,11 @@ def over_nccl(rank):
             losses.append((net(x) - x[:, :3]).square().mean())
             losses[-1].backward()
         norm = torch.nn.utils.clip_grad_norm_(nets[1].parameters(), 0.1).full_tensor()
-        torchs.param_groups[0]["lr"] = ours.last_lr()[0]
+        torchs.param_groups[0]["lr"] = ours.read_lr()[0]
         torchs.step()
         ours.step(loss=losses[0])
         ours.check_ranks_agree()
-        lrs.append(ours.last_lr()[0])
+        lrs.append(ours.read_lr()[0])
         torch.cuda.synchronize()
         ours.metrics()
         torch.cuda.synchronize()

@@ -55,7 +55,7 @@ def test_set_lr_and_tensor_rates_wait_for_nothing(machine):
         training.step(2)
         training.opt.param_groups[0]["lr"] = rate
         training.step(3)
-    assert training.opt.last_lr() == [torch.tensor(0.02).item()]
+    assert training.opt.read_lr() == [torch.tensor(0.02).item()]
 
 
 def test_gradients_allocated_anew_at_every_step(machine):
@@ -72,7 +72,7 @@ def test_gradients_allocated_anew_at_every_step(machine):
     assert len(addresses) == 2 * STEPS
     for a, b in zip(moving.params, still.params, strict=True):
         assert torch.equal(a, b)
-    assert moving.opt.last_lr() == still.opt.last_lr()
+    assert moving.opt.read_lr() == still.opt.read_lr()
 
 
 def test_nothing_grows_in_1000_steps(machine):

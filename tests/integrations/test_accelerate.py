@@ -140,7 +140,7 @@ def test_a_scheduler_of_torch_without_a_schedule_of_ours():
     run = Run(schedule=None)
     scheduler = run.accelerator.prepare(torch.optim.lr_scheduler.ExponentialLR(run.opt, 0.5))
     run.train(batches(6), scheduler)
-    assert run.lrs == [LR, LR / 2, LR / 4] and run.opt.last_lr() == [LR / 8]
+    assert run.lrs == [LR, LR / 2, LR / 4] and run.opt.read_lr() == [LR / 8]
 
 
 def test_a_closure_through_the_wrapper():
@@ -185,10 +185,10 @@ def test_a_step_that_overflows_is_skipped():
     data = batches(12)
     run, plain = with_scaler(2.0**127), Run(steps=2, max_grad_norm=0.5)
     run.train(data[:4])
-    before, lrs = snapshot(run.opt, control=False), run.opt.last_lr()
+    before, lrs = snapshot(run.opt, control=False), run.opt.read_lr()
     run.train(data[4:6], factor=1e6)  # the gradients of this window are too large for the scale
     assert_same(snapshot(run.opt, control=False), before)
-    assert run.opt.last_lr() == lrs and run.opt.metrics().skipped == 1 and run.opt.metrics().step == 2
+    assert run.opt.read_lr() == lrs and run.opt.metrics().skipped == 1 and run.opt.metrics().step == 2
     assert run.accelerator.scaler.get_scale() == 2.0**126
     assert not run.prepared.step_was_skipped  # decided on the device: nobody on the host knows
     run.train(data[6:])

@@ -129,5 +129,5 @@ def assert_follows(trainer, record, losses, schedule=SCHEDULE, lr=LR):
     expected = oracle_lrs(losses, schedule, lr)
     assert record.lrs == expected
     assert logged(trainer, "learning_rate") == [lr, *expected[:-1]]
-    assert inner(trainer.optimizer).last_lr() == expected[-1:] * len(trainer.optimizer.param_groups)
+    assert inner(trainer.optimizer).read_lr() == expected[-1:] * len(trainer.optimizer.param_groups)
     assert len({lr, *expected}) > 2, "a test of an LR that hardly moves"

@@ -57,7 +57,7 @@ class Training:
         lrs = []
         for i in range(begin, end):
             self.step(torch.randn(6, 4, generator=generator(1000 + i), dtype=torch.float64))
-            lrs.append(self.opt.last_lr())
+            lrs.append(self.opt.read_lr())
         return lrs
 
 
@@ -161,14 +161,14 @@ def test_a_device_schedule_in_what_is_compiled():
     def body(param, opt, schedule, loss):
         param.grad = torch.ones(3) * loss
         opt.step()
-        schedule.step(loss)
+        schedule.step(loss=loss)
 
     eager, ours = build(), build()
     compiled = torch.compile(body, backend="eager")
     for i in range(10):
         for run, own in ((body, eager), (compiled, ours)):
             run(*own, torch.tensor(float(i % 4)))
-    assert torch.equal(eager[0], ours[0]) and eager[2].last_lr() == ours[2].last_lr()
+    assert torch.equal(eager[0], ours[0]) and eager[2].read_lr() == ours[2].read_lr()
 
 
 def test_one_graph_around_a_whole_step_is_refused_by_the_compiler():

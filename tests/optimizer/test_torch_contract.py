@@ -67,7 +67,7 @@ def test_a_load_hook_that_replaces_the_state_dict():
     other_model, other = build(schedule=GreedyLR(patience=0, smooth=False))
     other.register_load_state_dict_pre_hook(lambda o, state: saved)
     other.load_state_dict({"state": {}, "param_groups": []})
-    assert other.last_lr() == opt.last_lr() and other.metrics().step == 1
+    assert other.read_lr() == opt.read_lr() and other.metrics().step == 1
 
 
 def test_zero_grad():

@@ -130,4 +130,4 @@ def test_an_lr_of_zero_stays():
         param.grad = torch.ones_like(param)
     for loss in (3.0, 2.0, 5.0):
         opt.step(loss=loss)
-    assert opt.last_lr()[0] == 0.0 and opt.last_lr()[1] != 1.0
+    assert opt.read_lr()[0] == 0.0 and opt.read_lr()[1] != 1.0

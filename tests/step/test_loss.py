@@ -22,7 +22,7 @@ def build(schedule=GREEDY, **options):
 def test_tensors_of_one_element(dtype, shape):
     opt = build()
     opt.step(loss=torch.full(shape, 2.5, dtype=dtype))
-    assert opt.metrics().loss == 2.5 and opt.last_lr() == [2.0]
+    assert opt.metrics().loss == 2.5 and opt.read_lr() == [2.0]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_closure():
         return loss
 
     result = opt.step(closure)
-    assert result.item() == 3.0 and opt.metrics().loss == 3.0 and opt.last_lr() == [2.0]
+    assert result.item() == 3.0 and opt.metrics().loss == 3.0 and opt.read_lr() == [2.0]
 
 
 def test_a_closure_that_observes_is_not_counted_again():

@@ -80,7 +80,7 @@ def test_greedylr_stepped_at_evaluation_only():
     for evaluation in (1.0, 2.0):
         other.step()
         other.step()
-        schedule.step(evaluation)
+        schedule.step(loss=evaluation)
     assert schedule.metrics().step == 2
 
 

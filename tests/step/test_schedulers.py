@@ -62,7 +62,7 @@ def test_scheduler(scheduler):
             opt.step()
             driver.step(*([1.0] if scheduler == "ReduceLROnPlateau" else []))
         ours, theirs = ([group["lr"] for group in opt.param_groups] for opt in opts)
-        assert ours == theirs and opts[0].last_lr() == theirs
+        assert ours == theirs and opts[0].read_lr() == theirs
         for a, b in zip(*(o.param_groups for o in opts), strict=True):
             assert a["betas"] == b["betas"]  # cyclic schedulers move beta1 as well
             torch.testing.assert_close(a["params"][0], b["params"][0], rtol=1e-12, atol=1e-14)
@@ -76,7 +76,7 @@ def test_a_scheduler_that_fills_a_tensor_lr():
     for _ in range(3):
         opt.step()
         driver.step()
-    assert opt.last_lr() == [0.0625] and opt.param_groups[0]["lr"] is lr
+    assert opt.read_lr() == [0.0625] and opt.param_groups[0]["lr"] is lr
 
 
 def test_resume_of_optimizer_and_scheduler():
@@ -93,7 +93,7 @@ def test_resume_of_optimizer_and_scheduler():
                 driver.load_state_dict(state)
             opt.step()
             driver.step()
-        runs.append((opt.last_lr(), opt.param_groups[0]["params"][0].tolist()))
+        runs.append((opt.read_lr(), opt.param_groups[0]["params"][0].tolist()))
     assert runs[0] == runs[1]
 
 
@@ -110,14 +110,14 @@ def test_linear_lr_that_rounds_below_zero(backend):
         runs.append((param, opt, driver))
         checkpoints.append(opt.state_dict())
     assert checkpoints[0]["param_groups"][0]["lr"] == checkpoints[1]["param_groups"][0]["lr"] < 0
-    assert runs[0][1].last_lr() == [0.0]
+    assert runs[0][1].read_lr() == [0.0]
     torch.testing.assert_close(runs[0][0], runs[1][0], rtol=1e-6, atol=0)
     for saved in checkpoints:
         param = parameter(torch.ones(4), torch.ones(4))
         opt = FusedAdamW([param], lr=1e-3, backend=backend)
         opt.load_state_dict(saved)
         opt.step()
-        assert opt.last_lr() == [0.0] and param.tolist() == [1.0] * 4
+        assert opt.read_lr() == [0.0] and param.tolist() == [1.0] * 4
 
 
 def test_a_learning_rate_below_zero_stays_refused():

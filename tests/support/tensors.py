@@ -192,7 +192,7 @@ def stepped(opt, *, step: Callable[[], object] | None = None, multiplier=1.0, pr
     """
     befores: dict[Tensor, Before] = {}
     still: list[tuple[Tensor, Tensor]] = []
-    for group, lr in zip(opt.param_groups, opt.last_lr(), strict=True):
+    for group, lr in zip(opt.param_groups, opt.read_lr(), strict=True):
         for param in group["params"]:
             if param.grad is None:
                 kept = [param, *opt.state.get(param, {}).values()]

@@ -56,4 +56,4 @@ class Twins:
             opt.step()
             opt.observe(3.0)
         assert_same(snapshot(self.opt), snapshot(self.twin))
-        assert self.opt._engine.table is self.table and self.opt.last_lr() == self.twin.last_lr()
+        assert self.opt._engine.table is self.table and self.opt.read_lr() == self.twin.read_lr()

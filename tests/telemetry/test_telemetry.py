@@ -35,7 +35,7 @@ def test_every_step_is_recorded_as_metrics_show_it(options):
     shown = []
     for i in range(50):
         if i == 2:
-            opt.set_lr([lr * 0.9 for lr in opt.last_lr()])
+            opt.set_lr([lr * 0.9 for lr in opt.read_lr()])
         step(opt, loss=math.sin(i) if i % 7 else math.nan, skip=i % 11 == 5 and opt.skip_nonfinite)
         shown.append(latest(opt))
     recorder.close()

@@ -93,11 +93,11 @@ def test_a_schedule_of_another_optimizer():
     schedule = DeviceSchedule(other, GreedyLR(patience=1, smooth=False, base=Constant(warmup_steps=2)))
     recorder, kept = recorded(schedule, capacity=4)
     for i in range(6):
-        schedule.step(float(10 - i))
+        schedule.step(loss=float(10 - i))
     saved = schedule.state_dict()
-    schedule.step(20.0)
+    schedule.step(loss=20.0)
     schedule.load_state_dict(saved)
-    schedule.step(20.0)
+    schedule.step(loss=20.0)
     recorder.close()
     assert kept.numbers == [1, 2, 3, 4, 5, 6, 7, 7]
     assert [each.event for each in kept.steps[:6]] == [None, "raise"] * 3

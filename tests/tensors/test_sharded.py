@@ -133,14 +133,14 @@ def test_copies_are_distributed_as_their_parameters(mesh, backend):
     param, half = sharded(mesh, 6, 3), torch.zeros(6, 3, dtype=torch.bfloat16)
     copy = torch.nn.Parameter(distribute_tensor(half, mesh, param.placements))
     opt = FusedAdamW([param], lr=0.1, backend=backend)
-    opt.write_copies([(param, copy)])
+    opt.keep_copies([(param, copy)])
     squares = (copy * copy).sum()
     opt.step()
     assert torch.equal(copy.full_tensor(), param.full_tensor().bfloat16())
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         squares.backward()
     with pytest.raises(RuntimeError, match="got a copy that is no DTensor for a DTensor parameter"):
-        opt.write_copies([(param, half)])
+        opt.keep_copies([(param, half)])
 
 
 def test_other_placements_are_brought_into_the_parameters(mesh, backend):
@@ -207,7 +207,7 @@ def test_a_checkpoint_of_dtensors(mesh):
     other.step(loss=2.0)
     for param, twin in zip(params, again, strict=True):
         assert torch.equal(param.full_tensor(), twin.full_tensor())
-    assert opt.last_lr() == other.last_lr()
+    assert opt.read_lr() == other.read_lr()
 
 
 def test_plain_and_distributed_parameters_together(mesh):
@@ -249,10 +249,10 @@ def fully_sharded(rank):
         torchs.zero_grad()
         loss = backward(net, x)
         backward(twin, x)
-        torchs.param_groups[0]["lr"] = opt.last_lr()[0]
+        torchs.param_groups[0]["lr"] = opt.read_lr()[0]
         opt.step(loss=loss)
         torchs.step()
-        lrs.append(opt.last_lr()[0].hex())
+        lrs.append(opt.read_lr()[0].hex())
         for a, b in zip(net.parameters(), twin.parameters(), strict=True):
             worst = max(worst, (a - b).detach().to_local().abs().sum().item())
     assert worst < 1e-5
