@@ -112,7 +112,7 @@ class Rates:
 
     def _written(self, index: int, lr: float) -> bool:
         """Whether the host wrote this number: wrappers that write back what they read do not move the LR."""
-        return lr != self._known[index]
+        return bool(lr != self._known[index])
 
     def _show(self, groups: Sequence[dict[str, Any]]) -> None:
         for index, (group, lr) in enumerate(zip(groups, self._mirror.lr, strict=True)):
