@@ -18,7 +18,7 @@ using namespace greedylr;
 
 namespace {
 
-constexpr int64_t CHUNK = 256, TENSORS = 140, GROUPS = 3;
+constexpr int64_t CHUNK = 256, TENSORS = 140, SECOND = 100, GROUPS = 3;
 constexpr double HYPER[GROUPS][HYPER_COUNT] = {
     {0.9, 0.99, 1e-6, 0.1, 0.0, 0.0}, {0.3, 0.95, 1e-8, 0.0, 1.0, 0.0}, {0.9, 0.999, 1e-6, 0.01, 1.0, 0.0}};
 
@@ -61,7 +61,8 @@ struct Problem {
                 const int64_t offset = n % 4 == 0 ? 0 : n % 4 == 1 ? n % 9 : (n + row * (n % 4)) % 9;
                 arrays[row].emplace_back(types[row], size_of(n), unsigned(row * 1000 + n), row >= EXP_AVG_SQ,
                                          offset);
-                const bool absent = (row == GRAD && n % 7 == 3) || (row == MAX_EXP_AVG_SQ && n % 3 != 1) ||
+                const bool absent = (row == GRAD && n % 7 == 3) ||
+                                    (row == MAX_EXP_AVG_SQ && n / GROUPS % 3 != 1) ||
                                     row >= COPY_BF16;  // these kernels leave copies to others
                 ptrs.push_back(absent ? 0 : int64_t(arrays[row].back().at(0)));
             }
@@ -146,7 +147,6 @@ struct Problem {
     }
 
     static constexpr double CURVE[] = {1.0, 0.9, 1.0, 0.7, 0.3};
-    static constexpr int64_t SECOND = 100;
     const int mixes[2];
     const bool l1;
     std::vector<Guarded> arrays[ROW_COUNT];
@@ -237,6 +237,17 @@ void check_steps(int mix, const Schedule& schedule, Sums& sums) {
     CHECK(actual.control[slot::step] == 2 && actual.control[slot::skipped] == 1, "mix %d", mix);
 }
 
+// Both ends of torch.lerp, each with and without amsgrad, in both mixes of a table.
+void check_what_a_problem_has() {
+    const Problem p(0, false);
+    bool seen[2][2][2] = {};
+    for (int64_t n = 0; n < TENSORS; ++n) {
+        const bool from_old = 1.0 - HYPER[n % GROUPS][BETA1] < 0.5;
+        if (p.has(GRAD, n) && size_of(n) > 8) seen[n >= SECOND][p.has(MAX_EXP_AVG_SQ, n)][from_old] = true;
+    }
+    for (int i = 0; i < 8; ++i) CHECK(seen[i / 4][i / 2 % 2][i % 2], "combination %d is not run", i);
+}
+
 void check_step_without_reading_gradients() {
     Problem before(0, false), p(0, false);
     const Gpu gpu(p.table(), p.launches());
@@ -273,6 +284,7 @@ int main(int argc, char** argv) {
         Sums sums = {{NAN, NAN}, {NAN, NAN}};
         for (const Schedule& schedule : SCHEDULES) check_steps(mix, schedule, sums);
     }
+    check_what_a_problem_has();
     check_step_without_reading_gradients();
     for (int driver : {12000, 13000}) check_send(driver);
 }
