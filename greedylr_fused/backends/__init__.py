@@ -1,9 +1,9 @@
-"""Who computes: four calls over one table, none of which reads a value back to the host.
+"""The backends: each computes a step in four calls over one table, none of which reads a value back to the host.
 
 Where does a parameter change? In `csrc/core/adamw.h`, whose loops are `csrc/cpu/loops.cpp` for `cpu.py` and
-`csrc/cuda/update.cuh` for `cuda.py` (`native.py` loads what was compiled), and in `triton/elements.py`; `adamw.py` is
-what they all must compute, in plain operations, and `reference.py` the backend made of it. `base.py` is what every
-backend offers; `choice.py` takes the first that can run on a device, and compare_with why it passed over the others.
+`csrc/cuda/update.cuh` for `cuda.py` (`native.py` loads what was compiled), and in `triton/elements.py`; `adamw.py`
+specifies all of them in plain torch operations, and `reference.py` is the backend made of it. `base.py` is the
+protocol; `choice.py` takes the first backend that can run on a device, and keeps why it passed over the others.
 """
 
 from greedylr_fused.backends.base import Backend

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scalars:
-    """What an update reads per tensor: 0-d tensors in the op-math type, on the parameter's device.
+    """The 0-d tensors that the update of one tensor reads, in the op-math type, on the parameter's device.
 
     They are computed in float64 and rounded once. beta2 enters twice, as the factor of the old moment and in the bias
     correction; both come from the same float64 number.
@@ -33,8 +33,8 @@ class Scalars:
 
     @classmethod
     def of(cls, hyper: Tensor, lr: Tensor, grad_multiplier: Tensor, step: Tensor, dtype: torch.dtype) -> Scalars:
-        """From a group's row of hyper-parameters (float64 [6]), LR and gradient multiplier (float64 0-d), and the
-        number of this step (float64 0-d, from 1).
+        """Compute the scalars from a group's hyper-parameters (float64 [6]), its LR, the gradient multiplier and the
+        number of this step, from 1 (float64 0-d each).
         """
         beta1, beta2, eps, weight_decay, maximize, _ = hyper.unbind()
         values = (
@@ -54,7 +54,7 @@ class Scalars:
 def adamw(
     param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, max_exp_avg_sq: Tensor | None, s: Scalars
 ) -> tuple[Tensor, ...]:
-    """One update in the op-math type (float64 for float64 parameters, otherwise float32).
+    """Compute one update in the op-math type (float64 for float64 parameters, otherwise float32).
 
     All tensors have one shape and are already in the op-math type. Returns the new `(param, exp_avg, exp_avg_sq)` and
     with amsgrad `max_exp_avg_sq`; nothing is written in place.

@@ -1,4 +1,4 @@
-"""What every backend offers: four calls over one table, none of which reads a value back to the host."""
+"""The protocol of a backend: four calls over one table, none of which reads a value back to the host."""
 
 from __future__ import annotations
 
@@ -11,35 +11,34 @@ from greedylr_fused.tensors import TensorTable
 
 
 class Backend(Protocol):
-    """Runs the steps of one table: `measure` with clipping or skip_nonfinite, `clip` under AMP without them, then
-    `update`. Where ranks add up their sums or losses in between, `clip` and `control` are calls of their own.
+    """The steps of one table: `measure` with clipping or skip_nonfinite, `clip` under AMP without them, then `update`.
+    With several ranks, which add up their sums or losses in between, `clip` and `control` are calls of their own.
     """
 
     name: ClassVar[str]
-    """As in `FusedAdamW(backend=...)`."""
+    """The name in `FusedAdamW(backend=...)`."""
     chunk_size: ClassVar[int]
     """Elements per work item; the table is built with it."""
     writes_copies: ClassVar[bool]
-    """Whether `update` writes the rows COPY_* of the table; if not, the table does after it."""
+    """True if `update` writes the copies that the rows COPY_* address; otherwise the table writes them afterwards."""
 
     def __init__(self, table: TensorTable) -> None: ...
 
     def measure(self, then_clip: bool = True) -> None:
-        """One read of all gradients: `grad_sq_sum` and, with the table's `l1`, `grad_abs_sum` (weighted by
-        `norm_weight`, accumulated in float64, fixed order), and `grad_nonfinite`; then, with `then_clip`, what `clip`
-        does.
+        """Read all gradients once: write `grad_sq_sum` and, with the table's `l1`, `grad_abs_sum` (weighted by
+        `norm_weight`, accumulated in float64, fixed order), and `grad_nonfinite`. With `then_clip`, clip as well.
         """
 
     def clip(self) -> None:
-        """G1..G4: norm, clip coefficient, multiplier, skip flag."""
+        """Compute norm, clip coefficient, multiplier and skip flag (G1..G4)."""
 
     def update(self, then_control: bool = True) -> None:
-        """A1..A6 for every tensor that has a gradient, nothing if `skip` is set; then, with `then_control`, what
-        `control` does. Otherwise `control` must follow, before which nobody may read the step counts.
+        """Update every tensor that has a gradient (A1..A6), none if `skip` is set; with `then_control` do what
+        `control` does. Without, `control` must follow, and nobody may read the step counts before it.
         """
 
     def control(self) -> None:
-        """Unless `skip` is set: the step counts, and C1..C9: the loss decides the next LR."""
+        """Count the step and decide the next LR (C1..C9, S1..S3); if `skip` is set, count a skipped step instead."""
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:
@@ -48,16 +47,16 @@ class Backend(Protocol):
         The caller may overwrite `words` as soon as this returns.
 
         Returns:
-            Memory that a graph captured here reads at each replay and that must be kept for it; None if there is none.
+            Memory to keep for a graph being captured, which reads it at each replay; None if there is none.
         """
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:
-        """Why it cannot run on that device, or None if it can."""
+        """Return why the backend cannot run on that device, or None if it can."""
 
 
 def staged(target: Tensor, words: Tensor) -> Tensor | None:
-    """`Backend.send` by torch's own means, through pinned memory.
+    """Do what `Backend.send` does by torch's own means, through pinned memory.
 
     The allocator of pinned memory hands a block out again only after the copy from it is done, so nothing waits.
     """
@@ -67,3 +66,11 @@ def staged(target: Tensor, words: Tensor) -> Tensor | None:
     staging = words.pin_memory()
     target.copy_(staging, non_blocking=True)
     return staging
+
+
+def absent(device: torch.device) -> str | None:
+    """Return why the device cannot be used if PyTorch finds too few of its type for its index, None if it is there."""
+    count: int = getattr(torch, device.type).device_count()
+    if (device.index or 0) < count:
+        return None
+    return f"{device} is not there: PyTorch finds {count} devices of type {device.type}"

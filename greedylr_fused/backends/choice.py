@@ -31,12 +31,12 @@ class Choice:
 
 
 def available_backends(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Every backend in order of preference, with None if it can run on the device, otherwise why it cannot."""
+    """Return every backend in order of preference, with None if it can run on the device, otherwise why it cannot."""
     return {name: backend.unavailable(torch.device(device)) for name, backend in BACKENDS.items()}
 
 
 def resolve(name: str, device: torch.device) -> Choice:
-    """The backend of that name, or with "auto" the first that can run on the device.
+    """Return the backend of that name, or with "auto" the first that can run on the device.
 
     Raises:
         ValueError: unknown name.
@@ -45,9 +45,10 @@ def resolve(name: str, device: torch.device) -> Choice:
     check_name(name)
     if name == "auto":
         passed_over: dict[str, str] = {}
-        for candidate, reason in available_backends(device).items():
+        for candidate, backend in BACKENDS.items():  # one after another: to ask Triton is to import and try it
+            reason = backend.unavailable(device)
             if reason is None:
-                return Choice(BACKENDS[candidate], passed_over)
+                return Choice(backend, passed_over)
             passed_over[candidate] = reason
     reason = BACKENDS[name].unavailable(device)
     if reason is not None:

@@ -19,10 +19,10 @@ _native, _reason = native.load("_cpu")
 
 
 class CpuBackend:
-    """Runs the steps of one table of CPU tensors.
+    """The steps of one table of CPU tensors.
 
-    Threads: as many as `torch.get_num_threads()` says at the time of the call, fewer for little work. The result has
-    the same bits for every number of threads and every instruction set.
+    Each call uses as many threads as `torch.get_num_threads()` then says, fewer for little work. The result has the
+    same bits for every number of threads and every instruction set.
     """
 
     name: ClassVar[str] = "cpu"
@@ -51,7 +51,7 @@ class CpuBackend:
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:
-        """Why it cannot run on that device, or None if it can."""
+        """Return why the backend cannot run on that device, or None if it can."""
         if device.type != "cpu":
             return f"it updates CPU tensors, and these are on {device.type}"
         if _native is None:

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.backends import native
+from greedylr_fused.backends.base import absent
 from greedylr_fused.tensors import TensorTable
 
 _native, _reason = native.load("_cuda")
-#: What PyTorch calls the devices whose memory the kernels may touch.
+#: Types of the devices whose memory the kernels may touch.
 _DEVICE_TYPES: tuple[str, ...] = ("cuda",)
 #: The oldest GPUs that the module holds machine code for.
 _OLDEST = (8, 0)
 
 
 class CudaBackend:
-    """Runs the steps of one table of CUDA tensors, on the stream that is current at each call.
+    """The steps of one table of CUDA tensors, on the stream that is current at each call.
 
     Args:
         table: its tensors must stay where they are for the life of this object.
@@ -57,25 +58,28 @@ class CudaBackend:
 
     @staticmethod
     def send(target: Tensor, words: Tensor) -> Tensor | None:
-        """In kernel parameters, of which a captured graph holds its own copy: there is no staging memory to keep."""
+        """Send as kernel parameters, which a captured graph copies: there is no staging memory to keep."""
         device = target.device
         _native.send(target.data_ptr(), words.data_ptr(), words.numel(), _index(device), _stream(device))
         return None
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:
-        """Why it cannot run on that device, or None if it can."""
+        """Return why the backend cannot run on that device, or None if it can."""
         if device.type not in _DEVICE_TYPES:
             return f"it updates CUDA tensors, and these are on {device.type}"
         if getattr(torch.version, "hip", None):
             return "this PyTorch is built for ROCm; the backend 'triton' runs there"
         if _native is None:
             return _reason
-        if device.type == "cuda" and torch.cuda.is_available():
-            capability = torch.cuda.get_device_capability(device)
-            if capability < _OLDEST:
-                return f"it needs compute capability 8.0 or later, and {device} has {'.'.join(map(str, capability))}"
         try:
+            if device.type == "cuda" and torch.cuda.is_available():
+                if reason := absent(device):
+                    return reason
+                capability = torch.cuda.get_device_capability(device)
+                if capability < _OLDEST:
+                    version = ".".join(map(str, capability))
+                    return f"it needs compute capability 8.0 or later, and {device} has {version}"
             _native.check_usable(_index(device))
         except RuntimeError as error:
             return str(error)
@@ -90,5 +94,5 @@ def _index(device: torch.device) -> int:
 
 
 def _stream(device: torch.device) -> int:
-    """The handle of the current stream; 0 for CPU tensors, which the tests' emulation runs on."""
+    """Return the handle of the current stream; 0 for CPU tensors, which the tests' emulation runs on."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

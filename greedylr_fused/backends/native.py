@@ -1,4 +1,4 @@
-"""The compiled modules: loaded if they were built, with the reason if they were not."""
+"""Loading of the compiled modules, with the reason for one that cannot be used."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from greedylr_fused.control import SLOTS
 from greedylr_fused.tensors import MIXES, Row, TensorTable
 
-#: Written by the installation: why each module was built, or not.
+#: Written by the installation: whether each module was built, and why not.
 BUILD_REPORT = Path(__file__).parent.parent / "_build.json"
 
 
 def load(name: str) -> tuple[Any, str]:
-    """The module `greedylr_fused.<name>` that reads tables, or None, and why it cannot be used."""
+    """Return the module `greedylr_fused.<name>`, or None, and why it cannot be used (empty if it can)."""
     try:
         module = importlib.import_module(f"greedylr_fused.{name}")
     except ImportError as error:
@@ -29,7 +29,7 @@ def load(name: str) -> tuple[Any, str]:
 
 
 def reads_these_tables(module: Any) -> bool:
-    """Whether a module was compiled for the slots, rows and mixes that Python fills in; one from before may not be."""
+    """Return whether a module was compiled for the slots, rows and mixes that Python fills in; an old one is not."""
     mixes = {tuple(map(int, mix)) for mix in MIXES}
     return (
         getattr(module, "SLOTS", None) == SLOTS
@@ -39,7 +39,7 @@ def reads_these_tables(module: Any) -> bool:
 
 
 def described(table: TensorTable) -> dict[str, Any]:
-    """A table as the compiled modules take it: addresses, sizes and launches."""
+    """Return a table as the compiled modules take it: addresses, sizes and launches."""
     tensors = (
         "ptrs",
         "numel",
@@ -62,7 +62,7 @@ def described(table: TensorTable) -> dict[str, Any]:
 
 
 def not_built(name: str) -> str | None:
-    """The reason that the installation recorded for not building a module, None if it recorded none."""
+    """Return the reason that the installation recorded for not building a module, None if it recorded none."""
     if not BUILD_REPORT.exists():
         return None
     report = json.loads(BUILD_REPORT.read_text()).get(name, {"built": True})

@@ -18,7 +18,7 @@ _ROW = 16384
 
 
 class ReferenceBackend:
-    """Runs anywhere torch runs."""
+    """The steps of one table, anywhere torch runs."""
 
     name: ClassVar[str] = "reference"
     chunk_size: ClassVar[int] = 1 << 16
@@ -93,8 +93,8 @@ class ReferenceBackend:
 
 
 def _total(values: Tensor) -> Tensor:
-    """The sum. torch divides a long one among its threads: rows of a length that it does not divide are added up first,
-    so that the order, and with it the last bit, is the same for any number of them.
+    """Return the sum, bit-equal for any number of threads: torch divides a long sum among them, so rows of a length
+    that it leaves to one thread are added up first.
     """
     values = values.reshape(-1)
     if values.numel() > _ROW:
@@ -103,7 +103,7 @@ def _total(values: Tensor) -> Tensor:
 
 
 class Slots:
-    """Read and write the control vector by name."""
+    """The control vector, read and written by name."""
 
     def __init__(self, vector: Tensor, n_groups: int, curve: Tensor) -> None:
         self.vector, self.n_groups, self.curve = vector, n_groups, curve
@@ -115,7 +115,7 @@ class Slots:
         self.zero = torch.zeros((), dtype=torch.float64, device=vector.device)
 
     def __getitem__(self, name: str) -> Tensor:
-        """A copy: what was read does not change with later writes."""
+        """Return a copy, which later writes do not change."""
         return self.vector[SLOT[name]].clone()
 
     def set(self, **values: Tensor) -> None:
@@ -124,7 +124,7 @@ class Slots:
 
 
 def run_control(c: Slots) -> None:
-    """The control step, every branch a select: both sides are computed and one is kept."""
+    """Run the control step, every branch a select: both sides are computed and one is kept."""
     where, zero = torch.where, c.zero
     skip = c["skip"] != 0
     seen = ~skip & (c["loss_weight"] != 0)
@@ -145,7 +145,7 @@ def run_control(c: Slots) -> None:
 
 
 def _set_lr(c: Slots, moves: Tensor) -> None:
-    """The step schedule: the curve value of the next step."""
+    """Set the LR by the step schedule: the level times the curve value of the next step."""
     length, start, steps = c["curve_length"], c["decay_start"], c["decay_steps"]  # S1
     curve_value = _at(c.curve, torch.minimum(c["step"], length - 1))
     into = torch.minimum(c["step"] - start, steps)  # S2
@@ -161,7 +161,7 @@ def _at(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _windowed(c: Slots, x: Tensor, enters: Tensor) -> Tensor:
-    """The mean over the window with x in it. Add first, evict after, divide by what is there."""
+    """Return the mean over the window with x in it. Add first, evict after, divide by what is there."""
     if c.window.numel() == 0:
         return x
     size, head, count = c["window_size"], c["window_head"], c["window_count"]
@@ -219,7 +219,7 @@ def _worst(c: Slots) -> Tensor:
 
 
 def _move(c: Slots, live: Tensor, best_before: Tensor) -> None:
-    """C6..C9: raise, cut or start over."""
+    """Raise, cut or start over (C6..C9)."""
     where, zero = torch.where, c.zero
     factor, eps, patience = c["factor"], c["eps"], c["patience"]
     raised = live & (c["raises"] != 0) & (c["good"] > patience)  # C6

@@ -1,7 +1,9 @@
 """Backends: which runs where and why, and that all forms of the same formulas stay pinned to each other."""
 
+import importlib
 import io
 import re
+import sys
 import tokenize
 
 import pytest
@@ -45,6 +47,42 @@ def test_auto_remembers_why_others_were_passed_over(monkeypatch):
     opt = FusedAdamW([parameter(torch.zeros(2))])
     assert "not cpu: of a test" in repr(opt)
     assert str(Choice(BACKENDS["cpu"], {})) == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_device_that_is_not_there_is_a_reason_and_no_exception(monkeypatch, name):
+    """As cuda:7 on a machine with two GPUs, where PyTorch asserts."""
+    backend = BACKENDS[name]
+    if name == "cuda":
+        monkeypatch.setattr(sys.modules[backend.__module__], "_native", object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert backend.unavailable(torch.device("cuda:7")) == "cuda:7 is not there: PyTorch finds 2 devices of type cuda"
+    assert available_backends("cuda:7")["reference"] is None
+    assert resolve("auto", torch.device("cuda:7")).backend.name == "reference"
+
+
+def test_triton_without_a_compiler_for_its_driver_is_passed_over(monkeypatch):
+    backend = importlib.import_module("greedylr_fused.backends.triton.backend")
+    driver = pytest.importorskip("triton.runtime.driver")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(
+        type(driver.driver), "active", property(lambda self: (_ for _ in ()).throw(RuntimeError("no gcc")))
+    )
+    backend._no_driver.cache_clear()
+    try:
+        reason = BACKENDS["triton"].unavailable(torch.device("cuda"))
+    finally:
+        backend._no_driver.cache_clear()
+    assert reason == "triton's driver cannot be built or finds no device: no gcc; it needs a C compiler and Python.h"
+
+
+def test_auto_asks_no_further_than_the_first_that_runs(monkeypatch):
+    asked = []
+    for name in ("cuda", "triton"):
+        monkeypatch.setattr(BACKENDS[name], "unavailable", staticmethod(asked.append))
+    monkeypatch.setattr(BACKENDS["cpu"], "unavailable", staticmethod(lambda device: None))
+    assert resolve("auto", CPU).backend.name == "cpu" and not asked
 
 
 def test_an_explicit_request_runs_or_says_why(monkeypatch):

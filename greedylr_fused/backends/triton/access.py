@@ -1,7 +1,7 @@
 """How Triton programs find their elements: addresses from the table, wide and narrow spans of a chunk, conversions.
 
 A chunk is split in two. Its body begins on 16 bytes in every stream and is a multiple of 8 elements: there a mask,
-where one is needed at all, is constant over every access, which is what the compiler needs to emit wide ones. The rest,
+where one is needed at all, is constant over every access, as the compiler requires to emit wide accesses. The rest,
 up to 7 elements before the body and up to 7 after it, goes one element per thread, in one pass. Streams that do not
 come to 16 bytes at a common element have no body.
 """
@@ -18,14 +18,14 @@ _VECTOR = tl.constexpr(8)
 
 
 def kernel(function):
-    """`triton.jit` for what is launched: no argument's value (1, a multiple of 16, an aligned one) compiles it anew."""
+    """Apply `triton.jit` so that no argument's value (1, a multiple of 16, an aligned one) compiles the kernel anew."""
     arguments = inspect.signature(function).parameters.values()
     return triton.jit(do_not_specialize=[a.name for a in arguments if a.annotation is a.empty])(function)
 
 
 @triton.jit
 def loop_bound(n):
-    """`n` as the bound of a range: the interpreter of Triton 3.5 and 3.6 fails to convert it under numpy >= 2.4."""
+    """Return `n` as the bound of a range: Triton 3.5 and 3.6's interpreter cannot convert it under numpy >= 2.4."""
     if INTERPRETED:
         return n.handle.data.item()
     return n
@@ -33,9 +33,9 @@ def loop_bound(n):
 
 @triton.jit
 def last_to_finish(counter, programs):
-    """Whether this program is the last of `programs` to get here; it then sees all that the others have stored.
+    """Return whether this program is the last of `programs` to get here; the last sees all that the others have stored.
 
-    The last one sets the counter (int32) back to 0 for the next launch, in a captured graph too.
+    The last program sets the counter (int32) back to 0 for the next launch, in a captured graph too.
     """
     tl.debug_barrier()  # every thread has stored, and read what the last program may overwrite
     last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
@@ -46,13 +46,13 @@ def last_to_finish(counter, programs):
 
 @triton.jit
 def address(ptrs, row, tensor, n_tensors):
-    """Of a tensor, from the table (int64)."""
+    """Return an address (int64) of a tensor from that row of the table."""
     return tl.load(ptrs + row * n_tensors + tensor)
 
 
 @triton.jit
 def chunk_of(numel, tensor, index, CHUNK: tl.constexpr):
-    """First element (int64) of chunk `index` of a tensor, its number of elements (int32), and whether it is all."""
+    """Return the first element (int64) of chunk `index` of a tensor, its length (int32), and whether it is alone."""
     first = index.to(tl.int64) * CHUNK
     total = tl.load(numel + tensor)
     return first, tl.minimum(total - first, CHUNK).to(tl.int32), total <= CHUNK
@@ -60,40 +60,40 @@ def chunk_of(numel, tensor, index, CHUNK: tl.constexpr):
 
 @triton.jit
 def head_of(start, DTYPE: tl.constexpr):
-    """Elements from address `start` on before the first that begins on 16 bytes."""
+    """Return how many elements from address `start` on come before the first that begins on 16 bytes."""
     return ((-start & 15) // (DTYPE.primitive_bitwidth // 8)).to(tl.int32)
 
 
 @triton.jit
 def misaligned(start, head, DTYPE: tl.constexpr):
-    """Not 0 if element `head` from address `start` on does not begin on 16 bytes; a null address has no elements."""
+    """Return 0 if element `head` from address `start` on begins on 16 bytes, or `start` is null; otherwise not 0."""
     return tl.where(start == 0, 0, (start + head * (DTYPE.primitive_bitwidth // 8)) & 15)
 
 
 @triton.jit
 def whole(count):
-    """How many of `count` elements a mask can cover that is constant over every wide access."""
+    """Return how many of `count` elements a mask can cover that is constant over every wide access."""
     return count // _VECTOR * _VECTOR
 
 
 @triton.jit
 def body_of(head, odd, count):
-    """First element of the body of `count` elements, and how many it has; `odd` is not 0 if it has none."""
+    """Return the first element and the length of the body of `count` elements; if `odd` is not 0, there is no body."""
     has_body = (odd == 0) & (head < count)
     return tl.where(has_body, head, 0), tl.where(has_body, whole(count - head), 0)
 
 
 @triton.jit
 def pointer(start, DTYPE: tl.constexpr):
-    """Pointer to address `start`."""
+    """Return a pointer to address `start`."""
     return start.to(tl.pointer_type(DTYPE))
 
 
 @triton.jit
 def wide(start, begin, DTYPE: tl.constexpr):
-    """Pointer to a body that begins `begin` elements from address `start` on."""
+    """Return a pointer to a body that begins `begin` elements from address `start` on."""
     start += begin * (DTYPE.primitive_bitwidth // 8)
-    # The shifts change nothing, but make a value of its own that the hint holds for: on the address as it was loaded it
+    # The shifts change nothing, but make a new value that carries the hint: on the address as it was loaded the hint
     # would also reach the narrow pass, where it may be false. Nor may the hint be on what a function returned:
     # Triton 3.5 and 3.6 lose it there.
     return tl.multiple_of(((start >> 4) << 4).to(tl.pointer_type(DTYPE)), 16)
@@ -101,7 +101,7 @@ def wide(start, begin, DTYPE: tl.constexpr):
 
 @triton.jit
 def widen(x, T: tl.constexpr):
-    """A loaded element in the type it is computed in."""
+    """Convert a loaded element to the type of the arithmetic."""
     if INTERPRETED and x.dtype == tl.bfloat16:  # the interpreter's own conversion loses subnormals
         x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return x.to(T)

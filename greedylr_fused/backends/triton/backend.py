@@ -8,6 +8,7 @@ recompiled and a captured graph stays valid.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -15,22 +16,22 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from greedylr_fused.backends.base import staged
+from greedylr_fused.backends.base import absent, staged
 from greedylr_fused.tensors import DType, TensorTable, real
 
-#: What PyTorch calls the devices that Triton compiles for ("cuda" is also AMD's).
+#: Types of the devices that Triton compiles for ("cuda" is also AMD's).
 _DEVICES = ("cuda", "xpu")
 #: Threads per program of every kernel.
 _THREADS = 128
-#: How kernels are compiled. Where decisions are compared bit for bit with Python floats, nothing may be contracted, and
-#: decisions are made at the end of every launch.
+#: How kernels are compiled: without contraction, since every launch may end in decisions, which are compared bit for
+#: bit with Python floats.
 OPTIONS = {"num_warps": _THREADS // 32, "enable_fp_fusion": False}
 #: The interpreter pays per operation, not per element.
 _INTERPRETED_BLOCK = 1024
 
 
 def blocks(dtypes: Sequence[DType]) -> tuple[int, int]:
-    """Elements per iteration of the 16-byte path and of the path for what is left, for streams of these types.
+    """Return the elements per iteration of the 16-byte path and of the path for the rest, for streams of these types.
 
     Every thread takes 16 bytes of the widest stream and one element on the other path: with more than that, Triton
     lays out narrow and wide accesses differently and moves values between threads through shared memory.
@@ -47,14 +48,14 @@ def _types(dtypes: Sequence[DType]) -> list[Any]:
 
 
 def _shape(table: TensorTable, dtypes: Sequence[DType]) -> tuple[int, int, int]:
-    """Elements per chunk, and of both paths per iteration."""
+    """Return the elements per chunk, and per iteration of both paths."""
     from greedylr_fused.backends.triton.access import INTERPRETED
 
     return (table.chunk, *((_INTERPRETED_BLOCK,) * 2 if INTERPRETED.value else blocks(dtypes)))
 
 
 def _guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Makes `device` current: Triton launches on the current device, whatever the pointers say."""
+    """Make `device` current: Triton launches on the current device, whatever the pointers say."""
     if device.type == "cpu":  # the interpreter computes in numpy, which warns where a GPU returns inf or NaN
         import numpy
 
@@ -83,8 +84,20 @@ class _Kernel:
             self._launch = compiled[self._grid]
 
 
+@functools.cache
+def _no_driver() -> str | None:
+    """Return why Triton has no driver, which it compiles with the machine's C compiler, or None; asked once."""
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()
+    except Exception as error:  # of a subprocess, an import, a compiler, a device: whatever it is, nothing runs
+        return f"triton's driver cannot be built or finds no device: {error}; it needs a C compiler and Python.h"
+    return None
+
+
 class TritonBackend:
-    """Runs the step of one table; see `greedylr_fused.backends.base.Backend`.
+    """The steps of one table; see `greedylr_fused.backends.base.Backend`.
 
     Args:
         table: its tensors must stay where they are for the life of this object.
@@ -114,14 +127,14 @@ class TritonBackend:
         return torch.zeros(count, dtype=dtype, device=self._device)
 
     def _plan_steps(self) -> tuple[int, Tensor, int]:
-        """The number of tensors, and which of them have their step counted by `control`."""
+        """Return the number of tensors, the list of those whose step `control` counts, and its length."""
         sizes = [real(entry.target).numel() for entry in self._table.entries]
         others = [i for i, size in enumerate(sizes) if not 0 < size <= self._table.chunk]
         listed = torch.tensor(others, dtype=torch.int32, device="cpu").to(self._device)
         return self._n_tensors, listed, len(others)
 
     def _plan_updates(self, steps: tuple[int, Tensor, int], then_control: bool) -> list[_Kernel]:
-        """One launch per mix; the last closes the step with `then_control`."""
+        """Plan one launch per mix; with `then_control` the last one closes the step."""
         from greedylr_fused.backends.triton.elements import update_kernel
 
         table = self._table
@@ -139,8 +152,8 @@ class TritonBackend:
         return kernels
 
     def _plan_measures(self, then_clip: bool) -> list[_Kernel]:
-        """One launch per type of gradient (mixes of the same that follow each other); the last adds up, and clips
-        or not.
+        """Plan one launch per type of gradient, over neighbouring mixes that share it; the last one adds up, and with
+        `then_clip` clips.
         """
         from greedylr_fused.backends.triton.control import conclude_kernel
         from greedylr_fused.backends.triton.measure import GROUP, measure_kernel
@@ -191,7 +204,7 @@ class TritonBackend:
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:
-        """Why it cannot run on `device`, None if it can."""
+        """Return why the backend cannot run on that device, or None if it can."""
         try:
             from greedylr_fused.backends.triton.access import INTERPRETED
         except ImportError as error:
@@ -206,4 +219,4 @@ class TritonBackend:
             return f"TRITON_INTERPRET=1 runs kernels on the CPU, which cannot follow {device.type} addresses; unset it"
         if device.type not in ("cpu", *_DEVICES):
             return f"triton has no backend for devices of type {device.type!r}, only for {', '.join(_DEVICES)}"
-        return None
+        return None if interpreted else absent(device) or _no_driver()

@@ -1,10 +1,10 @@
 """The control vector in Triton: G1-G4, S1-S3, and by `observe.py` C1-C9, run by the last program of a
 launch or as a tiny program of their own.
 
-Scalars are stored by one thread of the program, which sees its own stores in order; what the others compute is
-thrown away, so no barrier is needed, and none may be used where a decision taken from these slots has been branched
-on. float64 throughout; launch with `enable_fp_fusion=False`, or the compiler may round less often than the schedulers
-written in Python floats that these decisions are compared with bit for bit.
+One thread of the program stores scalars, and sees its own stores in order; what the others compute is thrown away. So
+no barrier is needed, and none may be used inside a branch that depends on these slots. float64 throughout; launch with
+`enable_fp_fusion=False`, or the compiler may round less often than the schedulers in Python floats that these decisions
+are compared with bit for bit.
 """
 
 import triton
@@ -27,7 +27,7 @@ _SUMS, _COUNTS = tl.constexpr(512), tl.constexpr(128)
 
 @triton.jit
 def run_clip(c):
-    """Gradient norm, multiplier and skip from what was measured and what AMP told us."""
+    """Compute gradient norm, multiplier and skip flag from what was measured and what AMP reported."""
     inv = 1 / tl.load(c + _GRAD_SCALE)  # G1
     grad_norm = tl.sqrt(tl.load(c + _GRAD_SQ_SUM)) * inv
     max_grad_norm = tl.load(c + _MAX_GRAD_NORM)  # G2
@@ -42,7 +42,7 @@ def run_clip(c):
 
 @triton.jit
 def add_sums(square_sums, nonfinite, n):
-    """The total of `n` sums, always added in the same order, and how many of them hold a non-finite element."""
+    """Return the total of `n` sums, always added in the same order, and how many of them hold a non-finite element."""
     total = tl.zeros([_SUMS], tl.float64)
     bad = tl.zeros([_SUMS], tl.int32)
     for start in range(0, loop_bound(n), _SUMS):
@@ -54,7 +54,7 @@ def add_sums(square_sums, nonfinite, n):
 
 @triton.jit
 def add_up(sums, n):
-    """The total of `n` float64 numbers, in the order of `add_sums`."""
+    """Return the total of `n` float64 numbers, in the order of `add_sums`."""
     total = tl.zeros([_SUMS], tl.float64)
     for start in range(0, loop_bound(n), _SUMS):
         at = start + tl.arange(0, _SUMS)
@@ -65,7 +65,7 @@ def add_up(sums, n):
 @triton.jit
 def conclude(c, square_sums, abs_sums, nonfinite, n, DECIDES: tl.constexpr, L1: tl.constexpr):
     """Close the measurement: `n` sums of squares, absolute values (with L1) and flags become grad_sq_sum, grad_abs_sum
-    and grad_nonfinite; clip, unless other ranks come first.
+    and grad_nonfinite; clip if it DECIDES (if no sums of other ranks come first).
     """
     total, bad = add_sums(square_sums, nonfinite, n)
     tl.store(c + _GRAD_SQ_SUM, total)
@@ -78,19 +78,19 @@ def conclude(c, square_sums, abs_sums, nonfinite, n, DECIDES: tl.constexpr, L1: 
 
 @triton.jit(do_not_specialize=["c", "square_sums", "nonfinite", "n"])
 def conclude_kernel(c, square_sums, nonfinite, n, DECIDES: tl.constexpr, L1: tl.constexpr):
-    """`conclude` for a table that has nothing to read."""
+    """Run `conclude` for a table that has nothing to read."""
     conclude(c, square_sums, square_sums, nonfinite, n, DECIDES, L1)
 
 
 @triton.jit(do_not_specialize=["c"])
 def clip_kernel(c):
-    """`clip` for a step whose gradients are not read."""
+    """Run `Backend.clip`, after the sums of all ranks or for a step whose gradients are not read."""
     run_clip(c)
 
 
 @triton.jit
 def _set_lr(c, curve, step):
-    """The step schedule: the curve value of the next step."""
+    """Set the LR by the step schedule: the level times the curve value of the next step."""
     length, start = tl.load(c + _CURVE_LENGTH), tl.load(c + _DECAY_START)
     if length != 0:
         curve_value = tl.load(curve + tl.minimum(step, length - 1).to(tl.int64))  # S1
@@ -106,7 +106,7 @@ def _set_lr(c, curve, step):
 
 @triton.jit
 def _advance_steps(ptrs, steps, n_tensors, others, n_others):
-    """One more step for every tensor of the list `others` that has a gradient."""
+    """Count one more step for every tensor of the list `others` that has a gradient."""
     for start in range(0, loop_bound(n_others), _COUNTS):
         at = start + tl.arange(0, _COUNTS)
         inside = at < n_others
@@ -117,7 +117,7 @@ def _advance_steps(ptrs, steps, n_tensors, others, n_others):
 
 @triton.jit
 def run_control(c, curve, ptrs, steps, n_tensors, others, n_others):
-    """Close the step: the step counts of `others`, then loss and step index decide the next LRs."""
+    """Close the step: count it for `others`, then let loss and step index decide the next LRs."""
     loss_sum, loss_weight = tl.load(c + _LOSS_SUM), tl.load(c + _LOSS_WEIGHT)
     tl.store(c + _LOSS_SUM, 0.0)
     tl.store(c + _LOSS_WEIGHT, 0.0)
@@ -135,5 +135,5 @@ def run_control(c, curve, ptrs, steps, n_tensors, others, n_others):
 
 @triton.jit(do_not_specialize=["c", "curve", "ptrs", "steps", "n_tensors", "others", "n_others"])
 def control_kernel(c, curve, ptrs, steps, n_tensors, others, n_others):
-    """`control` for a table that has nothing to update, or after the update."""
+    """Run `Backend.control`, for a table that has nothing to update or after the update."""
     run_control(c, curve, ptrs, steps, n_tensors, others, n_others)

@@ -1,8 +1,8 @@
 """The AdamW update in Triton (A1-A6) over the pointer table, one program per chunk; the last program of the step's last
 launch closes the step.
 
-Compiled without contraction: the close is float64 that must round as Python does, and for the elements a multiply-add
-fewer is no time where memory is the limit.
+It is compiled without contraction: the close is float64 that must round as Python does, and the elements lose no time
+by it, since memory is their limit.
 """
 
 import triton
@@ -38,8 +38,8 @@ _LR = tl.constexpr(len(SLOT))  # the first of the blocks
 
 @triton.jit
 def _bias_corrections(betas, t):
-    """1 - beta^t for t >= 1 and both betas, that lie next to each other, in float64; exact at t = 1, where it cancels
-    most.
+    """Return 1 - beta^t, t >= 1, in float64 for both betas, which lie next to each other; exact at t = 1, where it
+    cancels most.
 
     Every thread computes the power of one beta and takes the other from its neighbour: the two powers are most of what
     a program does before its loop, and with thousands of tiny tensors most of what it does.
@@ -52,7 +52,7 @@ def _bias_corrections(betas, t):
 
 @triton.jit
 def _scalars(control, hyper, group, step, T: tl.constexpr):
-    """What A1-A6 need besides the streams: float64 throughout, rounded to the op-math type at the end."""
+    """Compute what A1-A6 need besides the streams: float64 throughout, rounded to the op-math type at the end."""
     hyper += group * _HYPERS
     lr = tl.load(control + _LR + group)
     beta1, beta2 = tl.load(hyper + _BETA1), tl.load(hyper + _BETA2)
@@ -83,7 +83,7 @@ def _scalars(control, hyper, group, step, T: tl.constexpr):
 
 @triton.jit
 def _adamw(p, g, m, v, v_max, scalars, AMSGRAD: tl.constexpr):
-    """One element: (p, m, v, v_max) after the step, in the op-math type."""
+    """Return (p, m, v, v_max) of one element after the step, in the op-math type."""
     from_old, grad_multiplier, decay, lerp_slope, beta2, weight2, inv_bias_correction2_sqrt, eps, step_size = scalars
     g = g * grad_multiplier  # A1
     p = p * decay  # A2
@@ -106,7 +106,7 @@ def _adamw(p, g, m, v, v_max, scalars, AMSGRAD: tl.constexpr):
 
 @triton.jit
 def _update_at(streams, at, mask, scalars, P: tl.constexpr, S: tl.constexpr, T: tl.constexpr, AMSGRAD: tl.constexpr):
-    """The elements `at` (int32) of one span; `mask` None: all of them."""
+    """Update the elements `at` (int32) of one span; `mask` None: all of them."""
     p_ptr, g_ptr, m_ptr, v_ptr, x_ptr = streams
     p = widen(tl.load(p_ptr + at, mask), T)
     g = widen(tl.load(g_ptr + at, mask), T)
@@ -131,7 +131,7 @@ def _start(ptrs, row, tensor, n_tensors, first, DTYPE: tl.constexpr):
 
 @triton.jit
 def _starts(ptrs, tensor, n_tensors, first, P: tl.constexpr, G: tl.constexpr, S: tl.constexpr):
-    """Addresses of element `first` of all streams, 0 for one that the tensor does not have."""
+    """Return the addresses of element `first` of all streams, 0 for a stream that the tensor does not have."""
     return (
         _start(ptrs, _PARAM, tensor, n_tensors, first, P),
         _start(ptrs, _GRAD, tensor, n_tensors, first, G),
@@ -143,8 +143,8 @@ def _starts(ptrs, tensor, n_tensors, first, P: tl.constexpr, G: tl.constexpr, S:
 
 @triton.jit
 def _body(starts, count, P: tl.constexpr, G: tl.constexpr, S: tl.constexpr):
-    """First element of the body and its length. The narrowest stream says where 16 bytes begin; the others agree, or
-    there is none.
+    """Return the first element of the body and its length. The narrowest stream says where 16 bytes begin; unless all
+    others agree, there is no body.
     """
     p, g, m, v, x = starts
     if P.primitive_bitwidth <= G.primitive_bitwidth and P.primitive_bitwidth <= S.primitive_bitwidth:
@@ -173,7 +173,7 @@ def _update_chunk(
     BLOCK: tl.constexpr,
     REST: tl.constexpr,
 ):
-    """`count` elements from the addresses `starts` on, `body` of them from element `begin` on in wide accesses."""
+    """Update `count` elements from the addresses `starts` on, in wide accesses the `body` from element `begin` on."""
     p, g, m, v, x = starts
     streams = (pointer(p, P), pointer(g, G), pointer(m, S), pointer(v, S), pointer(x, S))
     for offset in range(0, loop_bound(count - body), REST):
@@ -214,9 +214,9 @@ def update_kernel(
     REST: tl.constexpr,
     CLOSES: tl.constexpr,
 ):
-    """AdamW over chunk `first_chunk + program` of the table; P, G, S: types of parameter, gradient, moments.
+    """Update chunk `first_chunk + program` of the table; P, G, S: types of parameter, gradient, moments.
 
-    A tensor of one chunk has its step counted here, the `others` when the launch that CLOSES the step is through.
+    The step of a tensor of one chunk is counted here, that of the `others` at the end of the launch that CLOSES it.
     """
     T: tl.constexpr = tl.float64 if P == tl.float64 else tl.float32
     chunk = first_chunk + tl.program_id(0)

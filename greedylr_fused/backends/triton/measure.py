@@ -1,11 +1,10 @@
 """The gradient measurement in Triton: one read of every gradient, and what it decides (G1-G4) in the same launch.
 
 One program per chunk. Sums are added in a tree that depends on the table alone: the elements of a chunk, the chunks of
-a group by whichever of its programs finishes last, the groups by the last of those. So the end has few sums left to
-add, and never in another order.
+a group by whichever of its programs finishes last, the groups by the last of those. So few sums are left for the end,
+and their order never changes.
 
-With L1 absolute values are added up beside the squares. It is a constant of the
-compilation: without it nothing is paid for it.
+With L1 absolute values are added up beside the squares; as a constant of the compilation it costs nothing when off.
 """
 
 import triton
@@ -64,11 +63,11 @@ def _square_body(total, absolute, bad, elements, body, G: tl.constexpr, L1: tl.c
 
 @triton.jit
 def _measure_chunk(start, count, G: tl.constexpr, L1: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr):
-    """Sum of squares and, with L1, of absolute values of `count` elements from address `start` on, and 1 if one of them
-    is not finite.
+    """Return the sums of squares and, with L1, of absolute values of `count` elements from address `start` on, and 1 if
+    one of them is not finite.
 
-    Which thread adds which element does not depend on the address, only how wide it is read: the norm stays the same,
-    to the last bit, when a gradient moves.
+    The address decides how wide an element is read, but not which thread adds it: when a gradient moves, the norm
+    keeps its bits.
     """
     total = tl.zeros([BLOCK], tl.float64)
     absolute = tl.zeros([BLOCK], tl.float64)
@@ -114,9 +113,9 @@ def measure_kernel(
     DECIDES: tl.constexpr,
     L1: tl.constexpr,
 ):
-    """Sum of squares (float64) and non-finite flag (int32) of the gradient in one chunk, then, from place `n_chunks`
-    on, of a group of chunks; in the launch that CLOSES the measurement, of all groups, and the decision if it DECIDES.
-    With L1 the sums of absolute values follow those of all squares.
+    """Store the sum of squares (float64) and non-finite flag (int32) of the gradient in one chunk, then, from place
+    `n_chunks` on, of a group of chunks; in the launch that CLOSES the measurement, add up all groups, and clip if it
+    DECIDES. With L1 the sums of absolute values follow those of all squares.
     """
     programs = tl.num_programs(0)
     index = programs - 1 - tl.program_id(0)  # the update begins with what was read last and is still in the cache

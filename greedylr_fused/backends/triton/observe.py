@@ -1,6 +1,6 @@
-"""What the loss does to the level of the learning rate (C1-C9), in Triton.
+"""The part of the control step in which the loss moves the level of the learning rate (C1-C9), in Triton.
 
-One thread stores, as `control.py` explains, and no barrier may come in here.
+One thread stores, as `control.py` explains, and no barrier may be used here.
 """
 
 import triton
@@ -12,7 +12,7 @@ from greedylr_fused.schedules import CompareWith, Event, Kind
 
 
 def slots(names):
-    """The indices of some slots, as kernels take them."""
+    """Return the indices of some slots, as kernels take them."""
     return tuple(tl.constexpr(SLOT[name]) for name in names.split())
 
 
@@ -25,7 +25,7 @@ _COOLDOWN_LEFT, _WARMUP_LEFT, _RESETS_LEFT = slots("cooldown_left warmup_left re
 _WINDOW_SUM, _WINDOW_COUNT, _WINDOW_HEAD, _N_GROUPS, EVENT = slots("window_sum window_count window_head n_groups event")
 _NO_SCHEDULE, _BEST_EVER, _LAST = (tl.constexpr(int(code)) for code in (Kind.NONE, CompareWith.BEST, CompareWith.LAST))
 _RAISE, _CUT, _RESET = (tl.constexpr(int(code)) for code in (Event.RAISE, Event.CUT, Event.RESET))
-#: Where the values of group 0 begin, and, in numbers of groups from there, the blocks and the ring.
+#: First slot of the values of group 0; then, counted from there in numbers of groups, the blocks and the ring.
 GROUPS = tl.constexpr(len(SLOTS))
 LR, INITIAL, MIN, MAX, LEVEL = (
     tl.constexpr(BLOCKS.index(name)) for name in ("lr", "initial_lr", "min_lr", "max_lr", "level")
@@ -35,7 +35,7 @@ _RING = tl.constexpr(len(BLOCKS))
 
 @triton.jit
 def observe(c, x):
-    """The mean loss x of this step moves the level."""
+    """Move the level by the mean loss x of this step."""
     tl.store(c + _LOSS, x)  # C1
     finite = tl.abs(x) < float("inf")
     if tl.load(c + _KIND) == _NO_SCHEDULE:
@@ -50,7 +50,7 @@ def observe(c, x):
 
 @triton.jit
 def _judge(c, x, finite):
-    """C3-C5, and C6-C9 unless it waits."""
+    """Compare the loss (C3-C5), and move the levels (C6-C9) unless this observation is waited through."""
     forget_every, forget_left = tl.load(c + _FORGET_EVERY), tl.load(c + _FORGET_LEFT)
     best = tl.load(c + _BEST)
     known = best != _worst(c)
@@ -78,7 +78,7 @@ def _judge(c, x, finite):
 
 @triton.jit
 def _window_mean(c, x):
-    """Put x into the ring; the mean of what the ring then holds."""
+    """Put x into the ring, and return the mean of what the ring then holds."""
     size = tl.load(c + _WINDOW_SIZE)
     count = tl.load(c + _WINDOW_COUNT)
     head = tl.load(c + _WINDOW_HEAD)
@@ -97,7 +97,7 @@ def _window_mean(c, x):
 
 @triton.jit
 def _move(c, good, bad, known):
-    """Move the levels if a count of observations in a row is full. `known`: there was a best before this one."""
+    """Move the levels if a count of observations in a row is full; `known`: there was a best before this one."""
     cooldown_left, warmup_left = tl.load(c + _COOLDOWN_LEFT), tl.load(c + _WARMUP_LEFT)
     resets_left, reset_start = tl.load(c + _RESETS_LEFT), tl.load(c + _RESET_START)
     patience = tl.load(c + _PATIENCE)
@@ -144,7 +144,7 @@ def _is_better(c, x, best):
 
 @triton.jit
 def _raise_level(c):
-    """Every group's level divided by the factor, up to its bound."""
+    """Divide every group's level by the factor, up to its bound."""
     factor, eps = tl.load(c + _FACTOR), tl.load(c + _EPS)
     n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
     for group in range(loop_bound(n_groups)):
@@ -158,7 +158,7 @@ def _raise_level(c):
 
 @triton.jit
 def _cut_level(c):
-    """Every group's level times the factor, down to its bound; whether all groups are at their bound."""
+    """Multiply every group's level by the factor, down to its bound; return whether all groups are at theirs."""
     factor, eps = tl.load(c + _FACTOR), tl.load(c + _EPS)
     n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
     above_floor = 0
@@ -176,7 +176,7 @@ def _cut_level(c):
 
 @triton.jit
 def _restore_level(c, known):
-    """A reset, which is an event if it changes a level or the best, or the cut before it did."""
+    """Reset the levels; the reset is an event if it, or the cut before it, changed a level, or if it forgets a best."""
     n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
     if known | (tl.load(c + EVENT) == _CUT):
         _tell(c, _RESET)
