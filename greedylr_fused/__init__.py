@@ -1,5 +1,6 @@
 """Fused AdamW for PyTorch, with a learning rate that the loss or the step decides on the device."""
 
+from greedylr_fused import integrations as _integrations
 from greedylr_fused.backends import available_backends
 from greedylr_fused.device_schedule import DeviceSchedule
 from greedylr_fused.optimizer import FusedAdamW
@@ -20,6 +21,8 @@ from greedylr_fused.schedules import (
 )
 from greedylr_fused.step import Metrics
 from greedylr_fused.version import __version__
+
+_integrations.register()
 
 __all__ = ["DeviceSchedule", "FusedAdamW", "GreedyLR", "Metrics", "__version__", "available_backends"]
 __all__ += ["Constant", "Cosine", "CosineRestarts", "Linear", "OneCycle", "Polynomial", "ReduceOnPlateau", "Refined"]

@@ -1,4 +1,4 @@
-"""Whether a CUDA graph is being captured, which repeats what is enqueued, and must not wait."""
+"""Detection of CUDA graph capture: a graph repeats what is enqueued, and capture must not wait."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether the current stream of this kind of device is being captured."""
+    """Return whether the current stream of this kind of device is being captured."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,4 +1,4 @@
-"""FusedAdamW: the step as a reader should think of it, and its whole public interface."""
+"""FusedAdamW: its whole public interface, and a step from top to bottom."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from greedylr_fused.control import Control, Schedule
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import Engine, Listener, Metrics, Rates, flow, losses, options, outside_graphs, per_group
 
-#: What a pickle keeps of the constructor's options, beside what `checkpoint.get_state` does.
+#: Constructor options that a pickle keeps, beside what `checkpoint.get_state` returns.
 _OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite")
 
 
@@ -38,13 +38,13 @@ class FusedAdamW(Optimizer):
         weight_decay: decoupled weight decay, >= 0. Default: 1e-2.
         amsgrad: divide by the largest second moment so far (arXiv 1904.09237). Default: False.
         maximize: follow the gradient upwards. Default: False.
-        schedule: what decides the LR from step to step: the loss (GreedyLR, ReduceOnPlateau), or the step alone
-            (Linear, Cosine, WSD, ...); `lr` is then where it starts, or its peak. Steps that are skipped do not
-            count. Default None: the LR is what stands in the parameter groups.
-        max_grad_norm: clip the gradients to this 2-norm over all of them, as `torch.nn.utils.clip_grad_norm_` would;
-            folded into the update, `.grad` is left as it is. > 0, or None for no clipping.
+        schedule: decides the LR from step to step: by the loss (GreedyLR, ReduceOnPlateau), where `lr` is the starting
+            LR, or by the step count (Linear, Cosine, WSD, ...), where `lr` is the peak. Skipped steps do not count.
+            Default None: the LR is what stands in the parameter groups.
+        max_grad_norm: clip the 2-norm of all gradients together to this, as `torch.nn.utils.clip_grad_norm_` does, but
+            within the update: `.grad` is left as it is. > 0, or None for no clipping.
         skip_nonfinite: leave parameters, moments, step counts and LR alone in a step with a NaN or infinite gradient.
-            Default None: if `max_grad_norm` is given.
+            Default None: True if `max_grad_norm` is given.
         backend: "auto", or the name of one in `available_backends()`, which then runs or raises.
         state_dtype: storage type of the moments. Default None: the parameter's, as in torch; float32 is advised for
             bfloat16 and float16 parameters, at 8 bytes more traffic per parameter.
@@ -54,7 +54,7 @@ class FusedAdamW(Optimizer):
         partitions: how many of these ranks hold different parameters, where placements do not tell, so that the norm
             counts each parameter once: the world size under ZeroRedundancyOptimizer, the number of stages of a
             pipeline. Default None: the size of the group for FSDP1's flat parameters, 1 for others, which are replicas.
-        foreach, fused, capturable: accepted for torch's signature; this optimizer is always both fused and capturable.
+        foreach: accepted for torch's signature, as are `fused` and `capturable`, both of which it always is.
         differentiable: must be False.
 
     References: AdamW, arXiv 1711.05101; GreedyLR, arXiv 2512.14527.
@@ -116,18 +116,18 @@ class FusedAdamW(Optimizer):
 
     @property
     def skip_nonfinite(self) -> bool:
-        """Whether a non-finite gradient skips the step."""
+        """Return whether a non-finite gradient skips the step."""
         return self._skip_nonfinite
 
     @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
-        """Update with the current LR; then the loss decides the next one.
+        """Update the parameters with the current LR; then the loss decides the next LR.
 
         Args:
-            closure: clears gradients, computes the loss, calls backward, returns the loss. If it calls `observe`, what
-                it returns is not counted again.
-            loss: the loss of this step: a tensor of one element (it is not waited for) or a number.
+            closure: clears gradients, computes the loss, calls backward, returns the loss. If it calls `observe`, the
+                returned loss is not counted again.
+            loss: the loss of this step: a tensor of one element (the host does not wait for it) or a number.
 
         Returns:
             What the closure returned, or None.
@@ -141,7 +141,7 @@ class FusedAdamW(Optimizer):
         control, engine = self._control, self._engine
         result, given = losses.of_step(closure, loss, control)
         if given is None and engine.materialise(self.param_groups, self.state, self._rates.zeroed, control):
-            return result  # distributed checkpointing asked for state, and for no step
+            return result  # distributed checkpointing wanted the state, not a step
         losses.check_given(given, control)
         try:
             if control.reads_gradients:
@@ -183,8 +183,8 @@ class FusedAdamW(Optimizer):
     @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def discard_observed(self) -> None:
-        """Drop the losses observed since the last step, which the next would count, as where micro-batches are given
-        up. It does not wait for the device, and may be captured.
+        """Drop the losses observed since the last step, for micro-batches that are given up: the next step would count
+        them. Does not wait for the device, and may be captured.
         """
         self._control.discard_observed()
 
@@ -201,20 +201,20 @@ class FusedAdamW(Optimizer):
     def set_lr(self, lr: float | Tensor | Sequence[float]) -> None:
         """Write the learning rate, one number or one per group, to the device at once: captured graphs see it too.
 
-        The schedule goes on from there; its counters, best, bounds and starting LR stay. A step schedule goes on from
-        there, too: its peak becomes what gives this LR now, so that half the LR halves all that follow; a peak above 10
-        times the starting LR, as of an LR written early in a warm-up, is refused. Where the curve is 0, the LR holds
-        for one step. With a `base` the bounds are those of the LR before its factor.
+        The schedule goes on from this LR; its counters, best, bounds and starting LR stay. A step schedule scales its
+        peak so that the curve gives this LR now: half the LR halves all that follow. A peak above 10 times the starting
+        LR is refused, as an LR written early in a warm-up may need. Where the curve is 0, the LR holds for one step.
+        With a `base`, the bounds are those of the LR before the factor of the base.
 
         Raises:
-            ValueError: outside the bounds (a tensor is brought there), negative, not finite, or the wrong number of
-                values.
+            TypeError, ValueError: not numbers, outside the bounds, negative, not finite, or the wrong number of them.
+            RuntimeError: a CUDA graph is being captured.
         """
         self._rates.set(self.param_groups, per_group(lr, len(self.param_groups)))
 
     def start_decay(self, steps: int) -> None:
-        """Let the decay of an open-ended `WSD` begin with the next step, on the device: captured graphs see it too.
-        Within the warm-up, which goes on meanwhile, the LR is the product of both.
+        """Begin the decay of an open-ended `WSD` with the next step, on the device: captured graphs see it too. A
+        warm-up that is not over goes on, and the LR is the product of both.
 
         Args:
             steps: until the floor is reached, 1 to 2**20.
@@ -227,11 +227,11 @@ class FusedAdamW(Optimizer):
         self._control.start_decay(steps)
 
     def keep_copies(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Keep copies of parameters in 16 bits: they are written now, and by every step that updates their parameter;
-        on the CPU in the same pass, where both have the same strides.
+        """Keep 16-bit copies of parameters: each is written now, and by every step that updates its parameter; on the
+        CPU in the same pass over memory, if both have the same strides.
 
-        A call replaces what was given before, and `keep_copies([])` ends it. Copies are in no checkpoint, deepcopy or
-        pickle: call this again on the optimizer that results. Call it also after writing to a parameter by hand.
+        Each call replaces the pairs given before, and `keep_copies([])` drops them. No checkpoint, deepcopy or pickle
+        has the copies: call this again on the new optimizer. Call it also after writing to a parameter by hand.
 
         Args:
             pairs: `(parameter, copy)`: a float32 parameter of this optimizer, and a bfloat16 or float16 tensor of its
@@ -246,22 +246,21 @@ class FusedAdamW(Optimizer):
         self._engine.discard()
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch. With a schedule each group also carries, under "control", its state as numbers, and the exact
-        LR; then it waits for the device. Without one there is no other key than in torch's, which distributed
-        checkpointing compares: it takes a plain optimizer for torch's AdamW in both directions.
+        """Return the state as in torch. With a schedule this waits for the device, and each group also holds the exact
+        LR and, under "control", the schedule's state as numbers. Without one the keys are torch's alone, so that
+        distributed checkpointing, which compares keys, loads a plain optimizer's state into torch's AdamW and back.
         """
         return checkpoint.save(self, None if self._schedule is None else self._numbers)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of FusedAdamW or of `torch.optim.AdamW`: all of it or, if anything fails, nothing.
 
-        Moments keep the wider of the checkpoint's and the parameter's dtype, float64 ones of 16-bit parameters float32.
-        The schedule keeps its own options: of a window longer than its own the newest losses are taken; from a
-        checkpoint without its numbers it starts anew from the LRs there, a step schedule at its first step, unless a
-        scheduler of torch has driven that run: then a step schedule goes on from the scheduler's peak and the steps
-        taken. (torch's AdamW has no numbers; but if it loaded ours, it hands them on as they were.) Moments on the
-        parameters' device are copied, while those before stay until all is loaded: where memory is short, load from the
-        CPU (`map_location="cpu"`).
+        Moments get `state_dtype`, by default the wider of the checkpoint's and the parameter's dtype, but float64 only
+        for float64 parameters. The schedule keeps its own options; of a longer window it takes the newest losses. If
+        the checkpoint has no numbers of a schedule, the schedule starts anew from the LRs there, a step schedule at its
+        first step or, after a run that a torch scheduler drove, from that scheduler's peak and the steps taken.
+        (torch's AdamW writes no such numbers, but hands on those that it loaded.) Moments on the parameters' device are
+        copied, and the old ones stay until all is loaded: if memory is short, load with `map_location="cpu"`.
 
         Args:
             state_dict: what `state_dict()` returned.
@@ -274,8 +273,8 @@ class FusedAdamW(Optimizer):
         checkpoint.load(self, state_dict, self._control, self._engine, self._restart)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch. With a schedule it starts at its own `lr`, with bounds from that, and follows the
-        decisions from then on; the other groups and the schedule's state are left alone. Waits for the device.
+        """Add a parameter group, as in torch. With a schedule, the group starts at its own `lr`, with bounds from that,
+        and follows all later decisions; other groups and the schedule's state stay. Waits for the device.
         """
         constructed = "_rates" in vars(self)  # torch's constructor calls this, too
         if constructed:
@@ -299,7 +298,7 @@ class FusedAdamW(Optimizer):
 
     def check_ranks_agree(self) -> None:
         """Check that every rank holds the same control vector (schedule, counters, LRs, norm), bit for bit: for tests,
-        and for a run that behaves as if they did not. Every rank must call it; it waits for all of them.
+        and for runs whose ranks seem to differ. Every rank must call this, and waits for all others.
 
         Raises:
             RuntimeError: on every rank alike; names a slot, the ranks and their values.
@@ -308,7 +307,7 @@ class FusedAdamW(Optimizer):
         self._engine.ranks.check_agree(self._control)
 
     def __repr__(self) -> str:
-        shown = super().__repr__().replace("    control: {}\n", "")  # of no interest but to distributed checkpointing
+        shown = super().__repr__().replace("    control: {}\n", "")  # only distributed checkpointing reads it
         return f"{shown[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}\n)"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -319,7 +318,7 @@ class FusedAdamW(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         made = checkpoint.set_state(self, state)
         if made is not None:
-            self._listeners = []  # those of the original go on with it
+            self._listeners = []  # the original keeps its own
             self._engine = checkpoint.engine(made, self._device(), needs_loss=options.needs_loss(self._schedule))
             self._control = self._new_control(checkpoint.starting_lrs(made))
             checkpoint.fill(self._control, made)
@@ -335,12 +334,12 @@ class FusedAdamW(Optimizer):
         )
 
     def _new_rates(self) -> Rates:
-        """The host's view of the control as it is now."""
+        """Return a new view of the control for the host."""
         checkpoint.mark(self.param_groups, with_control=self._schedule is not None)
         return Rates(self._control, self.param_groups, has_schedule=self._schedule is not None)
 
     def _device(self) -> torch.device:
-        """Where the parameters are; torch allows to move a model, or give it memory, after construction."""
+        """Return the parameters' device now: torch lets a model move, or get its memory, after construction."""
         device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
         return torch.device("cpu") if device.type == "meta" else device
 
@@ -348,7 +347,7 @@ class FusedAdamW(Optimizer):
         return [param for group in self.param_groups for param in group["params"]]
 
     def _rebuilt(self) -> Backend:
-        """The backend over a new table: parameters, gradients' dtypes or states are others than before."""
+        """Return the backend over a new table: parameters, states or dtypes of gradients have changed."""
         checkpoint.drop_stale(self.param_groups, with_control=self._schedule is not None)
         if self._device() != self._control.device:
             self._control.to(self._device())
@@ -356,7 +355,7 @@ class FusedAdamW(Optimizer):
         return self._engine.rebuilt(self.param_groups, self.state, self._control)
 
     def _restart(self) -> None:
-        """Groups, states or the control's memory were replaced: build tables and mirror anew at the next step."""
+        """Drop the table and renew the mirror, after groups, states or the control's memory were replaced."""
         self._engine.discard()
         self._rates = self._new_rates()
         for listener in self._listeners:
@@ -372,16 +371,16 @@ class FusedAdamW(Optimizer):
         return self._control.numbers()
 
     def _replayed(self) -> None:
-        """A graph that was captured with a step in it was replayed: show what is known by now."""
+        """Show what is known by now, after the replay of a graph with a step in it."""
         self._rates.pull(self.param_groups)
         for listener in self._listeners:
             listener.after_replay()
 
     def _measure_norms(self) -> None:
-        """Let each step measure the 2-norm and the 1-norm of all gradients, from now on. Every rank must call it.
+        """Let each step from now on measure the 2-norm and 1-norm of all gradients. Every rank must call this.
 
         Raises:
-            RuntimeError: a captured graph would not.
+            RuntimeError: a graph was captured before, which would not measure them.
         """
         if self._control.measures_l1:
             return
@@ -390,11 +389,11 @@ class FusedAdamW(Optimizer):
                 "Recorder(grad_norms=True): expected a call before a CUDA graph is captured, got one after; replays "
                 "would not measure the norms: construct the recorder first"
             )
-        self._engine.ranks.any(self._params(), True)  # all of them or none: they add up other slots from now on
+        self._engine.ranks.any(self._params(), True)  # all ranks or none, as they add up other slots from now on
         self._control.measures_l1 = True
         self._engine.discard()
 
     @property
     def _captures(self) -> list[Any]:
-        """Where to put what a graph reads that is being captured."""
+        """The list that keeps what the graph being captured reads."""
         return self._engine.captures[-1]

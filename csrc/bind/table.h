@@ -1,4 +1,4 @@
-// What the bindings of all table backends share: a table and its launches from Python's integers, checked,
+// Shared by the bindings of all table backends: a table and its launches from Python's integers, checked,
 // and the constants that tests compare with Python's.
 #pragma once
 

@@ -9,7 +9,7 @@
 
 namespace greedylr {
 
-// What one tensor's elements share, in double; rounded once to the type of the arithmetic.
+// Scalars that one tensor's elements share, in double; rounded once to the type of the arithmetic.
 template <typename T>
 struct Coefficients {
     T grad_multiplier;            // negated to maximize

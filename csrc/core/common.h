@@ -1,4 +1,4 @@
-// What every compiled backend shares: number formats, dtype mixes and the table of addresses.
+// Shared by all compiled backends: number formats, dtype mixes and the table of addresses.
 // No framework header and no library container: these files are also compiled for the device.
 #pragma once
 

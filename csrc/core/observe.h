@@ -1,4 +1,4 @@
-// What the loss does to the level of the learning rate (C1-C9).
+// The loss moves the level of the learning rate (C1-C9).
 //
 // GreedyLR: arXiv 2512.14527, with the exact state machine of transformers.optimization.GreedyLR 5.17, to
 // which the result is bit-equal for finite losses. ReduceOnPlateau, bit-equal to

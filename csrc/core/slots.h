@@ -75,7 +75,7 @@ enum Block : int { GREEDYLR_BLOCKS(GREEDYLR_NAME) count };
 #undef GREEDYLR_NAME
 static_assert(slot::found_inf == slot::loss_sum + 5, "one block, for one all-reduce");
 
-// What some of the slots hold.
+// Codes that some of the slots hold.
 enum class Kind : int { NONE, GREEDY, PLATEAU };
 enum class CompareWith : int { BEST_WHILE_DECIDING, BEST, LAST };
 enum class Event : int { NONE, RAISE, CUT, RESET };
@@ -94,7 +94,7 @@ HOST_DEVICE inline double mul(double a, double b) {
 // Where the values of a block begin, and after the last block the ring.
 HOST_DEVICE inline int block_begin(int which, int groups) { return slot::count + which * groups; }
 
-// What a step uses is lr = level * curve_value: the loss moves the level, within [min_lr, max_lr]; the step
+// A step uses lr = level * curve_value: the loss moves the level, within [min_lr, max_lr]; the step
 // index gives the curve value.
 struct LrBlocks {
     double *lr, *initial_lr, *min_lr, *max_lr, *level;  // [G] each

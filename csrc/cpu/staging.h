@@ -100,7 +100,7 @@ class Staged<D, T, false> {
     alignas(64) T buffer_[BLOCK];
 };
 
-// As BLOCK, for the loop over pairs, which has fewer buffers.
+// The BLOCK of the loop over pairs, which has fewer buffers.
 constexpr int64_t PAIRS = 512;
 
 // Two neighbouring bf16 as one word, aligned as they are. Which is first in memory does not matter: both are
@@ -119,8 +119,8 @@ inline uint32_t joined(float first, float second) {
     return rounded_bits(first) >> 16 | (rounded_bits(second) & 0xffff0000u);
 }
 
-// Whether every NaN of an update with bf16 operands gets through `joined`: it does if it comes from one of
-// those, since bf16 is the upper half of a float; the scalars may hold a NaN of any kind.
+// Returns whether every NaN of an update with bf16 operands gets through `joined`: a NaN from an operand
+// does, since bf16 is the upper half of a float; the scalars may hold a NaN of any kind.
 inline bool keeps_nan(const Coefficients<float>& k) {
     const float sum = k.grad_multiplier + k.decay + k.weight1 + k.weight2 + k.step_size +
                       k.inv_bias_correction2_sqrt + k.eps;

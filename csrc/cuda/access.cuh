@@ -88,7 +88,7 @@ struct Pack {
     }
 };
 
-// Whether element `index` of the array at `address` lies on a multiple of 16 bytes.
+// Returns whether element `index` of the array at `address` lies on a multiple of 16 bytes.
 __device__ __forceinline__ bool on_access(int64_t address, int64_t index, int size) {
     return (address + index * size) % ACCESS == 0;
 }

@@ -1,5 +1,5 @@
-// What the last block of a launch does when all others are done: the scalar side of a step, without a launch
-// of its own.
+// The end of a launch, by its last block when all others are done: the scalar side of a step, without a
+// launch of its own.
 #pragma once
 
 #include "../core/control.h"

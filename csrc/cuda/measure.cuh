@@ -158,7 +158,7 @@ template <bool L1>
 __device__ __forceinline__ GradSum<L1> over_lots(const GradSum<L1>* lots, int64_t count) {
     GREEDYLR_SHARED(GradSum<L1>, of_warp, MEASURE_THREADS / WARP);
     GradSum<L1> sum = {};
-    // As many threads as MEASURE_THREADS: the order of summation must not depend on the launch.
+    // The stride is MEASURE_THREADS: the order of summation must not depend on the launch.
 #pragma unroll 4
     for (int64_t i = threadIdx.x; i < count; i += MEASURE_THREADS) sum = added(sum, lots[i]);
     sum = over_warp(sum);

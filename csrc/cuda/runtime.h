@@ -60,7 +60,7 @@ void launch(void (*kernel)(Args), int blocks, int threads, Stream stream, const 
           "launching a kernel");
 }
 
-// Of the newest CUDA that the driver knows: 1000 * major + 10 * minor.
+// Returns the newest CUDA version that the driver knows: 1000 * major + 10 * minor.
 inline int driver_version() {
     int version = 0;
     check(cudaDriverGetVersion(&version), "asking for the driver's version");

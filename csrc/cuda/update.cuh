@@ -25,7 +25,7 @@ HOST_DEVICE constexpr int narrowest(DType p, DType g, DType s) {
                : (element_size(g) < element_size(s) ? element_size(g) : element_size(s));
 }
 
-// What a warp works on, in shared memory: addresses and scalars are fetched from there at each turn, which
+// The work of a warp, in shared memory: addresses and scalars are fetched from there at each turn, which
 // costs little beside memory and leaves registers to the elements under way.
 template <typename T>
 struct Task {
@@ -71,7 +71,7 @@ __device__ __forceinline__ void align(Task<T>& task) {
     }
 }
 
-// By one lane: the task that is chunk `c`. Its scalars are kept from one chunk to the next, since neighbours
+// One lane prepares the task of chunk `c`. Its scalars are kept from one chunk to the next, since neighbours
 // mostly share group and step count, and the two pow of the bias corrections cost more than many elements.
 template <DType P, DType G, DType S, typename T>
 __device__ __forceinline__ void prepare(Task<T>& task, const TensorTable& t, int64_t c) {
@@ -167,7 +167,7 @@ __device__ __forceinline__ void update_pack(const Task<T>& task, int i, unsigned
     if (AMSGRAD) max_exp_avg_sq.store(stream<S>(task, MAX_EXP_AVG_SQ, i), wide & (1u << MAX_EXP_AVG_SQ));
 }
 
-// By all lanes: a few single elements, packs, and what is left.
+// All lanes update a few single elements, the packs, and the elements that are left.
 template <bool AMSGRAD, bool FROM_OLD, DType P, DType G, DType S, typename T>
 __device__ __forceinline__ void update_chunk(const Task<T>& task) {
     constexpr int V = Streams<P, G, S>::V;

@@ -89,14 +89,14 @@ inline PyObject* item(PyObject* dict, PyObject* key) {
     return value;
 }
 
-// What the method answers, or cannot.
+// Returns what the method answers, or true if it cannot answer.
 inline bool maybe(PyObject* tensor, PyObject* method) {
     const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, method));
     if (!answer) PyErr_Clear();
     return answer.ptr() != Py_False;
 }
 
-// Whether an object that is still there has its value still: numbers and tuples of them cannot change.
+// Returns whether an object keeps its value as long as it lives: numbers and tuples of them cannot change.
 inline bool is_fixed(PyObject* value) {
     if (PyFloat_CheckExact(value) || PyLong_CheckExact(value) || PyBool_Check(value)) return true;
     if (!PyTuple_CheckExact(value)) return false;

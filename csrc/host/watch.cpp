@@ -159,7 +159,7 @@ bool Watch::no_newcomers() const {
     return true;
 }
 
-// As the parameter lies; the stride of a dimension of one element does not matter.
+// Returns whether a gradient lies as the parameter does; the stride of a dimension of one element is free.
 bool Watch::fits(const dlpack::Tensor& tensor, const Entry& entry) const {
     const Memory& wanted = entry.gradient;
     if (!same_type(tensor.dtype, wanted.dtype) || tensor.ndim != wanted.ndim) return false;

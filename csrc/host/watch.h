@@ -1,4 +1,4 @@
-// What must be looked at before each step: has anything that the table of addresses was built for changed,
+// The look before each step: has anything that the table of addresses was built for changed,
 // and where do the gradients lie? `greedylr_fused/tensors/watch.py` is the specification of this class, and
 // its stand-in.
 #pragma once
@@ -14,7 +14,7 @@
 
 namespace greedylr {
 
-// What a look found: any of them together, but REBUILD alone.
+// Findings of a look: any of them together, but REBUILD alone.
 namespace flags {
 constexpr int MOVED = 1;       // an address in the row changed
 constexpr int COUNT = 2;       // a gradient came or went
@@ -25,8 +25,8 @@ constexpr int REBUILD = 16;
 
 class Watch {
   public:
-    // As in watch.py, with what direct.py found, or None. Throws py::value_error if a tensor cannot be
-    // watched through DLPack.
+    // Takes arguments as watch.py does; in `direct` what direct.py found, or None. Throws py::value_error if
+    // a tensor cannot be watched through DLPack.
     Watch(const py::capsule& api, const py::object& direct, const py::sequence& entries,
           const py::sequence& stateless, const py::sequence& groups, const py::object& state,
           const py::object& steps, const py::object& row);

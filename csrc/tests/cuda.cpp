@@ -136,7 +136,7 @@ struct Problem {
         run_control(control.data(), CURVE);
     }
 
-    // Of the gradients' absolute values to this power.
+    // Adds up the gradients' absolute values to this power.
     long double sum_of_powers(int power) {
         long double sum = 0;
         for (int64_t n = 0; n < TENSORS; ++n) {
@@ -187,7 +187,7 @@ void compare(Problem& actual, const Problem& expected, const char* step) {
     CHECK(same_bits(actual.control, expected.control), "%s, mix %d", step, actual.mixes[0]);
 }
 
-// What was measured: the sums of squares and of absolute values, in step 1 and in step 2.
+// Measured sums of squares and of absolute values, in step 1 and in step 2.
 using Sums = double[2][2];
 
 // A sum that was measured, against the exact one, and the one that the first schedule gave.

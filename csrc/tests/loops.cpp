@@ -153,7 +153,7 @@ void check_update(int mix, bool amsgrad, double beta1, int threads, const double
     }
 }
 
-// What was measured first, by any set of instructions and any number of threads.
+// Sums as measured first, by any set of instructions and any number of threads.
 struct Sums {
     double squares = NAN, absolute = NAN;
 };

@@ -1,6 +1,6 @@
-"""What a checkpoint holds beyond that of `torch.optim.AdamW`, and how it comes back without being rounded.
+"""Checkpoints of `torch.optim.AdamW`'s form, with the schedule's state added, and loaded without rounding.
 
-Without a schedule, nothing. With one, its state in every parameter group, the same but for the last three:
+A schedule adds its state to every parameter group, the same in all but for the last three numbers:
 
     "control": {
         "version": 2, "kind": 1.0, "mode_max": 0.0, "step": 12.0, "skipped": 0.0, "loss": 3.5, "smoothed": 2.0625,
@@ -9,8 +9,8 @@ Without a schedule, nothing. With one, its state in every parameter group, the s
         "grad_norm": 3.23, "event": 2.0, "window": "0.75 1.5 2.5 3.5", "lr": 0.002, "initial_lr": 0.001, "level": 0.002
     }
 
-`state_dict.py` saves and loads, all of it or nothing; `checks.py` looks at all of a checkpoint before anything is
-changed; `numbers.py` are the schedule's numbers, and what of them another run takes; `pickling.py` copies and pickles.
+`state_dict.py` saves and loads, all or nothing; `checks.py` looks at all of a checkpoint before anything is changed;
+`numbers.py` checks the schedule's numbers, and fits them to another run; `pickling.py` copies and pickles.
 """
 
 from greedylr_fused.checkpoint.numbers import KEY, fitted, read_control, saved

@@ -1,6 +1,6 @@
-"""What makes a dictionary a checkpoint of these parameters and groups: it is all looked at before anything is changed.
+"""Checks that a dictionary is a checkpoint of these parameters and groups, all made before anything is changed.
 
-All of them raise TypeError or ValueError, and name the key: where in the dictionary, what stands there, what may.
+All raise TypeError or ValueError, and name the place in the dictionary, the value there, and what is allowed.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from torch import Tensor
 from greedylr_fused.step import options
 from greedylr_fused.tensors import DTYPES, MOMENTS, alike, spec_of
 
-#: Of parameter groups: how to compute. An optimizer keeps its own, and PyTorch's AdamW reads them in its checkpoints.
+#: Options of a group that say how to compute. An optimizer keeps its own; torch's AdamW takes those of a checkpoint.
 _FLAGS = ("foreach", "capturable", "differentiable", "fused")
 
 
 def with_flags(group: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
-    """A loaded group with the flags of the live one."""
+    """Return a loaded group with the flags of the live one."""
     return {**group, **{name: live[name] for name in _FLAGS if name in live}}
 
 
 def refuse(where: str, got: object, allowed: str, remedy: str, error: type[Exception] = ValueError) -> NoReturn:
-    """Raise, in the words that all errors of a checkpoint have."""
+    """Raise an error in the form that all errors of a checkpoint have."""
     shown = repr(got)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     raise error(f"checkpoint: {where} is {shown}, allowed is {allowed}; {remedy}")
 
 
 def check_dictionary(loaded: Any) -> None:
-    """Refuse what cannot be a state_dict, whatever hooks make of it.
+    """Refuse what is no dictionary, which no hook can make a state_dict of.
 
     Raises:
         TypeError: no dictionary.
@@ -96,7 +96,7 @@ def _check_group(group: Mapping[str, Any], index: int, n_params: int) -> None:
 
 
 def _check_ids(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]]) -> None:
-    """One name for each parameter, and one parameter for each name (either may be listed twice)."""
+    """Check that each parameter has one name, and each name one parameter (either may be listed twice)."""
     of_name: dict[Any, Tensor] = {}
     of_param: dict[Tensor, Any] = {}
     for name, param in pairs(loaded, live):
@@ -110,7 +110,7 @@ def _check_ids(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]]) -> 
 
 
 def pairs(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, Tensor]]:
-    """What a checkpoint calls each parameter, and the parameter."""
+    """Return pairs of each parameter's name in a checkpoint and the parameter."""
     names = itertools.chain.from_iterable(group["params"] for group in loaded["param_groups"])
     return zip(names, itertools.chain.from_iterable(group["params"] for group in groups), strict=True)
 
@@ -123,7 +123,7 @@ def check_states(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]])
     """
     known = {name for name, _ in pairs(loaded, groups)}
     for name in loaded["state"]:
-        if isinstance(name, int) and name not in known:  # what has another name belongs to no parameter, as in torch
+        if isinstance(name, int) and name not in known:  # other names belong to no parameter, as in torch
             raise ValueError(
                 f"checkpoint: state[{name!r}] belongs to no parameter, allowed are those of param_groups: "
                 f"{sorted(map(str, known))[:5]}...; load an earlier checkpoint"
@@ -157,7 +157,7 @@ def _check_step(where: str, step: Any) -> None:
 
 
 def check_count(where: str, value: Any) -> float:
-    """The whole number that stands there."""
+    """Return a value as a float, if it is a whole number from 0 to 2**53."""
     number = as_float(where, value)
     if not 0 <= number <= 2**53 or number != int(number):
         refuse(where, value, "a whole number from 0 to 2**53", "it is damaged: load an earlier checkpoint")
@@ -165,7 +165,7 @@ def check_count(where: str, value: Any) -> float:
 
 
 def as_float(where: str, value: Any) -> float:
-    """The number that stands there, NaN and infinities included."""
+    """Return a value as a float, if it is one number, NaN and infinities included."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:
         return float(value)
     if not options.is_number(value):

@@ -1,4 +1,4 @@
-"""The schedule's state in a checkpoint: whether the numbers are whole and agree, and what of them another run takes.
+"""The schedule's numbers in a checkpoint: checks that they are complete and agree, and their use by another run.
 
 All checks raise TypeError or ValueError, and name the key.
 """
@@ -15,10 +15,10 @@ from greedylr_fused.schedules import Event, Kind
 from greedylr_fused.warning import warn
 
 KEY = "control"
-#: Written under "version"; numbers without one are of 0, from before it was written.
+#: Written under "version"; numbers without that key are of version 0.
 VERSION = 2
 _ANEW = f'load an earlier checkpoint, or delete "{KEY}" from every group to start the schedule anew from its LRs'
-#: Those that count something.
+#: Names of the numbers that count something.
 _COUNTS = (
     "step",
     "skipped",
@@ -30,22 +30,22 @@ _COUNTS = (
     "forget_left",
     "decay_steps",
 )
-#: Names of before version 2.
+#: Names before version 2, and what they are now.
 _RENAMED = {"fraction": "curve_value"}
-#: What a checkpoint from before there were step schedules stands for; its level was its LR.
+#: Numbers that a checkpoint from before there were step schedules lacks; its level was its LR.
 _ADDED = {"forget_left": 0.0, "decay_start": math.inf, "decay_steps": 0.0, "curve_value": 1.0}
 
 
 def saved(numbers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`Control.numbers()` for a checkpoint: each window as one text, with all bits of each loss."""
+    """Return `Control.numbers()` as a checkpoint has them: each window as one text, with all bits of each loss."""
     return [{"version": VERSION} | own | {"window": " ".join(map(repr, own["window"]))} for own in numbers]
 
 
 def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
-    """The control numbers of a state_dict's `param_groups`; None if it was written by another optimizer.
+    """Return the control numbers of a state_dict's `param_groups`; None if it has none, as of another optimizer.
 
     Raises:
-        TypeError, ValueError: they are there but damaged; names the key.
+        TypeError, ValueError: the numbers are there but damaged; names the key.
     """
     given = [{} if group.get(KEY) is None else group[KEY] for group in groups]
     for index, own in enumerate(given):
@@ -82,7 +82,7 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
 
 
 def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of one group as floats."""
+    """Check the numbers of one group, and return them as floats."""
     numbers = {name: as_float(f'{where}["{name}"]', own[name]) for name in (*SAVED, *SAVED_BLOCKS)}
     window = _losses(f'{where}["window"]', own["window"])
     for name in _COUNTS:
@@ -104,7 +104,7 @@ def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _losses(where: str, window: Any) -> list[float]:
-    """The window of a checkpoint: a text, or a list as earlier versions wrote it."""
+    """Return the window of a checkpoint, given as a text, or as a list as earlier versions wrote it."""
     if isinstance(window, str):
         try:
             return [float(loss) for loss in window.split()]
@@ -116,8 +116,8 @@ def _losses(where: str, window: Any) -> list[float]:
 
 
 def _check_window(where: str, numbers: Mapping[str, float], window: Sequence[float]) -> None:
-    """The last loss is the window's last, and the last mean is the sum's: exactly, whatever rounding the running sum
-    has collected.
+    """Check that the window ends with the last loss, and that its sum gives the last mean: exactly, since both have the
+    rounding of the running sum.
     """
     for i, loss in enumerate(window):
         if not math.isfinite(loss):
@@ -134,28 +134,28 @@ def _check_window(where: str, numbers: Mapping[str, float], window: Sequence[flo
 
 
 def check_decay(first: Mapping[str, Any], control: Control) -> None:
-    """Refuse the numbers of a run that is in a decay which this schedule does not know."""
+    """Refuse the numbers of a run in a late decay for which this schedule has no room."""
     if first["decay_steps"] > control.curve.decay_room:
         raise ValueError(
-            f"checkpoint: written in a decay of {first['decay_steps']:g} steps that start_decay() began, this schedule "
-            f"has room for one of {control.curve.decay_room}; construct it with the WSD(...) of the run that wrote it, "
-            f'or delete "{KEY}" from every group to start the schedule anew from its LRs'
+            f"checkpoint: written in a decay of {first['decay_steps']:g} steps that start_decay() began, allowed for "
+            f"this schedule are {control.curve.decay_room}; construct it with the WSD(...) of the run that wrote it, "
+            f'or delete "{KEY}" from every group'
         )
 
 
 def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str, Any]]:
-    """What this schedule takes of the numbers that another run's left.
+    """Return the numbers of another run as this schedule takes them.
 
-    What another kind of schedule decided says nothing to this one, nor a level without the base that it was for: of
-    its numbers only the LR and the counts of steps are taken, and the schedule starts anew from that LR. Of a longer
-    window the newest losses are taken.
+    If that run had another kind of schedule, or a `base` that this one lacks, its decisions mean nothing here: the
+    schedule starts anew from the LR (a step schedule from the level), and only the step counts, last loss and norm
+    are kept. Of a longer window the newest losses are taken.
 
     Raises:
-        ValueError: it compared something else: another mode, or losses where this one compares means.
+        ValueError: that run compared something else: another mode, or losses where this one compares means.
     """
     kind, mode_max = (float(control.slot(name)) for name in ("kind", "mode_max"))
     first = numbers[0]
-    dropped = control.needs_loss and not control.follows_steps and first["curve_value"] != 1.0  # the base that it had
+    dropped = control.needs_loss and not control.follows_steps and first["curve_value"] != 1.0  # a base that is gone
     if first["kind"] != kind or dropped:
         names = ("step", "skipped", "loss", "grad_norm", "decay_start", "decay_steps")
         kept = {name: first[name] for name in names}
@@ -172,8 +172,8 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
         means, losses = "smooth=True", "smooth=False"
         raise ValueError(
             f"checkpoint: written with {means if window else losses}, this schedule has "
-            f"{losses if window else means}, and the best of one is no measure for the other; construct it with the "
-            f'"smooth" of the run that wrote it, or delete "{KEY}" from every group to start it anew from its LRs'
+            f"{losses if window else means}, and their bests do not compare; construct it with the "
+            f'"smooth" of the run that wrote it, or delete "{KEY}" from every group'
         )
     if len(window) <= size:
         return list(numbers)

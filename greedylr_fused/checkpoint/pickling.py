@@ -1,4 +1,4 @@
-"""How an optimizer is pickled and deep-copied: control state as numbers, tables and mirrors built anew."""
+"""Pickling and deep copies of an optimizer: control state as numbers, tables and mirrors built anew."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from greedylr_fused.control import Control
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import Engine
 
-#: Beside torch's entries: what engine and control are made of.
+#: Key beside torch's own, for what engine and control are made of.
 _MADE_OF = "_made_of"
 
 
 def get_state(optimizer: Optimizer, control: Control, engine: Engine) -> dict[str, Any]:
-    """Plain numbers and tensors. A process group is known by its name, in this process and others that have it."""
+    """Return plain numbers and tensors; a process group as its name, by which other processes know it, too."""
     ranks = engine.ranks
     made = {
         "backend": engine.name,
@@ -35,10 +35,10 @@ def get_state(optimizer: Optimizer, control: Control, engine: Engine) -> dict[st
 
 
 def set_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
-    """Let torch take over what `get_state` of this version returned, or, as torch's optimizers do, a partial state.
+    """Let torch take over what `get_state` of this version returned or, as torch's optimizers allow, a partial state.
 
     Returns:
-        What engine and control are to be made of, see `engine` and `fill`; None in a partial state.
+        What `engine` and `fill` make engine and control of; None for a partial state.
     """
     Optimizer.__setstate__(optimizer, {key: value for key, value in state.items() if key != _MADE_OF})
     for group in optimizer.param_groups:
@@ -53,7 +53,7 @@ def set_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | N
 
 
 def engine(made: dict[str, Any], device: torch.device, *, needs_loss: bool) -> Engine:
-    """The engine of a copy.
+    """Return the engine for a copy.
 
     Args:
         made: what `set_state` returned.
@@ -70,12 +70,12 @@ def engine(made: dict[str, Any], device: torch.device, *, needs_loss: bool) -> E
 
 
 def starting_lrs(made: dict[str, Any]) -> list[float]:
-    """Of each group, for a control that `fill` then fills."""
+    """Return the starting LR of each group, for a control that `fill` then fills."""
     return [own["initial_lr"] for own in made["numbers"]]
 
 
 def fill(control: Control, made: dict[str, Any]) -> None:
-    """Bring the control of a copy into the state of the original's."""
+    """Give the control of a copy the state of the original's."""
     control.load(made["numbers"])
     control.restore_decay()
     control.pending.copy_(torch.tensor(made["pending"], dtype=torch.float64, device="cpu"))

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beyond torch's AdamW, and how it comes back without being rounded.
+"""Saving and loading of what a checkpoint holds beyond torch's AdamW, without rounding.
 
 `Optimizer.load_state_dict` casts floating-point state to the parameter's dtype and replaces whatever lies in
 `param_groups`; distributed checkpointing keeps only `state` and `param_groups`. So the control state travels as plain
@@ -24,14 +24,15 @@ from greedylr_fused.checkpoint.numbers import check_decay, fitted, read_control,
 from greedylr_fused.control import Control
 from greedylr_fused.step import Engine, lr_of
 from greedylr_fused.tensors import DTYPES, MIXES, MOMENTS
+from greedylr_fused.warning import warn
 
 
 def save(optimizer: Optimizer, numbers: Callable[[], list[dict[str, Any]]] | None) -> dict[str, Any]:
-    """What torch's `state_dict` returns, and the control state; other hooks see all of it.
+    """Return torch's `state_dict` with the control state added; other hooks see both.
 
     Args:
-        optimizer: whose.
-        numbers: what returns `Control.numbers`; None without a schedule.
+        optimizer: the one to save.
+        numbers: returns `Control.numbers()`; None without a schedule.
     """
 
     def complete(_: Optimizer, packed: dict[str, Any]) -> None:
@@ -52,7 +53,7 @@ def load(
     checkpoint before it is read, and the optimizer when all is loaded.
 
     Args:
-        optimizer: whose.
+        optimizer: the one to load into.
         state_dict: what `save` returned, or torch's `state_dict`.
         control: the optimizer's.
         engine: the optimizer's.
@@ -72,6 +73,7 @@ def load(
         restore(optimizer, found["loaded"], previous, engine.state_dtype)
         control.become(found["control"])
         control.warn_of_end()
+        warn_of_no_moments(found["loaded"], control)
         control.observed = 0
         engine.has_begun = True
         restart()
@@ -83,8 +85,18 @@ def load(
         Optimizer.load_state_dict(optimizer, state_dict)
 
 
+def warn_of_no_moments(loaded: Mapping[str, Any], control: Control) -> None:
+    """Say that a schedule goes on where AdamW begins anew, as with a checkpoint that was cut to its groups."""
+    step = int(control.slot("step"))
+    if step and not loaded["state"] and any(group["params"] for group in loaded["param_groups"]):
+        warn(
+            f"checkpoint: its schedule is at step {step}, and it has no moments of any parameter, so AdamW begins anew "
+            'there; save and load all of state_dict(), "state" too'
+        )
+
+
 def with_own_steps(state: Mapping[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
-    """The states with step counts of their own: pickled, each view would carry the counts of all parameters."""
+    """Return the states with step counts of their own: a pickled view would carry the counts of all parameters."""
     return {
         key: own | {"step": own["step"].clone()}
         if isinstance(own, dict) and isinstance(own.get("step"), Tensor)
@@ -94,7 +106,7 @@ def with_own_steps(state: Mapping[Any, dict[str, Any]]) -> dict[Any, dict[str, A
 
 
 def loaded_control(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]], control: Control) -> Control:
-    """The control that a checkpoint describes, for an optimizer that has these groups and this control.
+    """Return the control that a checkpoint describes, for an optimizer with these groups and this control.
 
     Raises:
         TypeError, ValueError: not a checkpoint, or one that does not fit; nothing has been changed then.
@@ -115,7 +127,7 @@ def _control_of(groups: Sequence[Mapping[str, Any]], control: Control, taken: fl
         result.load([own | {"step": 0.0 if begins else taken} for own in result.numbers()])
         return result
     check_decay(numbers[0], control)
-    step = max(numbers[0]["step"], taken)  # another optimizer that trained on has counted in the states alone
+    step = max(numbers[0]["step"], taken)  # another optimizer that trained on counted in the states alone
     curve_value = control.curve.value_at(step, numbers[0]["decay_start"], numbers[0]["decay_steps"])
     for own, group in zip(numbers, groups, strict=True):
         own["step"] = step
@@ -131,20 +143,20 @@ def _control_of(groups: Sequence[Mapping[str, Any]], control: Control, taken: fl
 
 
 def _taken(state: Mapping[Any, Any]) -> float:
-    """Steps that the states of a checkpoint have counted."""
+    """Return the steps that the states of a checkpoint have counted."""
     return max((float(own["step"]) for own in state.values() if "step" in own), default=0.0)
 
 
 def _peak(group: Mapping[str, Any]) -> float:
-    """Where a torch.optim.lr_scheduler left it: under "initial_lr", but OneCycleLR, which begins below it, under
-    "max_lr". Without a scheduler it is the LR.
+    """Return the peak that a torch.optim.lr_scheduler left in a group: "max_lr" of OneCycleLR, which begins below it,
+    otherwise "initial_lr". Without a scheduler the peak is the LR.
     """
     return float(group.get("max_lr", group["initial_lr"]) if "initial_lr" in group else group["lr"])
 
 
 def mark(groups: Sequence[dict[str, Any]], *, with_control: bool) -> None:
-    """Let live groups have the key "control", empty, if their checkpoints have it: a flattened checkpoint of
-    torch.distributed.checkpoint is read by the keys of the live groups.
+    """Give live groups an empty "control" if their checkpoints have that key: torch.distributed.checkpoint reads a
+    flattened checkpoint by the keys of the live groups.
     """
     for group in groups:
         group.pop(KEY, None)
@@ -153,8 +165,8 @@ def mark(groups: Sequence[dict[str, Any]], *, with_control: bool) -> None:
 
 
 def drop_stale(groups: Sequence[dict[str, Any]], *, with_control: bool) -> None:
-    """Empty what was put into live groups past `load`, where there is no schedule whose numbers it would be:
-    ZeroRedundancyOptimizer's loader does that, and saves it again, long after it was true.
+    """Empty "control" in live groups without a schedule: the loader of ZeroRedundancyOptimizer fills it, past `load`,
+    and would save the same numbers long after they were true.
     """
     for group in groups:
         if group.get(KEY) and not with_control:
@@ -163,9 +175,9 @@ def drop_stale(groups: Sequence[dict[str, Any]], *, with_control: bool) -> None:
 
 @contextlib.contextmanager
 def all_or_nothing(optimizer: Optimizer, control: Control, engine: Engine) -> Iterator[None]:
-    """If loading fails, whatever fails in it, PyTorch's loader or a hook: put back everything that it replaced.
+    """Put back everything that loading has replaced, if PyTorch's loader, a hook or anything else fails.
 
-    Loading writes into no tensor but the control's, which captured graphs read; the rest are other objects.
+    Loading writes into no tensor but the control's, which captured graphs read; all else is replaced by new objects.
     """
     owners: tuple[object, ...] = (optimizer, control, engine)
     before = [(vars(owner), dict(vars(owner))) for owner in owners]
@@ -182,8 +194,8 @@ def all_or_nothing(optimizer: Optimizer, control: Control, engine: Engine) -> It
 
 
 def for_torch(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What PyTorch's loader is given: without moments, which it would round, and copy on the way; with this optimizer's
-    own flags of how to compute.
+    """Return the checkpoint for PyTorch's loader: without moments, which it would copy and round, and with this
+    optimizer's own flags of how to compute.
     """
     state = {
         key: {name: value for name, value in own.items() if name not in MOMENTS} if isinstance(own, Mapping) else own
@@ -196,14 +208,14 @@ def for_torch(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]]) -> d
 def restore(
     optimizer: Optimizer, saved: Mapping[str, Any], previous: Mapping[Tensor, Any], state_dtype: torch.dtype | None
 ) -> None:
-    """Add to what PyTorch's loader has loaded the moments, unrounded, in memory of their own: training on must not
-    change the dictionary that was loaded, nor its source.
+    """Add the moments, unrounded, to what PyTorch's loader has loaded. They get memory of their own: training on must
+    not change the dictionary that was loaded, nor its source.
 
     Args:
-        optimizer: the loader has given it its new state and parameter groups.
+        optimizer: has its new state and parameter groups from the loader.
         saved: the loaded state_dict.
-        previous: its state before: tensors found there again stay as they are.
-        state_dtype: of moments, as the optimizer was constructed; None for the wider of the two.
+        previous: the optimizer's state before; moments that are the same objects there are not copied.
+        state_dtype: of moments, as the optimizer was constructed; None for that of `moment_dtype`.
     """
     for index, param in checks.pairs(saved, optimizer.param_groups):
         values = saved["state"].get(index, {})
@@ -223,7 +235,7 @@ def restore(
 
 
 def moment_dtype(param: Tensor, saved: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
-    """Storage type of a loaded moment."""
+    """Return a loaded moment's storage type: `asked`, or else the wider of both, float32 if kernels lack that."""
     if param.is_complex():
         return param.dtype
     if asked is not None:

@@ -1,6 +1,6 @@
 """`python -m greedylr_fused COMMAND`: `doctor`, `bench`, `plot` and `refine`, each a module or folder of its name.
 
-`gradient_norms.py` reads what `refine` makes a schedule of.
+`gradient_norms.py` reads the norms of which `refine` makes a schedule.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import NoReturn
 
 
 def fail(parser: ArgumentParser, error: Exception) -> NoReturn:
-    """End a command with status 2 and one line: the error's own words, which say what to do, but for the system's about
-    a file.
+    """End a command with status 2 and one line: the error's own message, which says what to do; a system's message
+    about a file is completed here.
     """
     told = str(error)
     if isinstance(error, OSError) and error.filename is not None:

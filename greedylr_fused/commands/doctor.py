@@ -38,12 +38,12 @@ _VARIABLES += "OMP_NUM_THREADS TRITON_INTERPRET".split()
 
 
 def findings() -> dict[str, str]:
-    """What was detected: a text for every name, also where there is nothing, or where asking failed."""
+    """Return what was detected: a text for every name, also where there is nothing, or where asking failed."""
     return {name: _answer(ask) for name, ask in _QUESTIONS.items()}
 
 
 def backends() -> dict[str, str]:
-    """Every backend on every kind of device: "on", or "off" and the reason."""
+    """Return the state of every backend on every kind of device: "on", or "off" and the reason."""
     states = {}
     for device in ("cpu", "cuda"):
         for name, reason in available_backends(device).items():
@@ -54,7 +54,7 @@ def backends() -> dict[str, str]:
 
 
 def choices() -> dict[str, str]:
-    """What `backend="auto"` takes for parameters on every kind of device."""
+    """Return the backend that `backend="auto"` takes for parameters on every kind of device."""
     taken = {"on cpu": resolve("auto", torch.device("cpu")).backend.name}
     found = torch.cuda.is_available()
     taken["on cuda"] = resolve("auto", torch.device("cuda")).backend.name if found else "PyTorch finds no CUDA device"
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] = ()) -> None:
 
 
 def _answer(ask: Callable[[], str]) -> str:
-    """What is found, or why it cannot be: a machine may be damaged just where one looks."""
+    """Return what is found, or why asking failed: a machine may be damaged just where one looks."""
     try:
         return ask()
     except Exception as error:
@@ -100,7 +100,7 @@ def _triton() -> str:
 
 
 def _installed(framework: str) -> str:
-    """Its version as its metadata says: importing one takes seconds, and may fail."""
+    """Return the version in a framework's metadata: importing it takes seconds, and may fail."""
     try:
         return metadata.version(framework)
     except metadata.PackageNotFoundError:
@@ -126,7 +126,7 @@ def _version(program: str) -> str:
 
 
 def _nvcc_places() -> list[str]:
-    """Where an installation looks for it."""
+    """Return where an installation looks for nvcc, in order."""
     home = os.environ.get("CUDA_HOME")
     return [os.environ.get("CUDACXX", ""), f"{home}/bin/nvcc" if home else "", "nvcc", _CUDA_INSTALLED]
 

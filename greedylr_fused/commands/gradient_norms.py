@@ -1,4 +1,4 @@
-"""The gradient norms of a run out of its `run.jsonl`, each step once."""
+"""The gradient norms of a run, read from its `run.jsonl`, each step once."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _KEYS = ("grad_norm", "grad_norm_l1")
 
 
 def read(path: Path, run: str | None = None) -> tuple[str, Tensor]:
-    """The name of a run, and the norms of its steps.
+    """Read the name of a run, and the norms of its steps.
 
     Args:
         path: one JSON object per line, with the "step", the norms "grad_norm" (L2) and "grad_norm_l1", null where they
-            were not finite, and the name of the "run" if there are several. Lines without norms are passed over, and so
-            are runs without any beside one with some; what a killed process left behind the last line is none.
-        run: which one, if the file has several.
+            were not finite, and the name of the "run" if there are several. Passed over are lines without norms, runs
+            without a finite one if another run has some, and what a killed process left after the last whole line.
+        run: name of the run, if the file has several.
 
     Returns:
-        Its name, and float64 [steps, 2]: L2 and L1 norms, NaN where there is none.
+        The name, and float64 [steps, 2]: L2 and L1 norms, NaN where there is none.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
         ValueError: no norms, damaged ones, those of several runs, or steps that are missing or there twice; names them.
     """
     if path.is_dir():
@@ -52,10 +52,10 @@ def read(path: Path, run: str | None = None) -> tuple[str, Tensor]:
 
 
 def _add(where: str, row: dict[str, Any], steps: dict[int, list[float]]) -> None:
-    """Take a line.
+    """Add the norms of a line.
 
     Raises:
-        ValueError: it is none of a step, or of one that is there.
+        ValueError: the line is not of a step, of one that was lost, or of one that is there.
     """
     step, values = row.get("step"), [row.get(key) for key in _KEYS]
     numbers = all(value is None or isinstance(value, (int, float)) for value in values)
@@ -83,10 +83,10 @@ def _any_finite(steps: dict[int, list[float]]) -> bool:
 
 
 def _whole(path: Path, name: str, steps: dict[int, list[float]]) -> list[list[float]]:
-    """The rows in the order of their steps.
+    """Return the rows in the order of their steps.
 
     Raises:
-        ValueError: some are missing between the first and the last.
+        ValueError: steps are missing between the first and the last.
     """
     first, last = min(steps), max(steps)
     if len(steps) != last - first + 1:

@@ -1,4 +1,4 @@
-"""`python -m greedylr_fused plot`: loss and learning rate of a recorded run, with what the loss has decided marked."""
+"""`python -m greedylr_fused plot`: loss and learning rate of a recorded run, with the loss's decisions marked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOST = "no lines"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, draw, say what is in the picture. What cannot be done is said in one message, with exit status 2."""
+    """Read, draw, and say what is in the picture; an error ends in one message and exit status 2."""
     parser = _parser()
     given = parser.parse_args(argv)
     out = given.out or str(Path(given.source).with_suffix(".png"))
@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def load_pyplot() -> Any:
-    """`matplotlib.pyplot`, told to draw into files.
+    """Return `matplotlib.pyplot`, told to draw into files.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: matplotlib is not installed.
     """
     try:
         importlib.import_module("matplotlib").use("agg")
@@ -72,10 +72,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _chosen(given: argparse.Namespace) -> dict[str, Run]:
-    """The runs to draw, between those steps.
+    """Return the runs to draw, cut to the steps that were asked for.
 
     Raises:
-        OSError, ValueError: they are not there.
+        OSError, ValueError: no file, run or step is there.
     """
     runs = recorded_run.read(given.source)
     if given.run is not None:
@@ -130,7 +130,7 @@ def _draw(figures: Any, runs: dict[str, Run], title: str, out: str, *, log_lr: b
 
 
 def _loss(axes: Any, run: Run, color: str, name: str | None) -> None:
-    """Raw values faintly, and over them what was compared with the best, where that is something else."""
+    """Draw the losses; if smoothed ones differ, draw those on top, and the losses faintly."""
     steps, loss, smoothed = _column(run.steps), _column(run.loss), _column(run.smoothed_loss)
     if not bool((smoothed.isfinite() & (smoothed != loss)).any()):
         _line(axes, steps, loss, color=color, linewidth=0.9, label=name or "loss")
@@ -140,7 +140,7 @@ def _loss(axes: Any, run: Run, color: str, name: str | None) -> None:
 
 
 def _rates(axes: Any, run: Run, color: str, single: bool) -> None:
-    """A line for every parameter group whose LR is not that of one before it."""
+    """Draw a line for every parameter group whose LRs are not those of one before it."""
     steps = _column(run.steps)
     groups = max(map(len, run.lrs))
     columns = list(
@@ -154,7 +154,7 @@ def _rates(axes: Any, run: Run, color: str, single: bool) -> None:
 
 
 def _marks(upper: Any, lower: Any, run: Run, color: str | None) -> None:
-    """Decisions at the LR that they led to, skipped steps at the foot of the losses, gaps as grey bands."""
+    """Draw decisions at the LR that they led to, skipped steps at the foot of the losses, gaps as grey bands."""
     counts = Counter(run.events)
     for kind, (form, own) in _MARKS.items():
         if not counts[kind]:
@@ -176,12 +176,12 @@ def _marks(upper: Any, lower: Any, run: Run, color: str | None) -> None:
 
 
 def _size(count: int) -> float:
-    """Of a mark, in points: smaller where there are many."""
+    """Return the size of a mark in points, smaller where there are many."""
     return 7.0 if count <= 100 else max(2.0, 7.0 * (100 / count) ** 0.3)
 
 
 def _column(values: array[Any]) -> Tensor:
-    """[steps] float64."""
+    """Return the values as a float64 tensor [steps]."""
     return torch.frombuffer(values, dtype=torch.int64 if values.typecode == "q" else torch.float64).double()
 
 
@@ -193,7 +193,7 @@ def _line(axes: Any, steps: Tensor, values: Tensor, **look: Any) -> None:
 
 
 def averaged(steps: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """What is smooth already, as the means of equal parts: its extremes, drawn, would hide all that is behind them."""
+    """Return the means of equal parts of a smooth line, whose extremes would hide all that is behind them."""
     finite = values.isfinite()
     steps, values = steps[finite], values[finite]
     size = -(-len(values) // _PARTS)
@@ -207,7 +207,7 @@ def averaged(steps: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def thinned(values: Tensor) -> Tensor:
-    """Positions that look the same when drawn as a line: of each of equal parts the first, least, largest and last."""
+    """Return the positions that draw the same line: the first, least, largest and last of each of equal parts."""
     size = -(-len(values) // _PARTS)
     if size <= 4:
         return torch.arange(len(values), device="cpu")

@@ -1,4 +1,4 @@
-"""`python -m greedylr_fused refine`: a schedule out of the gradient norms that a finished run recorded.
+"""`python -m greedylr_fused refine`: a schedule made of the gradient norms that a finished run recorded.
 
 Equal to `Refined.from_norms` (schedules/refined.py), with the norms read from a file and the result drawn.
 """
@@ -21,7 +21,7 @@ _LATE = 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, refine, write, say what came out. What cannot be done is said in one message, with exit status 2."""
+    """Read, refine, write, and say what came out; an error ends in one message and exit status 2."""
     parser = _parser()
     given = parser.parse_args(argv)
     try:
@@ -75,10 +75,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _column(norms: Tensor, given: argparse.Namespace) -> tuple[Tensor, str]:
-    """The norms of the kind that the optimizer needs, and the kind's name.
+    """Return the norms of the kind that the optimizer needs, and the kind's name.
 
     Raises:
-        ValueError: they were not recorded.
+        ValueError: those norms were not recorded.
     """
     column, name, _ = refinement.OPTIMIZERS["sgd" if given.l2 else given.optimizer]
     found = norms[:, column]
@@ -114,7 +114,7 @@ def _last_above(values: Sequence[float], level: float) -> int:
 
 
 def _draw(plot: Any, given: argparse.Namespace, norms: Tensor, name: str, schedule: Refined) -> None:
-    """Norms as recorded and filtered, and the schedule beside linear decay."""
+    """Draw the norms as recorded and filtered, and the schedule beside linear decay."""
     figure, (left, right) = plot.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
     finite = norms.isfinite()
     steps = finite.nonzero().flatten().tolist()

@@ -1,7 +1,7 @@
-"""The curve of a step schedule on the device: what the level is multiplied by at each step, as a table.
+"""The curve of a step schedule on the device: a table of the factors that the level is multiplied by at each step.
 
-A table, since the device then computes what the schedule's formula gave on the host, to the last bit, whatever its own
-cosine would have given; 8 bytes per step of the schedule.
+From a table the device takes what the schedule's formula gave on the host, to the last bit, whatever its own cosine
+would have given. It costs 8 bytes per step of the schedule.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from greedylr_fused.schedules import WSD, LossSchedule, StepSchedule
 from greedylr_fused.warning import warn
 
-#: Steps that an open-ended schedule's late decay may take: memory for them is there from the start, where captured
-#: graphs find it.
+#: Steps that an open-ended schedule's late decay may take: their memory is there from the start, where captured graphs
+#: find it.
 LONGEST_DECAY = 2**20
 
 
@@ -28,7 +28,7 @@ class Curve:
         device: where the table lies.
 
     Attributes:
-        base: the step schedule, None without.
+        base: the step schedule, or None.
         values: float64 [length + room]: the curve value by step, the last of which stays; from `length` on, the late
             decay's.
         length: 0 without a schedule; then `values` has one element that is not read.
@@ -47,14 +47,14 @@ class Curve:
         self.values: Tensor = torch.cat([table, room]).to(device)
 
     def value_at(self, step: float, decay_start: float, decay_steps: float) -> float:
-        """S1, S2: the curve value of that step; the specification of what the device computes."""
+        """Return the curve value of a step (S1, S2); this specifies what the device computes."""
         value = self.host[int(min(step, len(self.host) - 1))]
         if step >= decay_start:
             value *= self.decay(int(decay_steps))[int(min(step - decay_start, decay_steps))]
         return value
 
     def decay(self, steps: int) -> array[float]:
-        """The curve of a late decay of so many steps, `steps + 1` of them."""
+        """Return the curve of a late decay of so many steps, `steps + 1` values."""
         if len(self._decay) != steps + 1:
             self._decay = self.base.decay(steps)  # type: ignore[union-attr]
         return self._decay
@@ -81,18 +81,17 @@ class Curve:
             )
 
     def write_decay(self, steps: int) -> None:
-        """Put them where the device reads them, without waiting."""
+        """Write the curve of a late decay where the device reads it, without waiting."""
         values = torch.frombuffer(self.decay(steps), dtype=torch.float64)
         staged = values.pin_memory() if self.values.is_cuda else values
         self.values[self.length : self.length + steps + 1].copy_(staged, non_blocking=True)
 
     def warn_of_end(self, step: int) -> None:
-        """Say that it is over at that step, and is 0 from there on."""
+        """Warn if the schedule is over at that step and its LR 0 from there on."""
         if self.base is not None and not self.decay_room and step >= self.length and self.host[-1] == 0.0:
             warn(
                 f"{type(self.base).__name__}: its LR is 0 from step {self.length - 1} on, and the checkpoint is of "
-                f'step {step}; to train on, construct it with a larger total_steps, or delete "control" and '
-                '"initial_lr" from every group of the checkpoint and write the new peak to "lr" there, to begin anew'
+                f"step {step}; construct it with a larger total_steps to train on, or begin anew as docs/faq.md says"
             )
 
     def to(self, device: torch.device) -> None:
@@ -100,10 +99,10 @@ class Curve:
 
 
 def _checked(schedule: StepSchedule, curve: Any) -> array[float]:
-    """The curve of a schedule, which may be one that was written elsewhere.
+    """Return the curve of a schedule if the device can read it: others may have written the schedule.
 
     Raises:
-        TypeError, ValueError: it is no table that the device could read.
+        TypeError, ValueError: the curve is no such table.
     """
     name = f"{type(schedule).__name__}.curve()"
     if not isinstance(curve, array) or curve.typecode != "d" or not curve:

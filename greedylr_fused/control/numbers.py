@@ -9,8 +9,8 @@ from greedylr_fused.control.slots import SAVED, SAVED_BLOCKS, SLOT, SLOTS, STATE
 
 
 def named(values: Sequence[float], n_groups: int, window_size: int) -> list[dict[str, Any]]:
-    """One dictionary per group: the scalars named in `SAVED` and `window` (oldest loss first), the same in each, and
-    the group's own `lr`, `initial_lr` and `level`.
+    """Return one dictionary per group: the scalars named in `SAVED` and `window` (oldest loss first), the same in
+    each, and the group's own `lr`, `initial_lr` and `level`.
     """
     shared: dict[str, Any] = {name: values[SLOT[name]] for name in SAVED}
     head, count = int(values[SLOT["window_head"]]), int(values[SLOT["window_count"]])
@@ -30,14 +30,14 @@ def placed(
     curve_value: float,
     window_size: int,
 ) -> list[float]:
-    """The values with the numbers of `named` in them; what these do not have is as at the start.
+    """Return the values with the numbers of `named` in them; a slot that these lack has its start value.
 
     Args:
         groups: the numbers, of at most `window_size` losses.
-        values: of a vector for as many groups; their configuration stays.
+        values: those of a vector for as many groups; its configuration stays.
         blocks: the values of every block.
-        curve_value: that of the next step.
-        window_size: of the vector.
+        curve_value: the one of the next step.
+        window_size: the one of the vector.
     """
     first: dict[str, Any] = groups[0]
     values = list(values)

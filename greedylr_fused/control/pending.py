@@ -16,7 +16,7 @@ def add(total: Tensor, weights: Tensor, loss: Any, weight: Any) -> None:
         total: float64 0-d, the sum of weighted losses.
         weights: float64 0-d, the sum of weights.
         loss: as in `FusedAdamW.observe`.
-        weight: as there.
+        weight: as in `FusedAdamW.observe`.
     """
     scalar = type(loss) is Tensor and loss.dim() == 0 and loss.device == total.device
     if (
@@ -34,8 +34,8 @@ def add(total: Tensor, weights: Tensor, loss: Any, weight: Any) -> None:
 
 
 def _on(target: Tensor, value: Tensor) -> Tensor:
-    """A one-element tensor as 0-d float64 on the target's device. Only a copy from a device to the host is waited for:
-    the host would read it before it arrives.
+    """Return a one-element tensor as 0-d float64 on the target's device. Only a copy from a device to the host is
+    waited for: otherwise the host would read it before it arrives.
     """
     if hasattr(value, "device_mesh"):
         value = value.full_tensor()  # type: ignore[attr-defined]

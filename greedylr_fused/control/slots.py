@@ -1,4 +1,4 @@
-"""The slots of the control vector: name, start value and meaning of each, and what of them is shown and saved.
+"""The slots of the control vector: name, start value and meaning of each, and which are shown and saved.
 
 `csrc/core/slots.h` holds the same three blocks, names, order and words; a test compares them.
 """
@@ -32,7 +32,7 @@ CONFIGURATION: Rows = (
     ("skip_nonfinite", None, "1 if a non-finite gradient skips the step"),
     ("n_groups", None, "parameter groups"),
 )
-#: What one step leaves to the next.
+#: State that one step leaves to the next.
 MEMORY: Rows = (
     ("step", 0.0, "committed optimizer steps"),
     ("skipped", 0.0, "steps skipped for non-finite gradients"),
@@ -52,7 +52,7 @@ MEMORY: Rows = (
     ("decay_steps", 0.0, "its length in steps"),
     ("curve_value", 1.0, "lr / level of the next step"),
 )
-#: What lives within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
+#: Values that live within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
 STEP: Rows = (
     ("loss_sum", 0.0, "pending: sum of weight * loss"),
     ("loss_weight", 0.0, "pending: sum of weights, 0 if no loss was observed"),
@@ -70,27 +70,27 @@ STEP: Rows = (
 TABLE = CONFIGURATION + MEMORY + STEP
 SLOTS: tuple[str, ...] = tuple(name for name, _, _ in TABLE)
 SLOT: dict[str, int] = {name: index for index, name in enumerate(SLOTS)}
-#: First slot of what a snapshot shows: memory, step, and the blocks of the groups behind them.
+#: First slot that a snapshot shows: memory, step, and the blocks of the groups behind them.
 STATE_BEGIN = len(CONFIGURATION)
 
-#: What a checkpoint keeps of the scalars: decisions and counters, and of the values within a step what is shown.
+#: Scalars that a checkpoint keeps: decisions and counters, and of the values within a step those that are shown.
 SAVED = (
     *("kind", "mode_max", "step", "skipped", "loss", "smoothed", "best", "good", "bad", "cooldown_left"),
     *("warmup_left", "resets_left", "forget_left", "window_sum", "decay_start", "decay_steps", "curve_value"),
     *("grad_norm", "event"),
 )
-#: Blocks of one value per parameter group, G each, behind the scalars; behind them is the ring of the window. And what
-#: of them a checkpoint keeps.
+#: Blocks of one value per parameter group, G each, behind the scalars; behind them is the ring of the window.
+#: A checkpoint keeps `SAVED_BLOCKS`.
 BLOCKS = ("lr", "initial_lr", "min_lr", "max_lr", "level")
 SAVED_BLOCKS = ("lr", "initial_lr", "level")
 
 
 def block(name: str, n_groups: int) -> slice:
-    """Where the values of all groups lie."""
+    """Return where a block, the values of all groups, lies."""
     begin = len(SLOTS) + BLOCKS.index(name) * n_groups
     return slice(begin, begin + n_groups)
 
 
 def ring_begin(n_groups: int) -> int:
-    """Where the window begins."""
+    """Return the slot at which the ring of the window begins."""
     return len(SLOTS) + len(BLOCKS) * n_groups

@@ -5,7 +5,7 @@ rate comes out, and nothing is read back. float64 because the decisions are comp
 written in Python floats: `best - 1e-6` in float32 is rounded away for any loss above 32.
 
 Layout: the scalars of `SLOTS`, then the `BLOCKS`, each with a value per parameter group, then the ring of the last
-losses. The loss moves the level, within the bounds; the LR is the level times the curve value: what the step
+losses. The loss moves the level, within the bounds; the LR is the level times the curve value, which the step
 schedule's curve has for the step.
 """
 
@@ -31,7 +31,7 @@ _NO_SCHEDULE = GreedyLR(smooth=False).slots() | {"kind": 0.0}
 
 
 class Control:
-    """The vector with views by name.
+    """The control vector of one optimizer, with views by name.
 
     Args:
         schedule: what decides the LR, or None.
@@ -39,7 +39,7 @@ class Control:
         max_grad_norm: 2-norm limit of all gradients together, or None.
         skip_nonfinite: whether a non-finite gradient skips the step.
         device: where the vector lives.
-        curve: that of the same schedule, if there is one already.
+        curve: the curve of that schedule, if there is one already.
 
     Attributes:
         vector: float64 [slots + 5 G + W] for G groups, W = window_size with `smooth`, otherwise 0.
@@ -48,9 +48,9 @@ class Control:
         shared: [6] view of it, added up over ranks: loss_sum to found_inf; `shared_gradients`: [4], without the loss.
         curve: the step schedule's table.
         measures_l1: whether each step measures the norms of the gradients, the 1-norm too; anybody may set it.
-        bounds: of the level of each group, on the host.
+        bounds: (lowest, highest) level of each group, on the host.
         decay_steps: length of the late decay, 0 until it begins.
-        observed: how many losses are pending, as the host knows.
+        observed: how many losses are pending, counted on the host.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Control:
         self.vector = torch.tensor(scalars + behind, dtype=torch.float64, device="cpu").to(device)
 
     def bounds_for(self, initial_lrs: Sequence[float]) -> list[tuple[float, float]]:
-        """Of the levels of groups with these starting LRs."""
+        """Return the bounds of the levels of groups with these starting LRs."""
         if self.schedule is None:
             return [(0.0, math.inf)] * len(initial_lrs)
         if not any(initial_lrs):
@@ -108,39 +108,39 @@ class Control:
 
     @property
     def scaled(self) -> bool:
-        """Whether the last step had a gradient scaler, of which the slots still tell."""
+        """Return whether the last step had a gradient scaler, whose values the slots still hold."""
         return self._scaled
 
     @property
     def needs_loss(self) -> bool:
-        """Whether the loss decides anything."""
+        """Return whether the loss decides anything."""
         return self._loss_driven is not None
 
     @property
     def follows_steps(self) -> bool:
-        """Whether there is a step schedule, so that the LR is not the level."""
+        """Return whether there is a step schedule, so that the LR is not the level."""
         return self.curve.base is not None
 
     @property
     def skips_nonfinite(self) -> bool:
-        """Whether a non-finite gradient skips the step."""
+        """Return whether a non-finite gradient skips the step."""
         return bool(self._options["skip_nonfinite"])
 
     @property
     def reads_gradients(self) -> bool:
-        """Whether each step reads all gradients before the update."""
+        """Return whether each step reads all gradients before the update."""
         return self.measures_l1 or self._options["max_grad_norm"] is not None or self._options["skip_nonfinite"]
 
     def numbers(self) -> list[dict[str, Any]]:
-        """Plain numbers of every group, see `numbers.named`. Waits for the device."""
+        """Return plain numbers of every group, see `numbers.named`. Waits for the device."""
         return numbers.named(self.vector.tolist(), self.n_groups, self.window_size)
 
     def load(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Write the numbers of `numbers()` back. With a schedule the LR is what level and step give; the curve of a
-        late decay is not written to the device, see `restore_decay`.
+        """Write what `numbers()` returned into the vector. With a schedule the LR is what level and step give; the
+        curve of a late decay is not written to the device, see `restore_decay`.
 
         Raises:
-            ValueError: a level outside the bounds, and nothing has been changed.
+            ValueError: a level is outside its bounds; then nothing has been changed.
         """
         bounds = self.bounds_for([saved["initial_lr"] for saved in groups])
         for group, (saved, (low, high)) in enumerate(zip(groups, bounds, strict=True)):
@@ -172,7 +172,7 @@ class Control:
         return self.vector.device
 
     def slot(self, name: str) -> Tensor:
-        """0-d view of one scalar."""
+        """Return a 0-d view of one scalar."""
         return self.vector[SLOT[name]]
 
     @property
@@ -189,10 +189,10 @@ class Control:
         self.shared_gradients = self.shared[2:]
 
     def write_lr(self, group: int, lr: float | Tensor) -> None:
-        """Make it the LR of the next step, without waiting; the schedule goes on from there.
+        """Set the LR of the next step, without waiting; the schedule goes on from there.
 
-        A number is within the bounds, a tensor is brought there. With a step schedule the level becomes what gives that
-        LR, within its bounds; where the curve is 0, no level does, and the LR holds for that step alone.
+        A number must be within the bounds, a tensor is clamped to them. With a step schedule the level becomes the one
+        that gives this LR, within its bounds; where the curve is 0, no level does, and the LR holds for one step alone.
         """
         slot, level = self.lr[group], self.level[group]
         if isinstance(lr, Tensor):
@@ -239,12 +239,12 @@ class Control:
         pending.add(total, weights, loss, weight)
 
     def discard_observed(self) -> None:
-        """Drop what is pending, as after a step that failed: it has used up its loss, or that would count twice."""
+        """Drop the pending loss, as after a step that failed: the step has used it up, or it would count twice."""
         self.pending.zero_()
         self.observed = 0
 
     def set_amp(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
-        """Take over what GradScaler says of this step. True if `decide` is due for it."""
+        """Take over what GradScaler says of this step. Return whether it, or the step before, makes `clip` due."""
         before, self._scaled = self._scaled, grad_scale is not None or found_inf is not None
         if before or self._scaled:
             for name, value, none in (("grad_scale", grad_scale, 1.0), ("found_inf", found_inf, 0.0)):
@@ -257,13 +257,13 @@ class Control:
         self.curve.to(device)
 
     def anew(self, lrs: Sequence[float]) -> Control:
-        """One with the same options for these starting LRs, on the same device."""
+        """Return a control with the same options for these starting LRs, on the same device."""
         made = Control(self.schedule, lrs, **self._options, device=self.device, curve=self.curve)
         made.measures_l1 = self.measures_l1
         return made
 
     def grown(self, lr: float) -> Control:
-        """One with another group starting at `lr`, otherwise in the state of this one. Waits for the device."""
+        """Return a control with one more group, starting at `lr`, otherwise in this state. Waits for the device."""
         groups = self.numbers()
         groups.append(groups[0] | {"lr": lr * groups[0]["curve_value"], "initial_lr": lr, "level": lr})
         control = self.anew([own["initial_lr"] for own in groups])
@@ -273,16 +273,16 @@ class Control:
         return control
 
     def become(self, other: Control) -> None:
-        """Become what the other is, in the same memory, which captured graphs read."""
+        """Take over the state of another control, in the memory that captured graphs read."""
         self.vector.copy_(other.vector)
         self.bounds, self.decay_steps = other.bounds, other.decay_steps
         self.restore_decay()
 
     def warn_of_end(self) -> None:
-        """Say that the schedule is over and its LR 0, of which training on would never tell. Waits for the device."""
+        """Warn if the schedule is over and its LR 0, which training on would never show. Waits for the device."""
         self.curve.warn_of_end(int(self.slot("step")))
 
     def restore_decay(self) -> None:
-        """Put the curve of a late decay that was going on where the device reads them."""
+        """Write the curve of a late decay that has begun where the device reads it."""
         if self.decay_steps:
             self.curve.write_decay(self.decay_steps)

@@ -1,4 +1,4 @@
-"""What DeviceSchedule takes: an optimizer that nothing else drives, with learning rates that the device can write."""
+"""Checks of DeviceSchedule's optimizer: nothing else drives it, and the device can write its learning rates."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _TENSOR_LR = "lr=torch.tensor(1e-3, device=device) with fused=True, or with capt
 
 
 def check_optimizer(optimizer: Any, other: object) -> None:
-    """Refuse an optimizer that has a scheduler, or needs none.
+    """Refuse an optimizer that has a scheduler already, or needs none.
 
     Args:
-        optimizer: what was given as one.
+        optimizer: the argument of DeviceSchedule.
         other: the DeviceSchedule that drives it, if there is one.
 
     Raises:
@@ -45,10 +45,10 @@ def check_optimizer(optimizer: Any, other: object) -> None:
 
 
 def refuse_torch_scheduler(optimizer: Optimizer) -> None:
-    """Refuse an optimizer that a scheduler of torch writes to.
+    """Refuse an optimizer whose LR a torch scheduler writes.
 
     Raises:
-        RuntimeError: names it.
+        RuntimeError: a torch scheduler was made for it.
     """
     if options.has_torch_scheduler(optimizer):
         raise RuntimeError(
@@ -58,11 +58,11 @@ def refuse_torch_scheduler(optimizer: Optimizer) -> None:
 
 
 def lr_tensors(optimizer: Optimizer) -> list[Tensor]:
-    """The LR tensor of each group; of those that lie in the same memory, copies. Waits for the device.
+    """Return the LR tensor of each group, or a copy of one that shares memory. Waits for the device.
 
     Raises:
         TypeError: an LR is no floating-point tensor of one element.
-        ValueError: one is negative or not finite, or on another device.
+        ValueError: an LR is negative or not finite, or on another device.
     """
     found: list[Tensor] = []
     for index, group in enumerate(optimizer.param_groups):
@@ -91,8 +91,8 @@ def lr_tensors(optimizer: Optimizer) -> list[Tensor]:
 
 
 def starting_lr(lr: Tensor) -> float:
-    """The shortest decimal number that rounds to this one, so that a bound of 1e-3 encloses `torch.tensor(1e-3)`. Waits
-    for the device.
+    """Return the shortest decimal number that rounds to an LR, so that a bound of 1e-3 encloses `torch.tensor(1e-3)`.
+    Waits for the device.
     """
     exact = float(lr)
     rounded = (float(f"{exact:.{digits}g}") for digits in range(1, 18))

@@ -22,22 +22,22 @@ from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import Listener, Metrics, Mirror, losses, options, outside_graphs
 from greedylr_fused.tensors import Copies, TensorTable
 
-#: Which optimizer is driven by what, for as long as both exist.
+#: The DeviceSchedule that drives each optimizer, for as long as both exist.
 _DRIVEN: weakref.WeakKeyDictionary[Optimizer, weakref.ref[DeviceSchedule]] = weakref.WeakKeyDictionary()
 
 
 class DeviceSchedule:
-    """Drives the learning rates of an optimizer from the device, with no host synchronisation.
+    """A schedule for the learning rates of any optimizer, decided on the device with no host synchronisation.
 
         opt = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-3, device="cuda"), capturable=True)
         schedule = DeviceSchedule(opt, GreedyLR(base=Cosine(total_steps=10_000)))
         loss = model(batch); loss.backward()
         opt.step(); schedule.step(loss=loss)
 
-    The optimizer's step reads the LR tensors; some read them back to the host (those that are neither fused nor
-    capturable, and torch's Muon), which is theirs to wait for. Each group's tensor stays the same object in the same
-    dtype, and holds what `read_lr()` returns, rounded once. Groups that share a tensor, as those do that took it from
-    `lr=`, get one each: capture graphs after the construction.
+    The optimizer's step reads the LR tensors. Optimizers that are neither fused nor capturable, and torch's Muon, read
+    them back to the host, and so wait. Each group's tensor stays the same object in the same dtype, and holds what
+    `read_lr()` returns, rounded once. Groups that share a tensor, as after `lr=tensor`, get one each: capture graphs
+    after the construction.
 
     The starting LR of a group (the peak of a step schedule) is the shortest decimal number that rounds to what its
     tensor holds: 1e-3 of `torch.tensor(1e-3)`, not 0.0010000000474974513. Construction waits for the device; steps
@@ -45,7 +45,7 @@ class DeviceSchedule:
 
     Args:
         optimizer: any `torch.optim.Optimizer` but FusedAdamW, which has `schedule=`; the LRs of its groups are
-            floating-point tensors of one element, all on one device, where parameters are, too.
+            floating-point tensors of one element, all on one device on which parameters are.
         schedule: loss-driven (`GreedyLR`, `ReduceOnPlateau`) or a step schedule (`Cosine`, `WSD`, ...).
         process_group: the ranks whose losses decide together, as in FusedAdamW. Default None: those of the root mesh of
             DTensor parameters, otherwise the default group.
@@ -90,11 +90,11 @@ class DeviceSchedule:
     @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def step(self, *, loss: Any = None) -> None:
-        """Decide the LR of the next step; call it after `optimizer.step()`.
+        """Decide the LR of the next step; call this after `optimizer.step()`.
 
         Args:
-            loss: that of this step: a tensor of one element (it is not waited for) or a number. Not for a step
-                schedule, or after `observe()`.
+            loss: the loss of this step: a tensor of one element (the host does not wait for it) or a number. A step
+                schedule needs none; after `observe()` none is allowed.
 
         Raises:
             RuntimeError: a loss-driven schedule and no loss, or something else wrote the LR of a group.
@@ -150,13 +150,13 @@ class DeviceSchedule:
     @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def discard_observed(self) -> None:
-        """Drop the losses that were observed since the last step, as where micro-batches are given up and no step
-        follows. Without one, the next step would count them. It does not wait for the device, and may be captured.
+        """Drop the losses observed since the last step, for micro-batches that are given up: the next step would count
+        them. Does not wait for the device, and may be captured.
         """
         self._control.discard_observed()
 
     def metrics(self) -> Metrics:
-        """The latest snapshot of the device state that has arrived; never waits. On a CPU that of the last step."""
+        """Return the latest snapshot of the device state that has arrived, on a CPU the last step's; never waits."""
         self._mirror.update()
         return self._mirror.metrics
 
@@ -172,7 +172,7 @@ class DeviceSchedule:
         return self.read_lr()
 
     def start_decay(self, steps: int) -> None:
-        """Let the decay of an open-ended `WSD` begin with the next step, as `FusedAdamW.start_decay`.
+        """Begin the decay of an open-ended `WSD` with the next step, as `FusedAdamW.start_decay` does.
 
         Args:
             steps: until the floor is reached, 1 to 2**20.
@@ -184,17 +184,17 @@ class DeviceSchedule:
         self._control.start_decay(steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule's state as plain numbers and texts; saved beside the optimizer's. Waits for the device."""
+        """Return the schedule's state as numbers and texts, to save beside the optimizer's. Waits for the device."""
         return {KEY: saved(self._control.numbers())}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict()` returned, bit for bit, or change nothing.
+        """Load what `state_dict()` returned, to go on from there bit for bit; change nothing if that fails.
 
-        Construct optimizer and schedule, load the optimizer's state, and then this: torch's loader puts other tensors
-        into the groups, and this puts those back that are driven. Of the numbers of another kind of schedule the count
-        of steps and the peak, or without a step schedule the LR, are taken, as by `FusedAdamW.load_state_dict`. To
-        begin a new schedule on a loaded optimizer, write LR tensors of the new peak to its groups, construct a
-        DeviceSchedule, and load nothing into that.
+        Construct optimizer and schedule, load the optimizer's state, and then the schedule's: torch's loader puts other
+        tensors into the groups, and this puts the driven ones back. Of another kind of schedule only the step count and
+        the peak, or without a step schedule the LR, are taken, as by `FusedAdamW.load_state_dict`. To begin a new
+        schedule on a loaded optimizer, write LR tensors of the new peak to its groups, construct a DeviceSchedule, and
+        load nothing into it.
 
         Raises:
             TypeError, ValueError: damaged, of another number of groups, or of a schedule that compared something else.

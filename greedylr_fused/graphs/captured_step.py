@@ -1,12 +1,12 @@
-"""A whole training step as one CUDA graph: captured once, replayed, and refused once it would do something outdated.
+"""A whole training step as one CUDA graph: captured once, replayed, and refused once it is outdated.
 
     train_step = CapturedStep(body, opt)     # body: forward, backward, opt.step(loss=loss)
     for batch in loader:
         loss = train_step(*batch)
 
 A graph repeats its launches with the addresses and numbers of the capture. What the optimizer reads on the device at
-each step (LR, schedule, loss) follows the run; what the host had put there (hyper-parameters, addresses) does not, and
-is compared before each replay with what it was.
+each step (LR, schedule, loss) follows the run; what the host wrote at the capture (hyper-parameters, addresses) does
+not, and is compared before each replay with what it is now.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from greedylr_fused.optimizer import FusedAdamW
 
 
 class CapturedStep:
-    """Runs a training step eagerly a few times, captures it as a CUDA graph, and replays it from then on.
+    """A training step that runs eagerly a few times, is captured as a CUDA graph, and is replayed from then on.
 
     Every call is one training step, those before the capture too; the bits are those of eager steps if the body's
     operations have the same bits in a graph. Gradients are cleared before each step; `.grad` shows those of the last
@@ -35,8 +35,8 @@ class CapturedStep:
         body: a function of tensors (in any nesting of lists and dictionaries) that computes the loss, calls
             `backward()` and `optimizer.step(loss=loss)`, and waits for nothing: no `loss.item()`, no shapes that
             depend on values. What it returns is returned by each call; tensors in it are overwritten by the next one.
-        optimizer: the one that is stepped in it, with parameters on a GPU.
-        warmup: calls before the capture, >= 1, as torch.cuda.graph wants them: on another stream. Default: 3.
+        optimizer: the one that the body steps, with parameters on a GPU.
+        warmup: eager calls before the capture, >= 1, on another stream, as torch.cuda.graph needs them. Default: 3.
         pool: memory pool to share with other graphs, as `torch.cuda.graph_pool_handle()` returns it. Default: its own.
 
     Raises:
@@ -60,16 +60,16 @@ class CapturedStep:
 
     @property
     def captured(self) -> bool:
-        """Whether the next call is a replay."""
+        """Return whether there is a graph, which the next call replays."""
         return self._graph is not None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One training step on these inputs, copied to where the graph reads them (asynchronously from pinned memory).
+        """Run one training step on these inputs, which are copied to where the graph reads (asynchronously if pinned).
 
         Raises:
             ValueError: inputs of another nesting, shape or dtype than at the first call, or another constant.
             RuntimeError: something that the graph has frozen was changed since the capture, or the body cannot be
-                captured; says what, and what to do.
+                captured; names it, and what to do.
         """
         check_nothing_observed(self._optimizer)
         self._take(args, kwargs)
@@ -82,19 +82,19 @@ class CapturedStep:
         self._optimizer._take_written()
         graph, frozen = self._replayable()
         graph.replay()
-        increment_version(frozen.params_with_grad)  # autograd sees no graph change a parameter
+        increment_version(frozen.params_with_grad)  # autograd cannot see that a graph changes them
         self._optimizer._replayed()
         return self._result
 
     def reset(self) -> None:
-        """Forget the graph: hyper-parameters, groups, states or inputs have changed. The next call is an eager step,
-        and the one after it captures anew. Waits for the device, which may be reading what the graph used.
+        """Forget the graph, after hyper-parameters, groups, states or inputs have changed. The next call is an eager
+        step, and the one after it captures anew. Waits for the device, which may be reading what the graph used.
         """
         if self._optimizer._control.vector.is_cuda:
             torch.cuda.synchronize(self._optimizer._control.device)
         self._graph = self._frozen = self._result = None
         self._inputs, self._reads, self._layout = [], [], None
-        self._warmup_left = max(self._warmup_left, 1)  # tables are built in it, which no capture may do
+        self._warmup_left = max(self._warmup_left, 1)  # that step builds tables, which no capture may do
 
     def __del__(self) -> None:
         if self._graph is not None:
@@ -106,7 +106,7 @@ class CapturedStep:
         return self._body(*args, **kwargs)
 
     def _replayable(self) -> tuple[_Graph, Frozen]:
-        """The graph, captured if there is none, and checked if there is."""
+        """Return the graph: checked if there is one, captured if not."""
         if self._graph is not None and self._frozen is not None:
             self._frozen.check()
             return self._graph, self._frozen
@@ -148,9 +148,9 @@ class CapturedStep:
 
 
 class _Capturing:
-    """Tells the optimizer that it is captured: what the host has written was taken over, and what the graph reads goes
-    into this list. If that fails, nothing has happened on the device: no loss is pending, and the gradients have no
-    values.
+    """Context in which the optimizer is captured: what the graph reads goes into the list given here. A capture that
+    fails has done nothing on the device, so that no loss is pending then, and gradients, which have no values, are
+    cleared.
     """
 
     def __init__(self, optimizer: FusedAdamW, reads: list[Any]) -> None:
@@ -167,7 +167,7 @@ class _Capturing:
 
 
 class _Counted:
-    """Counts steps."""
+    """Listener that counts steps."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -176,14 +176,14 @@ class _Counted:
         self.steps += 1
 
     def after_replay(self) -> None:
-        """Is not there then."""
+        """Do nothing: this does not listen during replays."""
 
     def after_restart(self) -> None:
-        """Counts on."""
+        """Do nothing: the count goes on."""
 
 
 class _Graph:
-    """torch's, with what is said if a body cannot be captured."""
+    """torch's CUDA graph, with an error that helps if a body cannot be captured."""
 
     def __init__(self, pool: Any) -> None:
         self._graph, self._pool = torch.cuda.CUDAGraph(), pool
@@ -196,8 +196,8 @@ class _Graph:
         except RuntimeError as error:
             raise RuntimeError(
                 f"CapturedStep: the body could not be captured as a CUDA graph ({error}), allowed is one in which the "
-                "host never waits for the device; look for loss.item(), float(loss), print(loss), .cpu(), boolean "
-                "masks as indices, and gradient scalers, and move them out of the body"
+                "host never waits for the device; move .item(), float(), print() of tensors, .cpu(), boolean "
+                "indices and gradient scalers out of it"
             ) from error
 
     def replay(self) -> None:
@@ -205,7 +205,7 @@ class _Graph:
 
 
 class _SideStream:
-    """Waits for what is under way, and the current stream then for it: where steps before a capture run."""
+    """Stream for steps before a capture: it waits for the current stream, which afterwards waits for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -221,7 +221,7 @@ class _SideStream:
         torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
     def keep(self, result: Any) -> None:
-        """Tell the allocator that the current stream goes on with what was made on this one."""
+        """Tell the allocator that the current stream uses a result of this one."""
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.is_cuda:
                 leaf.record_stream(torch.cuda.current_stream(leaf.device))

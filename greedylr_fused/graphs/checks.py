@@ -1,4 +1,4 @@
-"""What a captured training step is made of, and what must be as it was when it is replayed."""
+"""Checks of what a captured step is made of, and of what must not have changed when it is replayed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from greedylr_fused.optimizer import FusedAdamW
 from greedylr_fused.tensors import NEEDS_COPY, REBUILD, local
 
-#: Where graphs can be captured.
+#: Kinds of device on which graphs can be captured.
 _DEVICES = ("cuda",)
 _HYPER = ("betas", "eps", "weight_decay", "maximize", "amsgrad")
 _ANEW = "call reset(): the next call is an eager step, and the one after it captures anew"
 
 
 def check_arguments(body: Any, optimizer: Any, warmup: Any) -> None:
-    """Check what a CapturedStep is made of.
+    """Check the arguments of a CapturedStep.
 
     Raises:
         TypeError, ValueError, RuntimeError: see `CapturedStep`.
@@ -43,7 +43,7 @@ def check_arguments(body: Any, optimizer: Any, warmup: Any) -> None:
 
 
 def check_input(place: int, own: Any, given: Any) -> None:
-    """Refuse an input that the graph cannot take in the place of that of the first call.
+    """Refuse an input that the graph cannot take in place of the first call's.
 
     Raises:
         ValueError: another shape, dtype or constant.
@@ -63,7 +63,7 @@ def check_input(place: int, own: Any, given: Any) -> None:
 
 
 def check_constant(leaf: Any) -> None:
-    """Refuse an input that is neither a tensor nor something to compare.
+    """Refuse an input that is neither a tensor nor a constant that can be compared.
 
     Raises:
         TypeError: an array of numpy.
@@ -76,7 +76,7 @@ def check_constant(leaf: Any) -> None:
 
 
 def check_nothing_observed(optimizer: FusedAdamW) -> None:
-    """Refuse losses that were observed outside of the graph, which would be mixed into its own.
+    """Refuse losses observed outside of the graph: it would mix them into its own.
 
     Raises:
         RuntimeError: names their number.
@@ -89,18 +89,18 @@ def check_nothing_observed(optimizer: FusedAdamW) -> None:
 
 
 class Frozen:
-    """What a graph has of an optimizer as it was at the capture.
+    """State of an optimizer at the capture, which its graph has frozen.
 
     Args:
-        optimizer: was stepped in the capture that has just ended.
+        optimizer: the one stepped in the capture that has just ended.
 
     Attributes:
-        stepped: the parameters that the graph changes.
+        params_with_grad: the parameters that the graph changes.
     """
 
     def __init__(self, optimizer: FusedAdamW) -> None:
         self._optimizer, self._table = optimizer, optimizer._engine.table
-        self._backend = optimizer._engine.backend  # it and the table are memory that the graph reads
+        self._backend = optimizer._engine.backend  # kept, as the table is: the graph reads their memory
         self.params_with_grad: list[Tensor] = [] if self._table is None else list(self._table.params_with_grad)
         self._scaled = optimizer._control.scaled
         self._hyper = [{name: group[name] for name in _HYPER} for group in optimizer.param_groups]
@@ -109,7 +109,7 @@ class Frozen:
         self._grads = self._addresses()
 
     def check(self) -> None:
-        """Refuse a replay that would do something else than an eager step.
+        """Refuse a replay that would not do what an eager step would.
 
         Raises:
             RuntimeError: names what was changed.
@@ -136,9 +136,8 @@ class Frozen:
         for param, before, now in zip(self._optimizer._params(), self._grads, self._addresses(), strict=True):
             if now not in (0, before):
                 raise RuntimeError(
-                    f"CapturedStep: since the capture the gradient of a parameter of shape {tuple(param.shape)} was "
-                    "replaced by one in other memory, which the graph does not read: it computes its own; call "
-                    f"opt.zero_grad() after what was done with that gradient, or, if it is to be used, {_ANEW}"
+                    f"CapturedStep: got a gradient of a parameter of shape {tuple(param.shape)} in other memory than "
+                    f"at the capture, where the graph computes it; call opt.zero_grad() if it is done with, or {_ANEW}"
                 )
 
     def _look(self) -> int:

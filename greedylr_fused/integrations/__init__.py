@@ -3,5 +3,14 @@
 - `greedylr_fused.integrations.transformers`: the Trainer of transformers 5
 - `greedylr_fused.integrations.lightning`: the Trainer of Lightning 2
 
+`closures.py` refuses closures that return part of a loss; the package registers it with `step()` when it is imported.
 Accelerate needs none (docs/accelerate.md), and nor do `torch.compile` and CUDA graphs (docs/compile-and-graphs.md).
 """
+
+from greedylr_fused.integrations.closures import check_whole
+from greedylr_fused.step import losses
+
+
+def register() -> None:
+    """Let `step()` check what frameworks hand to it. No framework is imported."""
+    losses.closure_checks.append(check_whole)

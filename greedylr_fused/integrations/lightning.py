@@ -23,7 +23,7 @@ _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _bases() -> tuple[Any, ...]:
-    """`Callback` of each package that is imported by now; if none is, of the first that can be."""
+    """Return `Callback` of each package that is imported by now; if none is, of the first that can be."""
     reasons = []
     for names in ([name for name in _PACKAGES if name in sys.modules], *([name] for name in _PACKAGES)):
         try:
@@ -38,12 +38,12 @@ def _bases() -> tuple[Any, ...]:
 
 
 class ObserveLoss(*_bases()):  # type: ignore[misc]  # a base that is known when it is imported
-    """Gives the one `FusedAdamW` of a fit whose schedule needs it the loss of every micro-batch.
+    """Callback that gives a fit's one `FusedAdamW` the loss of every micro-batch, if its schedule needs the loss.
 
     `Trainer(callbacks=[ObserveLoss()])`. The division by `accumulate_grad_batches` and the loss scale are undone on the
-    device, in the loss's own dtype; nothing is waited for. The step then uses the mean over its micro-batches. In
-    manual optimization every `manual_backward(loss)` counts as one, and `step()` is called without a loss. Losses of
-    validation are not observed. Where `training_step` returns None, the step decides nothing.
+    device, in the loss's own dtype, without waiting. The step then uses the mean over its micro-batches. In manual
+    optimization every `manual_backward(loss)` counts as one micro-batch, and `step()` is called without a loss. Losses
+    of validation are not observed. If `training_step` returns None, the step decides nothing.
 
     Raises (when the fit starts):
         ValueError: options of the Trainer that would clip twice, not at all, or write the LR a second time; several
@@ -65,13 +65,13 @@ class ObserveLoss(*_bases()):  # type: ignore[misc]  # a base that is known when
         self._optimizer = _driven(trainer, optimizers)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        """Observe what `training_step` returned, or `manual_backward` was given."""
+        """Observe the loss that `training_step` returned, or that `manual_backward` was given."""
         if self._optimizer is not None:
             parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             self._optimizer.observe(_whole(loss.detach(), _scaler(trainer), parts))
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Let a step pass for which `training_step` returned None: there are no gradients either."""
+        """Let a step pass without a loss if `training_step` returned None: it has no gradients either."""
         ours = self._optimizer
         if ours is not None and pl_module.automatic_optimization and ours._control.observed == 0:
             ours.observe(0.0, weight=0.0)
@@ -82,8 +82,8 @@ class ObserveLoss(*_bases()):  # type: ignore[misc]  # a base that is known when
 
 
 def _whole(loss: Tensor, scaler: Any, parts: int) -> Tensor:
-    """A loss as it was before Lightning divided it into parts and the scaler multiplied it. To the bit where both are
-    powers of two, otherwise but for the last bit of the loss's dtype.
+    """Return a loss as it was before Lightning divided it by `parts` and the scaler multiplied it: to the bit if both
+    are powers of two, otherwise up to the last bit of the loss's dtype.
     """
     scale = getattr(scaler, "_scale", None)  # the tensor: get_scale() would wait for it. None in a disabled scaler
     if scale is not None:
@@ -96,7 +96,7 @@ def _scaler(trainer: Any) -> Any:
 
 
 def _driven(trainer: Any, optimizers: list[Any]) -> FusedAdamW | None:
-    """The optimizer that needs the loss; without one, None and a warning."""
+    """Return the optimizer that needs the loss; without one, warn and return None."""
     driven = [opt for opt in optimizers if isinstance(opt, FusedAdamW) and options.needs_loss(opt.schedule)]
     names = ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "no optimizer"
     if driven and len(optimizers) > 1:
@@ -129,7 +129,7 @@ def _check_strategy(trainer: Any) -> None:
 
 
 def _check_clipping(trainer: Any, optimizer: FusedAdamW) -> None:
-    """Refuse to clip twice; and under a loss scale, which FusedAdamW divides out after Lightning would have clipped."""
+    """Refuse to clip twice, or under a loss scale, which FusedAdamW divides out only after Lightning has clipped."""
     value = trainer.gradient_clip_val
     if not value:
         return

@@ -6,7 +6,7 @@
     optimizer.step        observes the loss of the window, updates, decides the next LR
     create_scheduler      a stand-in that shows this LR
 
-So do the methods of one Trainer, in the order in which it calls them. Nothing of it waits for the device.
+These are methods of one Trainer, and what they do, in the order of its calls. None waits for the device.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GREEDY = GreedyLR()
 def use_fused_adamw(
     trainer: Trainer, *, schedule: Schedule | Callable[[int], Schedule] | None = _GREEDY, **options: Any
 ) -> None:
-    """Let a Trainer train with FusedAdamW, and the loss of each of its steps decide the learning rate.
+    """Make a Trainer train with FusedAdamW, and let the loss of each step decide the learning rate.
 
     Call it once, before `trainer.train()`. Learning rate (where it starts, or its peak), betas, eps, weight decay and
     `max_grad_norm` are those of the TrainingArguments; parameters are grouped as the Trainer groups them. The loss of a
@@ -60,7 +60,7 @@ def use_fused_adamw(
 
 
 class Driver:
-    """Stands between a Trainer and its FusedAdamW: some methods of the Trainer, replaced in this one object.
+    """Link between a Trainer and its FusedAdamW: methods in place of the Trainer's, in that one object.
 
     Args:
         trainer, schedule, options: as in `use_fused_adamw`.
@@ -87,7 +87,7 @@ class Driver:
             setattr(self._trainer, name, getattr(self, name))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, which makes a FusedAdamW. Of an earlier training none is left over: its schedule is over."""
+        """Make a FusedAdamW by the Trainer's own method; one of an earlier training is dropped, its schedule over."""
         trainer = self._trainer
         if self._schedule is not None and trainer.optimizer is not self.optimizer:
             trainer.optimizer = None
@@ -102,7 +102,7 @@ class Driver:
         return created
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
-        """The last that is made before training begins, and the Trainer's own only without a schedule."""
+        """Return a scheduler that shows the LR, or without a schedule the Trainer's own; the last before training."""
         self._loss = None  # a training that broke off within a window may have left some
         self._settle()
         trainer = self._trainer
@@ -113,8 +113,8 @@ class Driver:
         return trainer.lr_scheduler
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The Trainer's. It returns the share of this micro-batch in the loss of the step, whatever divided it: the
-        number of micro-batches, or `num_items_in_batch`.
+        """Run the Trainer's own method, and add up what it returns: the share of this micro-batch in the loss of the
+        step, whatever divided it, the number of micro-batches or `num_items_in_batch`.
         """
         loss: Tensor = self._own("training_step")(*args, **kwargs)
         share = loss.detach().to(torch.float64)
@@ -122,7 +122,7 @@ class Driver:
         return loss
 
     def _before_step(self, optimizer: FusedAdamW, args: Any, kwargs: Any) -> None:
-        """Each rank observes its sum with the same weight: of gradients, too, the ranks' mean is taken."""
+        """Observe the sum of this rank, with the same weight on every rank: gradients are averaged alike, too."""
         if isinstance(self._trainer.lr_scheduler, ShownLR):
             self._trainer.lr_scheduler.before_step()
         if self._loss is not None:
@@ -130,28 +130,28 @@ class Driver:
             self._loss = None
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """Nothing, unless the optimizer was told of no limit; what is returned is read if and when it is logged."""
+        """Return the norm, read only when it is logged, and clip nothing; without a limit, do as the Trainer does."""
         if self._fused.max_grad_norm is None:
             return self._own("_clip_grad_norm")(model)
         return self._norm()
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Likewise; where the optimizer reads no gradients for a norm, the Trainer does, as without us."""
+        """Return the norm of the step; if the optimizer reads no gradients for one, the Trainer computes it."""
         if grad_norm is None and self._fused._control.reads_gradients:
             return self._norm()
         return self._own("_get_grad_norm")(model, grad_norm=grad_norm)
 
     def _norm(self) -> Tensor:
-        """Where the step writes the norm, 0-d. It is of this step when the Trainer looks, which it does after the step,
-        and after it has waited for the loss that it logs.
+        """Return the 0-d tensor to which the step writes the norm. The Trainer reads it after the step, and after
+        waiting for the loss that it logs, so that the norm is of this step.
         """
-        if self._trainer.is_fsdp_enabled:  # its scaler learns of non-finite gradients of other ranks by this alone
+        if self._trainer.is_fsdp_enabled:  # FSDP's scaler learns of other ranks' non-finite gradients by this alone
             self._trainer.accelerator.unscale_gradients()
         return self._fused._control.slot("grad_norm")
 
     def _settle(self) -> None:
-        """Go where the parameters are by now, as the first step would: `_norm` shows memory there. FSDP2 moves them
-        after the optimizer was made.
+        """Move the control to the parameters' device, as the first step would, since `_norm` shows its memory. FSDP2
+        moves parameters after the optimizer was made.
         """
         fused = self._fused
         if fused._control.device != fused._device():
@@ -159,7 +159,7 @@ class Driver:
             fused._restart()
 
     def _keywords(self) -> dict[str, Any]:
-        """Read when they are needed: a hyper-parameter search writes to the arguments between trainings."""
+        """Return arguments for FusedAdamW, read anew: a hyper-parameter search changes them between trainings."""
         args = self._trainer.args
         limit = args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else None
         found: dict[str, Any] = dict(lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
@@ -180,7 +180,7 @@ class Driver:
         return self.optimizer
 
     def _own(self, name: str) -> Callable[..., Any]:
-        """The Trainer's method, as it was before `attach`."""
+        """Return the Trainer's method as it was before `attach`."""
         trainer = self._trainer
         return self._replaced[name] if name in self._replaced else partial(getattr(type(trainer), name), trainer)
 

@@ -1,4 +1,4 @@
-"""What `use_fused_adamw` refuses, and what it warns of: requests of the TrainingArguments that would be lost."""
+"""Checks of `use_fused_adamw`, and its warnings of requests in the TrainingArguments that would be lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from greedylr_fused.schedules import LossSchedule, StepSchedule
 from greedylr_fused.step import check_schedule
 from greedylr_fused.warning import warn
 
-#: Options of FusedAdamW that the TrainingArguments have, by their names there.
+#: Options of FusedAdamW that the TrainingArguments have, and their names there.
 _OF_ARGUMENTS = {
     "lr": "learning_rate",
     "betas": "adam_beta1 and adam_beta2",
@@ -23,11 +23,11 @@ _OF_ARGUMENTS = {
     "weight_decay": "weight_decay",
     "max_grad_norm": "max_grad_norm",
 }
-#: Options that mean nothing here, and where a Trainer's parameters come from.
+#: Arguments of FusedAdamW that are no options here: they mean nothing, or come from elsewhere.
 _NO_OPTIONS = ("params", "schedule", "foreach", "capturable", "differentiable", "fused")
-#: `optim` of the TrainingArguments for what FusedAdamW is. Others ask for something else, some in training_step, too.
+#: Values of `optim` that mean AdamW. Others ask for something else, some in training_step, too.
 _ADAMW = ("adamw_torch", "adamw_torch_fused")
-#: Our form of each `lr_scheduler_type`, with a place for the warm-up; of others there is `Table`.
+#: Our form of each `lr_scheduler_type`, with a place for the warm-up; for others there is `Table`.
 _SCHEDULES = {
     "linear": "Linear(steps, {})",
     "cosine": "Cosine(steps, {})",
@@ -45,11 +45,11 @@ def check_trainer(trainer: Any, methods: Sequence[str]) -> None:
 
     Args:
         trainer: what `use_fused_adamw` was given.
-        methods: those that it needs.
+        methods: names that the Trainer must have.
 
     Raises:
         TypeError: not a Trainer.
-        RuntimeError: says which, and what to do.
+        RuntimeError: says what is wrong with it, and what to do.
     """
     if not isinstance(trainer, Trainer):
         raise TypeError(
@@ -81,7 +81,7 @@ def _refused(got: str, allowed: str, remedy: str) -> RuntimeError:
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Refuse what is no option of FusedAdamW, or is one of the TrainingArguments.
+    """Refuse what is no option of FusedAdamW, or is set by the TrainingArguments.
 
     Raises:
         TypeError: names it.
@@ -98,15 +98,15 @@ def check_options(options: dict[str, Any]) -> None:
 
 
 def is_function(schedule: Any) -> bool:
-    """Whether it is a function that returns the schedule, rather than one; a class is neither."""
+    """Return whether a schedule is given as a function that returns one; a class is no such function."""
     return callable(schedule) and not isinstance(schedule, (type, LossSchedule, StepSchedule))
 
 
 def steps_of(trainer: Trainer) -> int:
-    """The number of training steps, which the Trainer knows once it trains.
+    """Return the number of training steps, which the Trainer knows once it trains.
 
     Raises:
-        RuntimeError: it does not yet.
+        RuntimeError: the Trainer does not know it yet.
     """
     if trainer.state.max_steps <= 0:
         raise RuntimeError(
@@ -117,7 +117,7 @@ def steps_of(trainer: Trainer) -> int:
 
 
 def check_returned(schedule: Any) -> None:
-    """Refuse what the function given as schedule returned.
+    """Refuse what a function given as `schedule` returned, if it is no schedule.
 
     Raises:
         TypeError: it is not a schedule.
@@ -161,11 +161,11 @@ def warn_of_lost(trainer: Trainer, schedule: Schedule | None) -> None:
 
 
 def _not_in(schedule: Schedule, args: Any) -> list[tuple[str, str]]:
-    """What of the two scheduler options of the Trainer a schedule has not: kind of scheduler, and option with value."""
+    """Return the Trainer's scheduler options that a schedule does not follow: (scheduler type, option=value) each."""
     curve = getattr(schedule, "base", schedule)
     kind = _text(args.lr_scheduler_type)
     lost = []
-    if kind != "linear" and not isinstance(curve, StepSchedule):  # "linear" is what stands there unasked
+    if kind != "linear" and not isinstance(curve, StepSchedule):  # "linear" is the default
         lost.append((kind, f"lr_scheduler_type={kind!r}"))
     if args.warmup_steps and (not isinstance(curve, StepSchedule) or getattr(curve, "warmup_steps", None) == 0):
         lost.append((kind, f"warmup_steps={args.warmup_steps!r}"))
@@ -179,5 +179,5 @@ def _instead(kind: str, warmup: float) -> str:
 
 
 def _text(option: Any) -> str:
-    """An option of the TrainingArguments that may be an enumeration of texts."""
+    """Return an option of the TrainingArguments as text; it may be an enumeration."""
     return str(getattr(option, "value", option))

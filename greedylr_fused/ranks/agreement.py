@@ -1,4 +1,4 @@
-"""Whether the ranks hold the same: checked once where a mistake would go unnoticed, and on demand."""
+"""Checks that the ranks hold the same: once where a mistake would go unnoticed, and on demand."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from greedylr_fused.tensors import is_flattened, layout, local, sharded_dims
 
 
 def check_parameters(params: Sequence[Tensor], group: Any) -> None:
-    """Refuse parameters whose norm would be taken for another: plain ones of which each rank holds others, as those of
-    ZeroRedundancyOptimizer; DTensors of which ranks hold others that should hold the same, as the stages of a pipeline;
-    FSDP1's of which several ranks hold the same, as under HYBRID_SHARD. Compares shapes, dtypes and two elements of
-    each; waits for the device and all ranks.
+    """Refuse parameters whose norm would be wrong: plain ones that differ between ranks, as in ZeroRedundancyOptimizer;
+    parts of DTensors that should be the same on some ranks and differ, as between stages of a pipeline; FSDP1's parts
+    that several ranks hold alike, as under HYBRID_SHARD. Compares shapes, dtypes and two elements of each; waits for
+    the device and all ranks.
 
     Raises:
         RuntimeError: on every rank alike.
@@ -32,40 +32,38 @@ def check_parameters(params: Sequence[Tensor], group: Any) -> None:
     prints = [plain for plain, *_ in found]
     _refuse_others("plain parameters", prints, ["replicas"] * len(found))
     _refuse_others("parts of DTensors", [placed for _, placed, *_ in found], [place for _, _, place, _ in found])
-    held = [(part, rank) for rank, (*_, part) in enumerate(found) if part]  # those with nothing are not alike
+    held = [(part, rank) for rank, (*_, part) in enumerate(found) if part]  # ranks with nothing do not count as alike
     different = dict(reversed(held))
     if len(different) < len(held):
         first, second = next([different[part], rank] for part, rank in held if different[part] != rank)
         raise RuntimeError(
             f"FusedAdamW: got the same part of FSDP1's parameters on the ranks {first} and {second} of the process "
             f"group, allowed is another part on each of its {len(found)} ranks; pass partitions={len(different)}, the "
-            "number of ranks that hold one copy together: those of a shard group under HYBRID_SHARD, 1 under NO_SHARD"
+            "number of ranks that hold one copy together"
         )
 
 
 def _refuse_others(what: str, prints: Sequence[str], places: Sequence[str]) -> None:
-    """Ranks at the same place must hold the same."""
+    """Refuse ranks at the same place that do not hold the same."""
     first: dict[str, int] = {}
     for rank, (own, place) in enumerate(zip(prints, places, strict=True)):
         if own != prints[first.setdefault(place, rank)]:
             raise RuntimeError(
-                f"FusedAdamW: got {what} that are others on rank {rank} of the process group than on rank "
-                f"{first[place]} (shapes, dtypes or values), allowed are replicas, of which one counts; pass "
-                "partitions=, the number of parts that all parameters are divided into over the ranks beyond their "
-                "placements: the world size for ZeroRedundancyOptimizer, the number of stages of a pipeline, 1 if they "
-                "are replicas all the same"
+                f"FusedAdamW: got {what} on rank {rank} of the process group that differ from those on rank "
+                f"{first[place]}, allowed are replicas; pass partitions=, how many ranks hold different ones: "
+                "world size under ZeRO, stages of a pipeline, 1 for replicas"
             )
 
 
 def _place(param: Tensor) -> list[tuple[int, int]]:
-    """Which part of a parameter lies on this rank: its coordinates in the dimensions that divide it."""
+    """Return which part of a parameter lies on this rank: its coordinates in the dimensions that divide it."""
     spec = layout(param)
     coordinate = spec.mesh.get_coordinate()
     return [(dim, coordinate[dim]) for dim in sharded_dims(spec)]
 
 
 def _fingerprint(params: Sequence[Tensor], vary: bool = False) -> str:
-    """Empty if the parameters have no elements, and if they should `vary` and do not, as where all are zero."""
+    """Return a hash; empty if the parameters have no elements, or should `vary` and do not, as where all are zero."""
     parts = [local(param.detach()).resolve_conj() for param in params]
     held = [torch.view_as_real(p) if p.is_complex() else p for p in parts if p.numel()]
     if not held:
@@ -78,7 +76,7 @@ def _fingerprint(params: Sequence[Tensor], vary: bool = False) -> str:
 
 
 def gathered(value: Any, group: Any) -> list[Any]:
-    """What every rank of the group passed here, in rank order."""
+    """Return what every rank of the group passed here, in rank order."""
     found: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(found, value, group=group)
     return found
@@ -105,8 +103,8 @@ def check_control(control: Control, group: Any) -> None:
 
 
 def _decided(control: Control, needs_loss: bool) -> dict[str, str]:
-    """The bits of all slots, by name, but of those that hold a rank's own share until they are added up, or, without a
-    schedule, for good.
+    """Return the bits of all slots by name, without those that hold a rank's own share: until it is added up, or for
+    good where the loss decides nothing.
     """
     names = [*SLOTS, *(f"{block} of group {group}" for block in BLOCKS for group in range(control.n_groups))]
     names += [f"window[{i}]" for i in range(control.window_size)]

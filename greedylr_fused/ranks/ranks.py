@@ -1,4 +1,4 @@
-"""Which ranks decide together, and what each adds to the sums of all."""
+"""The ranks that decide together, and what each adds to the sums of all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from greedylr_fused.control import Control
 from greedylr_fused.ranks import agreement
 from greedylr_fused.tensors import is_flattened, layout, sharded_dims
 
-#: In the place of the default group that ranks were found in, before they were.
+#: Stands for the default group that ranks were found in, before they are.
 _NOWHERE = object()
 
 
@@ -27,7 +27,7 @@ class Ranks:
 
     Args:
         process_group, partitions: as in `FusedAdamW`.
-        needs_loss: whether there is a schedule, which needs the loss of all ranks.
+        needs_loss: whether the schedule needs the loss of all ranks.
 
     Attributes:
         size: R; 1 without torch.distributed.
@@ -44,16 +44,15 @@ class Ranks:
 
     @property
     def moved(self) -> bool:
-        """Whether torch.distributed was initialised or shut down since the ranks were found."""
+        """Return whether torch.distributed was initialised or shut down since the ranks were found."""
         return self._world_when_found is not _world()
 
     def find(self, params: Sequence[Tensor]) -> None:
-        """Find the ranks of these parameters. Every rank must call it for its own; it waits for nobody, unless their
-        mesh is a part of the world in several dimensions, for which a group is created once.
+        """Find the ranks that hold these parameters; every rank must call this for its own. It waits for no rank,
+        unless the mesh has several dimensions and is a part of the world: then a group is created, once.
 
         Raises:
-            RuntimeError: no group that encloses all meshes, one that this rank is not in, or one that `partitions`
-                does not fit.
+            RuntimeError: no group encloses all meshes, this rank is not in the group, or `partitions` does not fit it.
         """
         first, before, self._world_when_found = self._world_when_found is _NOWHERE, self._world_when_found, _world()
         if self._world_when_found is not before:
@@ -70,13 +69,13 @@ class Ranks:
             )
         if self.given is not None:
             self._check_enclosed(params)
-        # A rank may have no parameters (ZeroRedundancyOptimizer with few); what it waits for must not depend on that.
+        # A rank may have no parameters (ZeroRedundancyOptimizer with few); its collectives must not depend on that.
         shards = {self.partitions or 1 if self.size > 1 else 1, *map(self._shards, params)}
         if wrong := next((n for n in shards if self.size % n), None):
             raise RuntimeError(
                 f"FusedAdamW got parameters in {wrong} parts (mesh dimensions that shard, times partitions="
                 f"{self.partitions}) for a group of {self.size} ranks, allowed are divisors of its size; pass the "
-                "process_group of all ranks that hold a part, and as partitions only what placements do not say"
+                "process_group of all ranks that hold a part, or correct partitions"
             )
         self._sharded = max(shards) > 1
         if first and self.partitions is None and self.decide_together:
@@ -96,11 +95,11 @@ class Ranks:
 
     @property
     def decide_together(self) -> bool:
-        """Whether there are collectives: with several ranks, and a schedule or something sharded."""
+        """Return whether there are collectives: with several ranks, if the loss decides or something is sharded."""
         return self.size > 1 and (self._sharded or self._needs_loss)
 
     def any(self, params: Sequence[Tensor], own: bool) -> bool:
-        """Whether it is so on any rank; waits for all, if they decide together. `params`: as in `find`."""
+        """Return whether `own` is true on any rank; waits for all if they decide together. `params`: as in `find`."""
         if self.moved:
             self.find(params)
         return any(agreement.gathered(own, self.group)) if self.decide_together else own
@@ -115,8 +114,8 @@ class Ranks:
             agreement.check_control(control, self.group)
 
     def _group_of(self, params: Sequence[Tensor]) -> Any:
-        """The group of the parameters' root mesh; None, the default group, without one, and for several dimensions that
-        enclose the world.
+        """Return the group of the parameters' root mesh; None, the default group, without a mesh, or if it has several
+        dimensions and spans the world.
         """
         roots = list(dict.fromkeys(_root(spec.mesh) for spec in map(layout, params) if spec is not None))
         if not roots:
@@ -137,7 +136,7 @@ class Ranks:
         return self._made[largest]
 
     def _shards(self, param: Tensor) -> int:
-        """How many different parts of a parameter the ranks hold together."""
+        """Return how many different parts of a parameter the ranks hold together."""
         if self.size == 1:
             return 1
         spec = layout(param)
@@ -147,12 +146,12 @@ class Ranks:
         return parts * (self.partitions or 1)
 
     def norm_weight(self, param: Tensor) -> float:
-        """This rank's share of the squared gradient of a parameter (of what lies here)."""
+        """Return the weight, S / R, of the squared gradient of a parameter on this rank."""
         return self._shards(param) / self.size if self._sharded or self._needs_loss else 1.0
 
     def shared(self, control: Control, scaled: bool) -> Tensor | None:
-        """The slots to add up over ranks at this step, a view; None if each rank knows all there is to know: with one
-        rank, or where nothing is sharded and no schedule looks at the loss, as torch's AdamW.
+        """Return a view of the slots to add up over ranks at this step; None if each rank knows all there is to know:
+        with one rank, or where nothing is sharded and no schedule looks at the loss, as with torch's AdamW.
         """
         if self.size == 1:
             return None
@@ -162,16 +161,16 @@ class Ranks:
         return control.shared_gradients if self._sharded and gradients else None
 
     def add_up(self, shared: Tensor, *, norm: bool) -> Any:
-        """Start to add up those slots over all ranks, in place; `wait()` of what is returned lets the device wait on a
-        GPU, the host on a CPU.
+        """Start to add up those slots over all ranks, in place, and return the work: its `wait()` makes the device wait
+        on a GPU, the host on a CPU.
 
         Args:
             shared: what `shared()` returned.
-            norm: whether they hold a norm, the first of which is preceded by a comparison of the parameters.
+            norm: whether the slots hold a norm; before the first one the parameters are compared.
 
         Raises:
-            RuntimeError: the group has no backend for the device of the parameters; or they are not divided over the
-                ranks as the norm takes it.
+            RuntimeError: the group has no backend for the device of the parameters, or the parameters are not divided
+                over the ranks as the norm assumes.
         """
         if norm and self._to_compare is not None and not capturing(shared.device):
             agreement.check_parameters(self._to_compare, self.group)
@@ -188,12 +187,12 @@ class Ranks:
 
 
 def _world() -> Any:
-    """The default process group, None without."""
+    """Return the default process group, None without."""
     return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
 
 
 def _root(mesh: Any) -> Any:
-    """The mesh that a mesh was sliced or flattened from."""
+    """Return the mesh that a mesh was sliced or flattened from."""
     if hasattr(mesh, "_get_root_mesh"):
         return mesh._get_root_mesh()
     above = torch.distributed.device_mesh._mesh_resources.get_root_mesh(mesh)  # before PyTorch 2.10

@@ -1,8 +1,8 @@
 """Learning-rate schedules as data: a frozen configuration here, its arithmetic or its table on the device.
 
-`steps.py` is what those share that the step alone decides, each a curve over steps (`cosine.py`, `wsd.py`, ...);
-`loss_driven.py` what those share that the loss decides, `greedy.py` and `plateau.py`, whose decisions `loss_spec.py`
-specifies in plain floats. `refinement.py` makes a curve (`refined.py`) of the gradient norms of a run.
+`steps.py` is the base of those that the step alone decides, each a curve over steps (`cosine.py`, `wsd.py`, ...);
+`loss_driven.py` is the base of those that the loss decides, `greedy.py` and `plateau.py`, and `loss_spec.py` specifies
+their decisions in plain floats. `refinement.py` makes a curve (`refined.py`) of the gradient norms of a run.
 """
 
 from greedylr_fused.schedules import refinement

@@ -15,7 +15,7 @@ from greedylr_fused.schedules.steps import Annealed
 
 
 def bend(x: float, k: float) -> float:
-    """The family's x / (x + k (1 - x)): 1 at x = 1 and 0 at x = 0 for every k > 0, and x for k = 1, to the bit."""
+    """Return x / (x + k (1 - x)): for every k > 0 it is 1 at x = 1 and 0 at x = 0; for k = 1 it is x, to the bit."""
     return x / (x + k * (1.0 - x)) if x else 0.0  # k may be so small that it has underflowed to 0
 
 
@@ -29,7 +29,7 @@ class REX(Annealed):
     Args:
         total_steps: length of the run in steps, warm-up included. In [1, 2**25].
         warmup_steps: steps of a linear warm-up from 0, at most `total_steps`; t and T count from its end. Default: 0.
-        min_lr_ratio: where it ends, as a ratio of the peak, in [0, 1]. Default: 0.0.
+        min_lr_ratio: the end as a ratio of the peak, in [0, 1]. Default: 0.0.
         d: 0 is `Linear`, to the bit; the larger, the longer it stays near the peak: 0.9 is common in LoRA trainers. In
             [0, 1). Default: 0.5.
 
@@ -46,7 +46,7 @@ class REX(Annealed):
             checks.refuse(self, "d", self.d, "0 <= d < 1", "write d=0.5, the paper's, or d=0 for a straight line")
 
     def shape(self, steps: int) -> Iterator[float]:
-        """The line, bent with k = 1 - d."""
+        """Return the line, bent with k = 1 - d."""
         k = 1.0 - self.d
         return (bend((steps - n) / steps, k) for n in range(steps + 1))
 
@@ -63,8 +63,8 @@ class UBA(Annealed):
     Args:
         total_steps: length of the run in steps, warm-up included. In [1, 2**25].
         warmup_steps: steps of a linear warm-up from 0, at most `total_steps`; t and T count from its end. Default: 0.
-        min_lr_ratio: where it ends, as a ratio of the peak, in [0, 1]. Default: 0.0.
-        phi: at half of the budget f is 1 / (1 + phi / 2): towards 0 a constant, at 2 `Cosine`, to the bit, above 2 it
+        min_lr_ratio: the end as a ratio of the peak, in [0, 1]. Default: 0.0.
+        phi: at half of the budget f is 1 / (1 + phi / 2): towards 0 a constant, at 2 `Cosine`, to the bit, above 2 f
             falls earlier than that. > 0. No default.
 
     Raises:
@@ -80,6 +80,6 @@ class UBA(Annealed):
             checks.refuse(self, "phi", self.phi, "> 0", "write phi=2.0 for a cosine, or use Constant for no decay")
 
     def shape(self, steps: int) -> Iterator[float]:
-        """The cosine, bent with k = phi / 2."""
+        """Return the cosine, bent with k = phi / 2."""
         k = self.phi / 2.0
         return (bend(0.5 * (1.0 + math.cos(math.pi * (n / steps))), k) for n in range(steps + 1))

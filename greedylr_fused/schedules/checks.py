@@ -27,7 +27,7 @@ def mistype(schedule: object, name: str, got: object, allowed: str, remedy: str)
 
 
 def whole(schedule: object, name: str, *, least: int, most: int = MAX_STEPS, value: Any = OPTION) -> int:
-    """The int option `name`, or `value` where that is an argument of a method; refused outside `[least, most]`."""
+    """Return the int option `name`, or `value`, an argument of a method; refuse it outside `[least, most]`."""
     got: Any = getattr(schedule, name) if value is OPTION else value
     if isinstance(got, bool) or not isinstance(got, int):
         number = isinstance(got, Real) and math.isfinite(got)  # one of numpy's, too
@@ -42,7 +42,7 @@ def whole(schedule: object, name: str, *, least: int, most: int = MAX_STEPS, val
 
 
 def number(schedule: object, name: str, *, allowed: str, example: float, default: bool = True) -> float:
-    """The number option `name`, kept as a Python float so that equal schedules have equal bits.
+    """Return the number option `name`, kept as a Python float so that equal schedules have equal bits.
 
     Args:
         schedule: the frozen dataclass that has the option.

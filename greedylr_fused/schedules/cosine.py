@@ -38,17 +38,17 @@ class Cosine(Annealed):
         check_cycles(self)
 
     def shape(self, steps: int) -> Iterator[float]:
-        """(1 + cos(2 pi cycles n / steps)) / 2."""
+        """Return (1 + cos(2 pi cycles n / steps)) / 2 for n from 0 to `steps`."""
         frequency = math.pi * self.num_cycles * 2.0
         return (0.5 * (1.0 + math.cos(frequency * (n / steps))) for n in range(steps + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CosineRestarts(Annealed):
-    """Falls along half a cosine, jumps back to the peak, and falls again; at the end of the run it is at the floor.
+    """Repeated falls along half a cosine, each after a jump back to the peak; the run ends at the floor.
 
-    Either `num_cycles` falls of equal length share the run, or the first one takes `first_steps` and each one `mult`
-    times as long as the one before, in which case the end of the run may cut the last one short.
+    Either `num_cycles` falls of equal length share the run, or the first one takes `first_steps` and each other one
+    `mult` times as long as the one before, in which case the end of the run may cut the last one short.
 
     Source: with `num_cycles` bit-equal to `transformers.get_cosine_with_hard_restarts_schedule_with_warmup` 5.17
     (which has no floor). With `first_steps` and `mult` the LRs that
@@ -86,7 +86,7 @@ class CosineRestarts(Annealed):
             checks.refuse(self, "mult", self.mult, "1 without first_steps", "write first_steps= as well")
 
     def shape(self, steps: int) -> Iterator[float]:
-        """(1 + cos(pi c)) / 2, c in [0, 1) being how far the fall is at that step; 0 at the end."""
+        """Yield (1 + cos(pi c)) / 2, c in [0, 1) being the share of the fall that is done at a step; 0 at the end."""
         if self.first_steps is not None:
             yield from self._growing(self.first_steps, steps)
         else:

@@ -25,7 +25,7 @@ DEFAULT_MAX_RATIO = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class GreedyLR(LossSchedule):
-    """Raise the learning rate while the loss improves, cut it while it does not.
+    """A learning rate that rises while the loss improves, and is cut while it does not.
 
     The unit of `patience`, `cooldown`, `warmup` and `window_size` is *observations*: one per optimizer step. Counting
     restarts after every change, so the LR changes at most once in `patience + 1` observations. All groups share one
@@ -59,15 +59,15 @@ class GreedyLR(LossSchedule):
         reset_start: after this many cuts with every group at its lower bound, all starts over: the LR jumps back to
             the starting LR, and the best is forgotten. >= 0; 0 and 1 both start over on first reaching the bound.
             Write a large number, such as 10**9, to never start over. Default: 500.
-        base: a step schedule, such as `Cosine(total_steps=10_000)`, that the LR follows: what the loss moves, between
-            the bounds, is then the LR before the factor of that schedule. It anneals when the schedule does, which
-            GreedyLR alone does not promise. Default: None.
-        compare: "best", with the best so far, or "previous", with the observation before. The paper's Algorithm 1 is
+        base: a step schedule, such as `Cosine(total_steps=10_000)`, whose factor multiplies the LR that the loss moves
+            between the bounds. The LR then anneals when that schedule does, which GreedyLR alone does not promise.
+            Default: None.
+        compare: compare with the "best" so far, or with the "previous" observation. The paper's Algorithm 1 is
             `GreedyLR(compare="previous", patience=0, threshold=0, eps=0, smooth=False)`; the first observation, which
             it leaves open, counts as better. Default: "best".
         forget_every: after this many observations the best is forgotten, so that the next one counts as better, and
-            counting restarts; LR and window stay. So did the paper's own runs of large models, every 500 observations
-            (`balak4/transformers`, branch dev: what it calls a reset). >= 0; 0 for never. Default: 0.
+            counting restarts; LR and window stay. The paper's own runs of large models forget every 500 observations
+            (`balak4/transformers`, branch dev, which calls it a reset). >= 0; 0 for never. Default: 0.
         min_lr_ratio: instead of `min_lr`, as a ratio of each group's starting LR, in [0, 1]. Default: 0.1.
         max_lr_ratio: instead of `max_lr`, as a ratio of each group's starting LR, >= 1. Default: 10.
 
@@ -124,7 +124,7 @@ class GreedyLR(LossSchedule):
             checks.refuse(self, name, ratio, allowed, f"leave {name} out for its default")
 
     def bounds(self, lr: float, group: int) -> tuple[float, float]:
-        """`(min_lr, max_lr)` of the group with that index and starting LR.
+        """Return `(min_lr, max_lr)` of the group with that index and starting LR.
 
         Raises:
             ValueError: the bounds do not enclose the LR, or a per-group list is too short.
@@ -147,5 +147,5 @@ class GreedyLR(LossSchedule):
 
     @property
     def compare_with(self) -> CompareWith:
-        """As transformers' class does not compare what it waits through, or, with `compare`, every observation."""
+        """Return LAST for "previous"; for "best" transformers' rule, which compares only what is not waited through."""
         return CompareWith.LAST if self.compare == "previous" else CompareWith.BEST_WHILE_DECIDING

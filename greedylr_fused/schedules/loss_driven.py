@@ -1,4 +1,4 @@
-"""What the schedules that the loss drives have in common: checks of their options, bounds, slots."""
+"""The base of the loss-driven schedules: checks of their options, bounds, slots."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from greedylr_fused.schedules.steps import StepSchedule
 
 
 class Kind(IntEnum):
-    """What decides the level of an optimizer's LR (`csrc/core/slots.h`)."""
+    """The kind of schedule that decides the level of an optimizer's LR (`csrc/core/slots.h`)."""
 
     NONE = 0
     GREEDY = 1
@@ -20,7 +20,7 @@ class Kind(IntEnum):
 
 
 class CompareWith(IntEnum):
-    """What observations are compared with: the best of those that were not waited through, the best, or the last."""
+    """The observation to compare with: the best of those that were not waited through, the best of all, or the last."""
 
     BEST_WHILE_DECIDING = 0
     BEST = 1
@@ -28,8 +28,8 @@ class CompareWith(IntEnum):
 
 
 class Event(IntEnum):
-    """What the loss decided in a step: a change of the level, not one that a bound or `eps` left out. A reset is one
-    too where it changed the best alone.
+    """The decision of the loss in a step: a change of the level, not one that a bound or `eps` left out. A reset is an
+    event too if it changed the best alone.
     """
 
     NONE = 0
@@ -42,11 +42,11 @@ class LossSchedule:
     """A schedule that moves a level per parameter group by the loss of each step. The learning rate is that level,
     times the curve of `base` if there is one.
 
-    All are one machine (`loss_spec`), with other values of what follows: fields of those frozen dataclasses that derive
-    from this, or fixed by them.
+    All are one machine (`loss_spec`) with other values of the options below, which are fields of the frozen dataclasses
+    that derive from this class, or fixed by them.
 
     Attributes:
-        kind: of schedule, in checkpoints.
+        kind: the kind of schedule, in checkpoints.
         raises: whether better observations raise the level.
     """
 
@@ -69,11 +69,11 @@ class LossSchedule:
 
     @property
     def compare_with(self) -> CompareWith:
-        """What observations are compared with."""
+        """Return what observations are compared with."""
         raise NotImplementedError
 
     def bounds(self, lr: float, group: int) -> tuple[float, float]:
-        """Bounds of the level of the group with that index and starting LR."""
+        """Return the bounds of the level of the group with that index and starting LR."""
         raise NotImplementedError
 
     def check_groups(self, n_groups: int) -> None:
@@ -87,7 +87,7 @@ class LossSchedule:
                 )
 
     def slots(self) -> dict[str, float]:
-        """The values of the control vector that this configuration fixes."""
+        """Return the values of the control vector that this configuration fixes."""
         same = ("factor", "patience", "threshold", "cooldown", "warmup", "eps", "smooth", "window_size", "reset_start")
         return {
             "kind": float(self.kind),
@@ -100,7 +100,7 @@ class LossSchedule:
         }
 
     def bound_of(self, name: str, group: int, default: float) -> float:
-        """One bound of one group: what was given for it, or the default."""
+        """Return one bound of one group: what was given for it, or the default."""
         value: Any = getattr(self, name)
         if isinstance(value, tuple):
             if group >= len(value):
@@ -109,7 +109,7 @@ class LossSchedule:
         return default if value is None else float(value)
 
     def _check(self, counts: Sequence[tuple[str, int]]) -> None:
-        """Check the fields above, and those that count from the number beside them on."""
+        """Check the fields above, and that each of `counts` is at least the number beside it."""
         checks.choice(self, "mode", ("min", "max"))
         checks.choice(self, "threshold_mode", ("abs", "rel"))
         for name, allowed, example in (
@@ -133,7 +133,7 @@ class LossSchedule:
             checks.mistype(self, "base", self.base, "None or a step schedule", "write base=Cosine(total_steps=10_000)")
 
     def _bound(self, name: str, value: Any) -> float | tuple[float, ...] | None:
-        """A bound as a float, or one per group."""
+        """Return a bound as a float, or one per group; None for None."""
         if value is None:
             return None
         if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The loss-driven schedules in plain Python floats: what every device form is tested against, bit for bit.
+"""The loss-driven schedules in plain Python floats: every device form is tested against them, bit for bit.
 
 Steps are tagged C1..C9; `csrc/core/observe.h`, the Triton kernel and the reference backend carry the same tags.
 Semantics: `transformers.optimization.GreedyLR` 5.17 and `torch.optim.lr_scheduler.ReduceLROnPlateau` 2.13, except for
@@ -22,7 +22,7 @@ class Window(deque[float]):
         self.size, self.sum = size, 0.0
 
     def mean_with(self, x: float) -> float:
-        """Add first, evict after, divide by what is there."""
+        """Return the mean with x in the window. Add first, evict after, divide by what is there."""
         self.append(x)
         self.sum += x
         if len(self) > self.size:
@@ -73,7 +73,7 @@ class LossSpec:
         finite = math.isfinite(x)
         if finite and self.config.smooth:  # C2: window
             x = self.window.mean_with(x)
-        if self.config.forget_every:  # C3: first the memory that is due to go
+        if self.config.forget_every:  # C3: first forget the best when that is due
             if self.forget_left == 0:
                 self._forget()
             self.forget_left -= 1

@@ -15,10 +15,10 @@ STRATEGIES = ("cos", "linear")
 
 @dataclass(frozen=True, kw_only=True)
 class OneCycle(StepSchedule):
-    """Rises from peak / div_factor to the peak, and falls to peak / div_factor / final_div_factor.
+    """A rise from peak / div_factor to the peak, and a fall to peak / div_factor / final_div_factor.
 
-    Only the LR is cycled: betas stay as they are, which in torch is `cycle_momentum=False`, not its default. Its own
-    options say where it starts and ends, so there is no `warmup_steps` and no `min_lr_ratio`. The optimizer's `lr` is
+    Only the LR is cycled: betas stay as they are, which in torch is `cycle_momentum=False`, not the default. Options
+    set start and end, so there is no `warmup_steps` and no `min_lr_ratio`. The optimizer's `lr` is
     the peak, torch's `max_lr`.
 
     Source: the LRs of `torch.optim.lr_scheduler.OneCycleLR` (torch 2.13): bit-equal for a peak of 1.0, and for others
@@ -67,7 +67,7 @@ class OneCycle(StepSchedule):
             checks.refuse(self, "final_div_factor", final, allowed, "write a larger one to end below the peak")
 
     def curve(self) -> array[float]:
-        """The cycle: `total_steps` values, of which the last is 1 / div_factor / final_div_factor."""
+        """Return the cycle: `total_steps` values, of which the last is 1 / div_factor / final_div_factor."""
         start = 1.0 / self.div_factor
         end = start / self.final_div_factor
         phases = [(self.pct_start * self.total_steps - 1, start, 1.0)]  # last step, first and last ratio
@@ -82,7 +82,7 @@ class OneCycle(StepSchedule):
         return values
 
     def _phase(self, steps: range, begin: float, last: float, start: float, end: float) -> Iterator[float]:
-        """From `start` to `end`, in torch's order of operations; a phase of no length is at its end."""
+        """Yield ratios from `start` to `end`, in torch's order of operations; a phase of no length is at its end."""
         for n in steps:
             done = (n - begin) / (last - begin) if last > begin else 1.0
             if self.anneal_strategy == "cos":

@@ -13,7 +13,7 @@ from greedylr_fused.schedules.steps import StepSchedule
 
 @dataclass(frozen=True, kw_only=True)
 class ReduceOnPlateau(LossSchedule):
-    """Cut the learning rate when the loss has not improved for a while; never raise it.
+    """A learning rate that is cut when the loss has not improved for a while, and never raised.
 
     Computes what `torch.optim.lr_scheduler.ReduceLROnPlateau` (PyTorch 2.13) does, with its option names, on the
     device. The unit of `patience` and `cooldown` is *observations*, one per optimizer step; torch's class is mostly
@@ -65,10 +65,10 @@ class ReduceOnPlateau(LossSchedule):
         object.__setattr__(self, "min_lr", self._bound("min_lr", self.min_lr))
 
     def bounds(self, lr: float, group: int) -> tuple[float, float]:
-        """`(min_lr, inf)` of the group with that index and starting LR.
+        """Return `(min_lr, inf)` of the group with that index and starting LR.
 
         Raises:
-            ValueError: the LR is below, or a per-group list is too short.
+            ValueError: the LR is below `min_lr`, or a per-group list is too short.
         """
         low = self.bound_of("min_lr", group, 0.0)
         if lr < low:
@@ -80,5 +80,5 @@ class ReduceOnPlateau(LossSchedule):
 
     @property
     def compare_with(self) -> CompareWith:
-        """The best, also of what is waited through."""
+        """Return BEST, which includes what is waited through."""
         return CompareWith.BEST

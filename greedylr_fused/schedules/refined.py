@@ -23,20 +23,20 @@ _ENTRIES = {"schedule", "warmup_steps", "min_lr_ratio", "provenance", "values"}
 class Refined(Table):
     """The shape that an earlier run's gradients call for: high where they are small, towards zero at the end.
 
-    Made by `from_norms`, or by the command `python -m greedylr_fused refine` from the `run.jsonl` that
-    `telemetry.Recorder(opt, path, grad_norms=True)` wrote. Equal norms give linear decay. What is transferred is the
-    shape: the peak LR is the one that the new run's optimizer is given, to be tuned as for any schedule.
+    It is made by `from_norms`, or by the command `python -m greedylr_fused refine` from the `run.jsonl` that
+    `telemetry.Recorder(opt, path, grad_norms=True)` wrote. Equal norms give linear decay. Only the shape is
+    transferred: the peak is the LR of the new run's optimizer, to be tuned as for any schedule.
 
-    Criticism, for the choice: the theory is for convex losses, and weights that do not depend on the gradient they
-    weigh; and the run that records costs as much as the run that profits. Where the norms collapse at the end (a
-    training set learned by heart), the schedule has its peak there; then take `Linear`.
+    Before choosing it: the theory assumes convex losses, and weights that do not depend on the gradient they weigh;
+    and the run that records costs as much as the run that profits. Where the norms collapse at the end (a training set
+    learned by heart), the schedule has its peak there; then take `Linear`.
 
     Args:
         values: as in `Table`; `from_norms` makes them, with the peak 1 and 0 at the last step.
         warmup_steps: as in `Table`, before the values. Default: 0; norms of a run from its first step on bring a
             warm-up of their own, since early gradients are large.
         min_lr_ratio: as in `Table`.
-        provenance: where the values come from: what JSON can hold, for `save`; no part of comparisons.
+        provenance: where the values come from, as JSON can hold it, for `save`; no part of comparisons.
 
     Raises:
         ValueError, TypeError: as in `Table`.
@@ -57,12 +57,11 @@ class Refined(Table):
         min_lr_ratio: float = 0.0,
         source: str = "",
     ) -> Refined:
-        """The refined schedule of a run: drop what is not finite, filter by medians, weigh, divide by the peak.
+        """Make the refined schedule of a run: drop what is not finite, filter by medians, weigh, divide by the peak.
 
         Args:
             norms: of the gradients before clipping, one per step of a whole run: list, array or tensor (one on a GPU
-                is waited for). [T] are L1 norms for "adam" and L2 norms for "sgd"; of [T, 2], L2
-                and L1, the right column is taken.
+                is waited for). [T]: L1 norms for "adam", L2 norms for "sgd"; [T, 2]: L2 and L1, of which it takes one.
             optimizer: the kind that the schedule is for. "adam" (AdamW too): weights G^-1 of L1 norms; "sgd": G^-2 of
                 L2 norms.
             total_steps: length of the new run in steps, warm-up included, from 2 to 2**25. Another number than that of
@@ -77,7 +76,7 @@ class Refined(Table):
             source: where the norms come from, for `save`.
 
         Raises:
-            TypeError, ValueError: an option is out of range, or norms that no schedule follows from: fewer than two
+            TypeError, ValueError: an option is out of range, or no schedule follows from the norms: fewer than two
                 finite ones, negative ones, all zero.
         """
         found = refinement.as_norms(norms, optimizer)
@@ -95,7 +94,7 @@ class Refined(Table):
         return cls(refinement.resample(schedule, n_steps - warmup_steps).tolist(), **options)
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON: all bits of the values, and where they come from (norms, tau, optimizer, version)."""
+        """Write a file of JSON: all bits of the values, and where they come from (norms, tau, optimizer, version)."""
         kept = {
             "schedule": type(self).__name__,
             "warmup_steps": self.warmup_steps,
@@ -111,7 +110,7 @@ class Refined(Table):
 
         Raises:
             OSError: no such file.
-            ValueError: it is something else, or damaged; names the file and what is wrong.
+            ValueError: the file is something else, or damaged; says what is wrong.
         """
         try:
             kept = json.loads(Path(path).read_text())

@@ -1,4 +1,4 @@
-"""From the gradient norms of a finished run to a schedule: refinement, without a dependency beyond torch.
+"""Refinement: a schedule from the gradient norms of a finished run, without a dependency beyond torch.
 
 Source: Defazio, Cutkosky, Mehta & Mishchenko, "When, Why and How Much? Adaptive Learning Rate Scheduling by Refinement"
 (arXiv 2310.07831). Their theory bounds the last iterate of SGD that steps by `w_t * sum_{p>t} w_p / sum_p w_p`, for any
@@ -20,7 +20,7 @@ DEFAULT_FLOOR = 1e-3
 
 
 def as_norms(norms: Any, optimizer: str) -> Tensor:
-    """The norms that this optimizer's weights need, one per step: float64 [T] on the CPU.
+    """Return the norms that this optimizer's weights need, one per step: float64 [T] on the CPU.
 
     Args:
         norms: list, array or tensor; [T], or [T, 2] with L2 and L1 norms.
@@ -60,12 +60,12 @@ def as_norms(norms: Any, optimizer: str) -> Tensor:
 
 
 def filter_width(n_norms: int, tau: float) -> int:
-    """Width of the median filter in steps, odd: about `tau` of all, 1 (no filter) below two."""
+    """Return the width of the median filter in steps, odd: about `tau` of all, 1 (no filter) below two."""
     return 2 * (int(tau * n_norms) // 2) + 1
 
 
 def median_filter(values: Tensor, width: int) -> Tensor:
-    """Median over a window around each value; a wider window takes no longer.
+    """Return the median over a window around each value; a wider window takes no longer.
 
     Before the start the first value is repeated; beyond the end values are mirrored, the last one not repeated. So the
     authors' code pads, https://github.com/facebookresearch/adaptive_scheduling.
@@ -104,7 +104,7 @@ def median_filter(values: Tensor, width: int) -> Tensor:
 
 
 def smoothed(norms: Tensor, tau: float) -> Tensor:
-    """The finite ones of the norms, through the median filter.
+    """Return the finite norms, after the median filter.
 
     Raises:
         ValueError: fewer than two are finite, or all are zero.
@@ -125,13 +125,13 @@ def smoothed(norms: Tensor, tau: float) -> Tensor:
 
 
 def refine(norms: Tensor, *, optimizer: str, tau: float, floor: float) -> Tensor:
-    """The refined schedule: the learning rate as a ratio of its peak, one value per finite norm, the last one 0.
+    """Return the refined schedule: the learning rate as a ratio of its peak, one value per finite norm, the last one 0.
 
     Args:
         norms: float64 [T], as `as_norms` returns them.
         optimizer: "adam" or "sgd": which power of the norm is the weight.
         tau: width of the median filter as a share of all steps.
-        floor: norms below this share of their median (of those above 0) are taken for that much.
+        floor: norms below this share of their median (of those above 0) count as that much.
     """
     found = smoothed(norms, tau)
     found = (found / found[found > 0].median()).clamp(min=floor)  # in units of the median: no power overflows
@@ -142,8 +142,8 @@ def refine(norms: Tensor, *, optimizer: str, tau: float, floor: float) -> Tensor
 
 
 def resample(schedule: Tensor, n_steps: int) -> Tensor:
-    """The same shape over another number of steps: interpolated linearly, first on first and last on last step, its
-    peak 1 again.
+    """Return the same shape over another number of steps: interpolated linearly, first on first and last on last step,
+    with a peak of 1 again.
     """
     n = len(schedule)
     if n == n_steps:

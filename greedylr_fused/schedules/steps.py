@@ -23,12 +23,12 @@ class StepSchedule:
     """
 
     def curve(self) -> array[float]:
-        """The LR as a ratio of the peak: typecode "d", one value per step from step 0, at least one; the last stays."""
+        """Return the LR as a ratio of the peak: typecode "d", one value or more, one per step; the last stays."""
         raise NotImplementedError
 
 
 def warm_up(steps: int) -> Iterator[float]:
-    """The first `steps` ratios of a linear warm-up, n / steps from 0, as in transformers: step 0 has an LR of 0."""
+    """Return the `steps` ratios of a linear warm-up, n / steps from 0, as in transformers: step 0 has an LR of 0."""
     return (n / steps for n in range(steps))
 
 
@@ -38,7 +38,7 @@ def check_warmup(schedule: StepSchedule) -> None:
 
 
 def check_cycles(schedule: StepSchedule) -> None:
-    """Refuse a number of waves that is none, or more than there can be steps."""
+    """Refuse a number of waves that is not above 0, or above the largest number of steps."""
     cycles = checks.number(schedule, "num_cycles", allowed="> 0", example=0.5)
     if not 0 < cycles <= checks.MAX_STEPS:
         remedy = "write num_cycles=0.5 to fall once, from the peak to the floor"
@@ -74,7 +74,7 @@ class Constant(StepSchedule):
         check_warmup(self)
 
     def curve(self) -> array[float]:
-        """The warm-up and then 1.0: `warmup_steps + 1` values."""
+        """Return the warm-up and then 1.0: `warmup_steps + 1` values."""
         return array("d", [*warm_up(self.warmup_steps), 1.0])
 
 
@@ -82,8 +82,8 @@ class Constant(StepSchedule):
 class Annealed(StepSchedule):
     """Base of the schedules of a fixed length: a linear warm-up, then `shape()` between the floor and the peak.
 
-    Step `total_steps`, the first after the run, and all later ones have the last value. A run that is all warm-up has
-    nothing between: it goes on at the floor.
+    Step `total_steps`, the first after the run, and all later ones have the last value. A run that is all warm-up goes
+    on at the floor.
 
     Args:
         total_steps: length of the run in steps, warm-up included. In [1, 2**25].
@@ -109,7 +109,7 @@ class Annealed(StepSchedule):
         check_floor(self)
 
     def shape(self, steps: int) -> Iterator[float]:
-        """What is left of the way from the floor to the peak, in [0, 1], after the warm-up: `steps + 1` values.
+        """Return what is left of the way from the floor to the peak, in [0, 1], after the warm-up: `steps + 1` values.
 
         Args:
             steps: from the end of the warm-up to the end of the run. >= 1.
@@ -117,7 +117,7 @@ class Annealed(StepSchedule):
         raise NotImplementedError
 
     def curve(self) -> array[float]:
-        """The warm-up, then the shape, lifted to the floor: `total_steps + 1` values."""
+        """Return the warm-up, then the shape, lifted to the floor: `total_steps + 1` values."""
         floor, span = self.min_lr_ratio, 1.0 - self.min_lr_ratio
         steps = self.total_steps - self.warmup_steps
         values = array("d", warm_up(self.warmup_steps))
@@ -129,7 +129,7 @@ class Annealed(StepSchedule):
 class Linear(Annealed):
     """A straight line from the peak to the floor.
 
-    The best schedule for the last iterate of SGD in the worst convex case (Defazio et al., "Optimal Linear Decay
+    It is the best schedule for the last iterate of SGD in the worst convex case (Defazio et al., "Optimal Linear Decay
     Learning Rate Schedules and Further Refinements", arXiv 2310.07831).
 
     Source: bit-equal to `transformers.get_linear_schedule_with_warmup` 5.17 (which has no floor).
@@ -145,7 +145,7 @@ class Linear(Annealed):
     """
 
     def shape(self, steps: int) -> Iterator[float]:
-        """(steps - n) / steps."""
+        """Return (steps - n) / steps for n from 0 to `steps`."""
         return ((steps - n) / steps for n in range(steps + 1))
 
 
@@ -155,8 +155,8 @@ class Polynomial(Annealed):
 
     Source: `transformers.get_polynomial_decay_schedule_with_warmup` 5.17, with `min_lr_ratio` for its absolute
     `lr_end` (whose default is 1e-7): bit-equal for a peak of 1.0. For other peaks upstream multiplies by the peak and
-    divides by it again, so that its LRs differ from these by rounding, a few units in the last place. Without floor
-    also `torch.optim.lr_scheduler.PolynomialLR`.
+    divides by it again, so that its LRs differ from these by rounding, a few units in the last place. Without a
+    floor this is also `torch.optim.lr_scheduler.PolynomialLR`.
 
     Args:
         total_steps: length of the run in steps, warm-up included. In [1, 2**25].
@@ -177,5 +177,5 @@ class Polynomial(Annealed):
             checks.refuse(self, "power", self.power, "> 0", "write power=1.0, or use Constant for no decay")
 
     def shape(self, steps: int) -> Iterator[float]:
-        """(1 - n / steps) ** power."""
+        """Return (1 - n / steps) ** power for n from 0 to `steps`."""
         return ((1 - n / steps) ** self.power for n in range(steps + 1))

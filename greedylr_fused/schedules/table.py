@@ -49,7 +49,7 @@ class Table(StepSchedule):
         check_floor(self)
 
     def curve(self) -> array[float]:
-        """The warm-up and then the values, lifted to the floor: `warmup_steps + len(values)` values."""
+        """Return the warm-up and then the values, lifted to the floor: `warmup_steps + len(values)` values."""
         floor, span = self.min_lr_ratio, 1.0 - self.min_lr_ratio
         curve = array("d", warm_up(self.warmup_steps))
         curve.extend(value * span + floor for value in self.values)

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from greedylr_fused.schedules import checks
 from greedylr_fused.schedules.steps import StepSchedule, check_cycles, check_floor, check_warmup
 
-#: From 0 to 1, by the share of the warm-up that is done.
+#: Each goes from 0 to 1 with the share of the warm-up that is done.
 WARMUPS: dict[str, Callable[[float], float]] = {
     "linear": lambda done: done,
     "cosine": lambda done: 0.5 * (1.0 - math.cos(math.pi * done)),
     "1-sqrt": lambda done: 1.0 - math.sqrt(1.0 - done),
 }
 
-#: From 1 to 0, by the share of the decay that is done and the number of waves.
+#: Each goes from 1 to 0 with the share of the decay that is done; a cosine also takes the number of waves.
 DECAYS: dict[str, Callable[[float, float], float]] = {
     "linear": lambda done, cycles: 1.0 - done,
     "cosine": lambda done, cycles: 0.5 * (1.0 + math.cos(math.pi * cycles * 2.0 * done)),
@@ -27,10 +27,10 @@ DECAYS: dict[str, Callable[[float, float], float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class WSD(StepSchedule):
-    """Warms up, stays at the peak, and decays to the floor at the end of the run.
+    """A warm-up, a stable phase at the peak, and a decay to the floor at the end of the run.
 
-    Without `total_steps` it is open-ended: it stays at the peak until `opt.start_decay(steps)` is called. Ending in
-    the same number of steps, both forms have the same LRs, to the bit.
+    Without `total_steps` it is open-ended: it stays at the peak until `opt.start_decay(steps)` is called. If both
+    forms end in the same number of steps, they have the same LRs, to the bit.
 
     Source: bit-equal to `transformers.get_wsd_schedule` 5.17 with `num_training_steps=total_steps`.
 
@@ -81,7 +81,7 @@ class WSD(StepSchedule):
             checks.refuse(self, "decay_steps", self.decay_steps, allowed, "shorten the warm-up or the decay")
 
     def curve(self) -> array[float]:
-        """The warm-up, the stable phase and the decay: `total_steps + 1` values; open-ended: the warm-up, then 1.0."""
+        """Return warm-up, stable phase and decay: `total_steps + 1` values; open-ended: the warm-up, then 1.0."""
         floor, span, warm = self.min_lr_ratio, 1.0 - self.min_lr_ratio, WARMUPS[self.warmup_type]
         values = array("d", (warm(n / self.warmup_steps) * span + floor for n in range(self.warmup_steps)))
         if self.total_steps is None or self.decay_steps is None:
@@ -91,7 +91,7 @@ class WSD(StepSchedule):
         return values + self.decay(self.decay_steps)
 
     def decay(self, steps: int) -> array[float]:
-        """The decay alone: `steps + 1` ratios of the peak, from 1.0 to the floor.
+        """Return the decay alone: `steps + 1` ratios of the peak, from 1.0 to the floor.
 
         Args:
             steps: length of the decay, in [1, 2**25].

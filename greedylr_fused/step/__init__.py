@@ -1,10 +1,10 @@
 """The host's side of a step, and its order.
 
-What happens in `step(loss=loss)`? `losses.py`: the loss is one number. `rates.py`: what the host wrote to the groups
-goes to the device. `engine.py`: a backend, and its table brought up to date by a look at all tensors, or built anew.
-The loss is observed. `flow.py`: norm, sums over ranks, update, control. `mirror.py`: a snapshot of the device is asked
-for, and shown when it has arrived; `skips.py` warns if no step is taken any more. `options.py` has the checks of all
-options.
+What happens in `step(loss=loss)`? `losses.py` checks that the loss is one number. `rates.py` sends LRs that were
+written into the groups to the device. `engine.py` has a backend, and looks at all tensors to bring its table up to
+date, or builds a new one. The loss is observed. `flow.py` runs norm, sums over ranks, update and control. `mirror.py`
+asks for a snapshot of the device, and shows it when it has arrived; `skips.py` warns if all steps are skipped.
+`options.py` checks all options.
 """
 
 from greedylr_fused.step import flow, losses, options

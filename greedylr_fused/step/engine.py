@@ -18,18 +18,18 @@ from greedylr_fused.tensors import REBUILD, Copies, Entry, TensorTable, watching
 
 
 class Engine:
-    """Keeps a table and a backend for the parameters that have state, and builds new ones when they change.
+    """Table and backend for the parameters that have state, built anew when those change.
 
     Args:
         backend: name as in `FusedAdamW(backend=...)`.
-        device: where the parameters lie now; the choice is made anew if they move.
+        device: where the parameters lie now; if they move, a backend is chosen anew.
         state_dtype: storage type of new moments, None for the parameter's.
         ranks: the processes that decide together.
 
     Attributes:
-        captures: lists of what captured graphs read. What is captured is put into the last one. The first is that of
-            graphs which anybody captures, and lives as long as the engine; a CapturedStep adds one while it captures,
-            and keeps it with its graph.
+        captures: lists that keep alive what captured graphs read; a capture adds to the last one. The first, for graphs
+            that users capture, lives as long as the engine; a CapturedStep appends one while it captures, and keeps it
+            with its graph.
     """
 
     def __init__(self, backend: str, device: torch.device, state_dtype: torch.dtype | None, ranks: Ranks) -> None:
@@ -46,18 +46,18 @@ class Engine:
         self.has_begun = False  # nothing was stepped, loaded or materialised yet
 
     def find_ranks(self, params: Sequence[Tensor]) -> None:
-        """Find them again if torch.distributed was initialised or shut down since, which changes each one's share."""
+        """Find the ranks again if torch.distributed was initialised or shut down since, which changes their shares."""
         if self.ranks.moved:
             self.ranks.find(params)
             self.discard()
 
     def ready(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> Backend | None:
-        """The backend with its table brought up to date; None if it needs to be `rebuilt`."""
+        """Return the backend with its table brought up to date; None if it must be `rebuilt`."""
         known = self.watch is not None and not self.ranks.moved
         return self.backend if known and self._refreshed(groups, state) else None
 
     def rebuilt(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], control: Control) -> Backend:
-        """A backend over a new table."""
+        """Return a backend over a new table."""
         self.discard()
         self._build(groups, state, control)
         self.has_begun = True
@@ -70,7 +70,7 @@ class Engine:
         return self.backend
 
     def look(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> int:
-        """What a look finds (watch.py), REBUILD if the table describes something else; kept for the next step."""
+        """Return what a look at all tensors finds (watch.py), kept for the next step; REBUILD if the table is stale."""
         if self.watch is None or self.table is None or self.ranks.moved or self.copies.moved():
             return REBUILD
         found: int = self.watch.look(groups, state)
@@ -89,22 +89,22 @@ class Engine:
 
     @staticmethod
     def _subclass_overrides_off() -> contextlib.AbstractContextManager[None]:
-        """DTensor has none, and PyTorch takes as long to find that out as to read its gradient."""
+        """Turn overrides off: DTensor has none, but looking for them takes as long as reading its gradient."""
         return torch._C.DisableTorchFunctionSubclass()
 
     def release(self) -> None:
-        """After the step: see `TensorTable.release`."""
+        """Release the table after a step; see `TensorTable.release`."""
         if self.table is not None:
             self.table.release()
 
     @property
     def captured(self) -> bool:
-        """Whether somebody captured a graph, which may be replayed."""
+        """Return whether anybody captured a graph, which may be replayed."""
         return bool(self.captures[0]) or (self.table is not None and self.table.captured)
 
     @property
     def lent(self) -> bool:
-        """Whether a CapturedStep captures."""
+        """Return whether a CapturedStep is capturing."""
         return len(self.captures) > 1
 
     def discard(self) -> None:
@@ -119,7 +119,7 @@ class Engine:
                 if param.grad is not None and not known:
                     count = torch.zeros((), dtype=torch.float32, device=param.device)
                     known = {"step": count, "exp_avg": self._zeros(param), "exp_avg_sq": self._zeros(param)}
-                    state[param] = known  # whole, whatever interrupts this
+                    state[param] = known  # complete, whatever interrupts this
                 if known and group["amsgrad"] and "max_exp_avg_sq" not in known:
                     known["max_exp_avg_sq"] = torch.zeros_like(known["exp_avg_sq"])
 
@@ -130,17 +130,17 @@ class Engine:
         zeroed: Callable[[Sequence[dict[str, Any]]], bool],
         control: Control,
     ) -> bool:
-        """Whether this step, that was given no loss, is distributed checkpointing's, which makes an optimizer create
-        its state by a step with LR 0 and zero gradients: then create it and do nothing else.
+        """Return whether this step without a loss is distributed checkpointing's, and if so create the state: a step
+        with LR 0 and zero gradients is how it makes an optimizer create that.
 
-        Another first step at LR 0 looks the same but for its gradients, which are read in that one step. Those of one
-        rank make it a step on all that step together, unless a schedule needs a loss, which this step was not given.
+        Any other first step at LR 0 differs only in its gradients, which are read in that one step. A nonzero gradient
+        on one rank makes it a step on all ranks, unless the schedule needs a loss, which this step was not given.
 
         Args:
             groups: the optimizer's parameter groups.
             state: its state.
-            zeroed: whether somebody has written LR 0 to all groups.
-            control: whose schedule may need a loss, of which some may have been observed.
+            zeroed: returns whether the host wrote LR 0 to all groups.
+            control: tells whether the schedule needs a loss, and whether losses were observed.
         """
         if state or not zeroed(groups):
             return False
@@ -148,7 +148,7 @@ class Engine:
         if self.has_begun and not params:
             return False
         needs_loss = control.needs_loss
-        asks = not needs_loss and not self.has_begun  # as every other rank, which may have gradients, or no parameters
+        asks = not needs_loss and not self.has_begun  # as every other rank asks, with gradients or without parameters
         if not needs_loss or control.observed:
             grads = (param.grad for param in params if param.grad is not None)
             real = any(grad.is_sparse or bool(grad.any()) for grad in grads)

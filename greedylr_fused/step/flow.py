@@ -1,4 +1,4 @@
-"""What a step does on the device, from the loss of this rank to the next learning rate."""
+"""The device's part of a step, from the loss of this rank to the next learning rate."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from greedylr_fused.backends import Backend
 from greedylr_fused.control import Control
 from greedylr_fused.ranks import Ranks
 
-#: Where torch.compile comes to what this decorates it ends its graph, and begins another behind it. That of
-#: `torch.compiler`, which torch's own optimizers take too, would import the compiler with this package, for 2 s.
+#: Makes torch.compile end its graph before what this decorates, and begin another after it; torch's own optimizers use
+#: it, too. `torch.compiler.disable` does the same, but would import the compiler with this package, for 2 s.
 outside_graphs: Any = torch._disable_dynamo
 
 
 def run(backend: Backend, control: Control, ranks: Ranks, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-    """Gradient norm, loss and norm over ranks, update, control. The host waits for nothing.
+    """Run gradient norm, sums of loss and norm over ranks, update and control; the host waits for nothing.
 
     Args:
         backend: over the table of all tensors.
         control: with the loss of this rank pending.
         ranks: those that decide together.
-        grad_scale: the loss scale, if GradScaler has set one for this step.
-        found_inf: whether GradScaler found a non-finite gradient, if it has looked.
+        grad_scale: the loss scale; None if GradScaler has set none for this step.
+        found_inf: whether GradScaler found a non-finite gradient; None if it has not looked.
     """
     scaled = control.set_amp(grad_scale, found_inf)
     reads, shared = control.reads_gradients, ranks.shared(control, scaled)

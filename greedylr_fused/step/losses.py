@@ -1,8 +1,9 @@
-"""The loss that a step is given: its forms, their checks, and what is said where there is none."""
+"""The loss given to a step: its forms, their checks, and the error when it is missing."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from greedylr_fused.control import Control
 from greedylr_fused.step.options import is_number
 from greedylr_fused.warning import warn
+
+#: Each is called with the closure whose result is to be the loss of a step, and raises if that is not the whole loss.
+closure_checks: list[Callable[[Any], None]] = []
 
 
 def check_loss(loss: Any) -> None:
@@ -32,7 +36,7 @@ def check_loss(loss: Any) -> None:
 
 
 def check_observed(loss: Any, weight: Any) -> None:
-    """Check arguments of observe().
+    """Check the arguments of observe().
 
     Raises:
         TypeError, ValueError: not one number, or a negative weight.
@@ -60,15 +64,15 @@ def check_weight(weight: Any) -> None:
 
 
 def of_step(closure: Any, loss: Any, control: Control) -> tuple[Any, Any]:
-    """What the closure returned, and the loss of this step; None for one that is missing, or was observed.
+    """Return what the closure returned, and the loss of this step: None if there is none, or if it was observed.
 
     Args:
         closure: argument of step().
         loss: argument of step().
-        control: where losses were observed.
+        control: holds the losses observed so far.
 
     Raises:
-        TypeError, ValueError, RuntimeError: no closure, not one number, given more than once, or that of a part alone.
+        TypeError, ValueError, RuntimeError: no closure; a loss that is not one number, given twice, or of a part alone.
     """
     before = control.observed
     try:
@@ -76,16 +80,17 @@ def of_step(closure: Any, loss: Any, control: Control) -> tuple[Any, Any]:
     except BaseException:
         control.discard_observed()  # the next attempt observes anew
         raise
-    returned = result if control.observed == before else None  # otherwise it has observed what it returns
+    returned = result if control.observed == before else None  # otherwise the closure has observed it
     if returned is not None and control.needs_loss:
-        check_whole(closure)
+        for check in closure_checks:
+            check(closure)
     given = one_loss(loss, returned, observed=control.observed > 0, needs_loss=control.needs_loss)
     warn_of_number(given, control.device)
     return result, given
 
 
 def one_loss(loss: Any, result: Any, *, observed: bool, needs_loss: bool) -> Any:
-    """The loss of this step, from the argument or what the closure returned; None if neither has one.
+    """Return the loss of this step, from the argument or what the closure returned; None if neither has one.
 
     Args:
         loss: the argument of step().
@@ -94,7 +99,7 @@ def one_loss(loss: Any, result: Any, *, observed: bool, needs_loss: bool) -> Any
         needs_loss: whether a schedule needs the loss; if not, a closure may return anything.
 
     Raises:
-        ValueError: it was given more than once.
+        ValueError: the loss was given more than once.
     """
     real = isinstance(result, Tensor) and result.numel() == 1 and not result.is_complex()
     if not needs_loss and not real and not is_number(result):
@@ -111,7 +116,7 @@ def one_loss(loss: Any, result: Any, *, observed: bool, needs_loss: bool) -> Any
 
 
 def check_given(loss: Any, control: Control) -> None:
-    """Refuse a step without a loss where the schedule decides from it.
+    """Refuse a step without a loss if the schedule needs one.
 
     Raises:
         RuntimeError: names the ways to give one.
@@ -120,16 +125,13 @@ def check_given(loss: Any, control: Control) -> None:
         return
     raise RuntimeError(
         f"FusedAdamW.step() got no loss, but its schedule {type(control.schedule).__name__} decides from the loss; "
-        "give it in one of three ways: step(loss=loss), or a closure that returns it: step(closure), or observe(loss) "
-        "per micro-batch and then step(). Each step needs the loss of its own batch; to decide from losses of "
-        "evaluations alone, drive torch.optim.AdamW by a DeviceSchedule. Under transformers' Trainer write "
-        "use_fused_adamw(trainer), under Lightning callbacks=[ObserveLoss()] (both in "
-        "greedylr_fused.integrations), with Accelerate opt.observe(loss)"
+        "give it in one of three ways: step(loss=loss), step(closure), or observe(loss) and then step(); for "
+        "frameworks, and losses of evaluations alone, see docs/faq.md"
     )
 
 
 def call(closure: Any) -> Any:
-    """What the closure returns, with gradients enabled.
+    """Call the closure with gradients enabled, and return its result.
 
     Raises:
         TypeError: not callable, such as a loss in the closure's place.
@@ -144,26 +146,9 @@ def call(closure: Any) -> Any:
 
 
 def warn_of_number(loss: Any, device: torch.device) -> None:
-    """Warn of a number as the loss of a step on a device that works behind the host's back: it was waited for."""
+    """Warn of a loss that is a number on an asynchronous device: the host has waited for it."""
     if device.type != "cpu" and is_number(loss):
         warn(
             f"FusedAdamW.step() got a number as loss for parameters on {device}: loss.item() and "
             "float(loss) wait for the device at each step; pass the tensor itself, step(loss=loss)"
-        )
-
-
-def check_whole(closure: Any) -> None:
-    """Refuse the loss of a closure that stands for one of several micro-batches: Lightning's returns that of the last
-    one, divided by their number, and runs the others outside of the step.
-
-    Raises:
-        RuntimeError: it is Lightning's, with gradient accumulation.
-    """
-    module = next(iter(getattr(closure, "args", ())), None)  # a partial function of the LightningModule
-    parts = getattr(getattr(module, "_trainer", None), "accumulate_grad_batches", 1)
-    if parts > 1:
-        raise RuntimeError(
-            f"FusedAdamW.step() got from Lightning the loss of the last of {parts} micro-batches alone, divided by "
-            f"{parts}, allowed is that of the whole step; pass Trainer(callbacks=[ObserveLoss()]), from "
-            "greedylr_fused.integrations.lightning"
         )

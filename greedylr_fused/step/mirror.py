@@ -1,7 +1,7 @@
-"""What the host sees of steps: a view of the control vector that never waits, and who else is told of them.
+"""The host's view of the control vector, which never waits, and the listeners that are told of steps.
 
-`update()` enqueues a copy of the state slots into pinned memory, and takes it over once the device has got that far. On
-a CPU both happen at once. At most one copy is under way.
+`update()` enqueues a copy of the state slots into pinned memory, and takes it over once it has arrived. On a CPU both
+happen at once. At most one copy is under way.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Metrics:
     loss: float
     """Loss of the last step (weighted mean of what was observed); NaN before the first."""
     smoothed_loss: float
-    """What was compared with `best`: the loss, or with `smooth` its mean over the window; NaN before the first."""
+    """Value compared with `best`: the loss, or with `smooth` its mean over the window; NaN before the first."""
     best: float
     """Best compared value so far; infinite before the first."""
     grad_norm: float
     """2-norm of all gradients before clipping, after unscaling; NaN where it was not needed."""
     grad_norm_l1: float
-    """Their 1-norm; NaN unless a `Recorder(grad_norms=True)` has each step measure it."""
+    """1-norm of the same gradients; NaN unless a `Recorder(grad_norms=True)` has each step measure it."""
     skipped: int
     """Steps skipped because of a non-finite gradient."""
 
@@ -45,10 +45,10 @@ class Metrics:
         return hash(repr(self))
 
     def scalars(self, prefix: str = "") -> dict[str, float]:
-        """What loggers take: one flat dictionary of floats.
+        """Return one flat dictionary of floats, as loggers take it.
 
-        What was not measured is left out: a NaN `grad_norm` or `smoothed_loss`, an infinite `best`. A NaN `loss` stays,
-        since that is to be seen. The LR is "lr", of several parameter groups "lr/0", "lr/1" and so on.
+        Values that were not measured are left out: a NaN norm or `smoothed_loss`, an infinite `best`. A NaN `loss`
+        stays, so that it is seen. The LR is "lr", or "lr/0", "lr/1" and so on with several parameter groups.
 
         Args:
             prefix: of every name, such as "optimizer/".
@@ -64,7 +64,7 @@ class Metrics:
 
     @classmethod
     def of(cls, state: Sequence[float], lr: Sequence[float]) -> Metrics:
-        """From the slots `STATE_BEGIN` on, and the LRs of all groups."""
+        """Make a snapshot of the slots from `STATE_BEGIN` on, and the LRs of all groups."""
 
         def value(name: str) -> float:
             return state[SLOT[name] - STATE_BEGIN]
@@ -83,7 +83,7 @@ class Metrics:
 
 
 class Mirror:
-    """The latest snapshot that has arrived.
+    """The latest snapshot of a control vector that has arrived on the host.
 
     Args:
         control: what to mirror; a rebuilt control needs a new mirror.
@@ -106,25 +106,25 @@ class Mirror:
 
     @property
     def lr(self) -> list[float]:
-        """As `metrics.lr`, in half the time."""
+        """The same as `metrics.lr`, in half the time."""
         lrs: list[float] = self._shown[1].tolist()
         return lrs
 
     @property
     def counts(self) -> tuple[float, float]:
-        """`metrics.step` and `metrics.skipped`, in a fraction of the time."""
+        """The same as `metrics.step` and `metrics.skipped`, in a fraction of the time."""
         step, skipped = self._shown[0][:2].tolist()
         return step, skipped
 
     @property
     def curve_value(self) -> float:
-        """What the step schedule makes of each level, as of this snapshot."""
+        """The step schedule's factor on each level, as of this snapshot."""
         at = SLOT["curve_value"] - STATE_BEGIN
         value: list[float] = self._shown[0][at : at + 1].tolist()
         return value[0]
 
     def update(self) -> bool:
-        """Take over a copy that has arrived, and enqueue the next unless one is under way; whether there was one.
+        """Take over a copy that has arrived, and enqueue the next unless one is under way; tell whether one arrived.
 
         Nothing happens while a graph is captured.
         """
@@ -144,15 +144,15 @@ class Mirror:
 
 
 class Listener(Protocol):
-    """Is told in `_listeners` of FusedAdamW and DeviceSchedule. Nothing in it may wait for the device, or raise for
-    what it finds.
+    """Interface of the entries in `_listeners` of FusedAdamW and DeviceSchedule. No method may wait for the device, or
+    raise because of what it finds.
     """
 
     def after_step(self) -> None:
-        """A step was enqueued; what this enqueues comes after it, and a graph that is captured repeats both."""
+        """Act after a step was enqueued; what this enqueues runs after it, and a captured graph repeats both."""
 
     def after_replay(self) -> None:
-        """A captured graph was replayed, with what `after_step` enqueued in it. The host has some time."""
+        """Act after a graph was replayed, with what `after_step` enqueued in its capture. The host has some time."""
 
     def after_restart(self) -> None:
-        """The control vector may lie in other memory, and its step count may have been loaded."""
+        """Act after a restart: the control vector may lie in other memory, and its step count may have been loaded."""

@@ -15,7 +15,7 @@ from greedylr_fused.schedules import LossSchedule, StepSchedule
 from greedylr_fused.tensors import DTYPES, MIXES
 from greedylr_fused.warning import warn
 
-#: By what share of where it started a learning rate may miss zero.
+#: How far rounding may bring a learning rate below zero, as a share of its starting value.
 _ROUNDING = 1e-12
 _STATE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -45,11 +45,11 @@ def check_schedule(schedule: Any) -> None:
 
 
 def check_not_in_zero(schedule: Any) -> None:
-    """Refuse a schedule of an optimizer that ZeroRedundancyOptimizer constructs, which keeps learning rates of its own:
-    it copies them over those inside before each step, and neither saves nor loads through the optimizer inside.
+    """Refuse a schedule of an optimizer that ZeroRedundancyOptimizer constructs. That one keeps learning rates of its
+    own, copies them over those inside before each step, and neither saves nor loads through the optimizer inside.
 
     Raises:
-        TypeError: says what drives it from outside.
+        TypeError: names what drives ZeroRedundancyOptimizer from outside.
     """
     frame: Any = sys._getframe() if schedule is not None else None
     while frame is not None:
@@ -57,24 +57,24 @@ def check_not_in_zero(schedule: Any) -> None:
             raise TypeError(
                 f"schedule: expected None within ZeroRedundancyOptimizer, got {type(schedule).__name__}; construct "
                 "zero = ZeroRedundancyOptimizer(..., lr=torch.tensor(lr)) without it, then "
-                "DeviceSchedule(zero, schedule), and call its step(loss) after zero.step()"
+                "DeviceSchedule(zero, schedule), and call its step(loss=loss) after zero.step()"
             )
         frame = frame.f_back
 
 
 def needs_loss(schedule: Any) -> bool:
-    """Whether the loss decides anything in it."""
+    """Return whether the loss decides anything in this schedule."""
     return isinstance(schedule, LossSchedule)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a real number: Python's or numpy's, but neither a truth value nor a tensor."""
+    """Return whether a value is a real number, Python's or numpy's, and neither a bool nor a tensor."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def lr_of(group: Mapping[str, Any]) -> Any:
-    """The learning rate that stands in a group, a number or a tensor; 0 for a number that a torch scheduler, which has
-    left "initial_lr" there, brought below it by rounding, as LinearLR does at `end_factor=0`.
+    """Return the learning rate in a group, a number or a tensor; 0 for a number that a torch scheduler (which leaves
+    "initial_lr" there) has brought below 0 by rounding, as LinearLR does at `end_factor=0`.
     """
     lr = group["lr"]
     if not isinstance(lr, float) or lr >= 0.0:  # as at nearly every step
@@ -83,7 +83,7 @@ def lr_of(group: Mapping[str, Any]) -> Any:
 
 
 def check_group(group: dict[str, Any], index: int) -> None:
-    """Check the AdamW options of one parameter group; betas given as tensors, and arrays of numpy, become numbers.
+    """Check the AdamW options of one parameter group, and make numbers of its betas and of arrays of one element.
 
     Raises:
         ValueError, TypeError: an option is out of range or of the wrong type; names the group.
@@ -139,7 +139,7 @@ def check_extras(max_grad_norm: float | None, skip_nonfinite: bool | None, state
 
 
 def check_device(params: Sequence[Tensor]) -> torch.device | None:
-    """The one device of all parameters; None if there are none.
+    """Return the one device of all parameters; None if there are none.
 
     Raises:
         RuntimeError: several devices.
@@ -154,7 +154,7 @@ def check_device(params: Sequence[Tensor]) -> torch.device | None:
 
 
 def check_ranks(process_group: Any, partitions: int | None) -> None:
-    """Check the options that say how the work is divided.
+    """Check the options that say how the work is divided among ranks.
 
     Raises:
         TypeError, ValueError: not a process group, or not a number of parts.
@@ -186,7 +186,7 @@ def check_outside_backward() -> None:
 
 
 def has_torch_scheduler(optimizer: Any) -> bool:
-    """Whether a torch scheduler was ever made for it, which puts a wrapper of `step` into the object, for good."""
+    """Return whether a torch scheduler was ever made for an optimizer: it leaves a wrapper of `step` in the object."""
     return "step" in vars(optimizer) and hasattr(optimizer.step, "_wrapped_by_lr_sched")
 
 
@@ -203,7 +203,7 @@ def warn_of_scheduler(optimizer: Any) -> None:
 
 
 def check_params(params: Sequence[Tensor], state_dtype: torch.dtype | None) -> None:
-    """Refuse parameters whose moments could not be stored as asked (those that are frozen may have any dtype).
+    """Refuse parameters whose moments could not be stored as asked (frozen ones may have any dtype).
 
     Raises:
         TypeError: names both dtypes.
@@ -233,7 +233,7 @@ def check_groups(found: int, known: int) -> None:
 
 
 def warn_of_frozen(groups: Sequence[dict[str, Any]], state: Mapping[Any, Any]) -> None:
-    """Warn of a step of parameters none of which has a state, or can ever have a gradient."""
+    """Warn of a step that updates nothing: no parameter has a state, or can ever have a gradient."""
     if state:
         return
     params = [param for group in groups for param in group["params"]]

@@ -1,7 +1,7 @@
 """Learning rates on both sides: slots on the device, `param_groups[i]["lr"]` on the host.
 
 Without a schedule the host decides: what stands in a group goes to its slot. With one the device decides: snapshots
-refresh the groups, and what differs from the latest one was written by the host.
+refresh the groups, and a number that differs from the latest snapshot was written by the host.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from greedylr_fused.step.mirror import Metrics, Mirror
 from greedylr_fused.step.skips import Skips
 from greedylr_fused.warning import warn
 
-#: By how much a product and its quotient may miss where they began.
+#: Steps in a row, before each of which the host wrote an LR: the loss then has no say.
+WRITES = 10
+#: Relative rounding error that an LR divided by the curve may have.
 _SLACK = 1e-12
 
 
 class Rates:
-    """Keeps groups and slots in step, without waiting.
+    """Link that keeps LRs in parameter groups and slots equal, without waiting.
 
-    What happens at each step with what stands in a group:
+    What each step does with the LR in a group:
 
     | | no schedule | schedule |
     |---|---|---|
@@ -51,6 +53,7 @@ class Rates:
         self._mirror = Mirror(control)
         self._skips = Skips(control, self._mirror)
         self._known: list[Any] = self._mirror.lr
+        self._writes = 0  # in a row
         self._stale = False  # the snapshot under way is older than what the host wrote
         if has_schedule:
             for group, lr in zip(groups, self._known, strict=True):
@@ -61,35 +64,41 @@ class Rates:
         return self._mirror.metrics
 
     def zeroed(self, groups: Sequence[dict[str, Any]]) -> bool:
-        """Whether the host wrote 0 to all groups. Where a schedule begins at 0, the object tells who wrote it."""
+        """Return whether the host wrote 0 to all groups; if a schedule begins at 0, the object tells who wrote it."""
         return all(
             float(options.lr_of(group)) == 0.0 and (not self._has_schedule or group["lr"] is not self._known[index])
             for index, group in enumerate(groups)
         )
 
     def push(self, groups: Sequence[dict[str, Any]], *, tensors: bool = True) -> None:
-        """Pass on what the host wrote to the groups.
+        """Send LRs that the host wrote into the groups to the device.
 
         Tensors are copied on the device at every call; with a schedule they are clamped to its bounds there, since the
         host cannot look at them.
 
         Args:
             groups: the optimizer's.
-            tensors: whether to look at tensors: a graph that is captured would go on copying from them.
+            tensors: whether to copy tensors: a graph being captured would go on copying from them.
         """
+        wrote = False
         for index, group in enumerate(groups):
             lr = options.lr_of(group)
             if isinstance(lr, Tensor):
                 if not tensors:
                     continue
+                wrote = True
                 self._control.write_lr(index, lr)
                 if self._has_schedule:
                     group["lr"] = self._known[index]
                     self._stale = self._mirror.under_way
                 else:
-                    self._known[index] = None  # nobody on the host knows: any number that follows is written
+                    self._known[index] = None  # unknown to the host: any number that follows is written
             elif self._written(index, lr):
+                wrote = True
                 self._write(index, lr)
+        self._writes = self._writes + 1 if wrote and self._control.needs_loss else 0
+        if self._writes == WRITES:
+            self._warn_of_writes()
 
     def pull(self, groups: Sequence[dict[str, Any]]) -> None:
         """Take over a snapshot that has arrived and ask for the next."""
@@ -111,7 +120,7 @@ class Rates:
                 group["lr"] = lr
 
     def _written(self, index: int, lr: float) -> bool:
-        """Whether the host wrote this number: wrappers that write back what they read do not move the LR."""
+        """Return whether the host wrote this number: wrappers that write back what they read do not count."""
         return bool(lr != self._known[index])
 
     def _show(self, groups: Sequence[dict[str, Any]]) -> None:
@@ -141,22 +150,29 @@ class Rates:
         at = self._mirror.curve_value if self._control.follows_steps else 0.0
         if at > 0.0 and not low * (1 - _SLACK) <= lr / at <= high * (1 + _SLACK):
             raise ValueError(
-                f"learning rate of parameter group {index}: got {lr!r} where the schedule's curve is at {at:g} of "
-                f"its peak, which would then be {lr / at:g}, allowed is a peak of {low:g} to {high:g}; write one "
-                "within, or construct an optimizer with another lr"
+                f"learning rate of parameter group {index}: got {lr!r} where the schedule's curve is at {at:g}, "
+                f"so that its peak would be {lr / at:g}, allowed is {low:g} to {high:g}; write one within, "
+                "or construct an optimizer with another lr"
             )
 
+    def _warn_of_writes(self) -> None:
+        warn(
+            f"learning rates were written to param_groups {WRITES} times in a row, each of which cancels what "
+            f"{type(self._control.schedule).__name__} had decided; drop what writes them, such as another scheduler, "
+            "or pass schedule=None"
+        )
+
     def _warn_of_peak(self, index: int, lr: float) -> None:
-        """Say that an LR written where the curve is low raises the peak, as in a warm-up nobody means to."""
+        """Warn if an LR written where the curve is low raises the peak, which in a warm-up nobody means to do."""
         at = self._mirror.curve_value
         if not self._control.follows_steps or self._control.needs_loss or at == 0.0:
             return
         peak, constructed = lr / at, self._control.bounds[index][1] / DEFAULT_MAX_RATIO
         if peak > constructed * (1 + _SLACK) and math.isfinite(constructed):
             warn(
-                f"learning rate of parameter group {index}: {lr!r} was written where the schedule's curve is at "
-                f"{at:g} of its peak, which is {peak:g} from now on, above the {constructed:g} that "
-                "it was constructed with; to change the peak alone, construct the optimizer with another lr"
+                f"learning rate of parameter group {index}: {lr!r}, written where the schedule's curve is at "
+                f"{at:g}, raises its peak from {constructed:g} to {peak:g}; construct the optimizer with "
+                "another lr to change the peak alone"
             )
 
     def _write(self, index: int, lr: float) -> None:
@@ -173,7 +189,7 @@ class Rates:
 
 
 def per_group(value: float | Tensor | Sequence[float], n_groups: int) -> list[float]:
-    """One number for all groups, or one each, as a list.
+    """Return a list of one number per group, given one for all groups or one each.
 
     Raises:
         TypeError: something else.

@@ -1,4 +1,4 @@
-"""Says that a run is skipping all its steps, which otherwise shows only as a loss that does not move."""
+"""The warning that a run skips all its steps, which otherwise shows only as a loss that does not move."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from greedylr_fused.control import Control
 from greedylr_fused.step.mirror import Mirror
 from greedylr_fused.warning import warn
 
-#: Skipped steps in a row.
+#: Skipped steps in a row that are warned of.
 LIMIT = 10
-#: Looks are cheap for being rare: one in so many snapshots.
+#: One look in so many snapshots, so that looks cost little.
 _EVERY = 5
 
 
 class Skips:
-    """Warns once when `LIMIT` steps in a row were skipped for their gradients.
+    """One warning when `LIMIT` steps in a row were skipped for their gradients.
 
     Args:
-        control: of an optimizer with or without `skip_nonfinite`. Steps that a gradient scaler skips are its own
-            business: at first it looks for a scale.
-        mirror: its snapshots.
+        control: of an optimizer with or without `skip_nonfinite`. Steps that a gradient scaler skips do not count,
+            since it skips some until it has found a scale.
+        mirror: snapshots of the control.
     """
 
     def __init__(self, control: Control, mirror: Mirror) -> None:
@@ -27,7 +27,7 @@ class Skips:
         self._step, self._skipped = mirror.counts
 
     def look(self) -> None:
-        """A snapshot has arrived."""
+        """Count a snapshot that has arrived, and look at every `_EVERY`-th."""
         if self._due == 0:
             return
         self._due -= 1

@@ -1,8 +1,8 @@
 """Every step of an optimizer, recorded without a host synchronisation.
 
-`recorder.py` asks and hands over; `ring.py` is the memory on the device, a row per step; `history.py` makes rows the
-steps that they are; `run_log.py` writes `run.jsonl`, `recorded_run.py` reads it, `loggers.py` feeds loggers;
-`checks.py` has those of a recorder's arguments.
+`ring.py` is the memory on the device, a row per step; `recorder.py` asks for it, and hands steps over; `history.py`
+makes steps of rows; `run_log.py` writes `run.jsonl`, `recorded_run.py` reads it, `loggers.py` feeds loggers;
+`checks.py` checks a recorder's arguments.
 """
 
 from greedylr_fused.telemetry import recorded_run

@@ -14,7 +14,7 @@ from greedylr_fused.step import is_number
 
 
 def refuse_capture(what: str, device: torch.device) -> None:
-    """Refuse a call that enqueues other things.
+    """Refuse a call that enqueues what no graph may repeat.
 
     Raises:
         RuntimeError: a CUDA graph is being captured.
@@ -30,7 +30,7 @@ def check(opt: Any, sinks: tuple[Any, ...], capacity: Any, every: Any, seconds: 
     """Check the arguments of a Recorder.
 
     Raises:
-        TypeError, ValueError: says which.
+        TypeError, ValueError: names the argument.
     """
     if not isinstance(opt, (FusedAdamW, DeviceSchedule)):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Rows of a ring as the steps they are: in order, each once, with what was decided in it, and with what is missing."""
+"""Steps made of a ring's rows: in order, each once, with the loss's decision, and the number of missing steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from greedylr_fused.schedules import Event
 from greedylr_fused.step import Metrics
 from greedylr_fused.telemetry.ring import END, MARK
 
-#: What `Step.event` may be.
+#: Values of `Step.event`, beside None.
 RAISE, CUT, RESET = EVENTS = tuple(event.name.lower() for event in (Event.RAISE, Event.CUT, Event.RESET))
 
 
@@ -19,18 +19,18 @@ class Step:
     """One call of `step()`."""
 
     number: int
-    """Committed and skipped steps so far, this one included; it goes on where a checkpoint left it."""
+    """Committed and skipped steps so far, this one and those of a loaded checkpoint included."""
     metrics: Metrics
-    """As of this step; `metrics.lr` is what the next one uses."""
+    """Snapshot after this step; `metrics.lr` is what the next one uses."""
     skipped: bool
-    """Whether it was, for a non-finite gradient; loss and LR in the metrics are then those of the step before."""
+    """Whether a non-finite gradient skipped it; loss and LR in the metrics are then those of the step before."""
     event: str | None
-    """What the loss decided in it: "raise", "cut" or "reset"; None for none of them."""
+    """Decision of the loss in this step: "raise", "cut" or "reset"; None if there is none."""
     lost: int
-    """Steps before it, since the last that is known, of which there is no row."""
+    """Steps without a row between the last known one and this one."""
 
     def scalars(self, prefix: str = "") -> dict[str, float]:
-        """As `Metrics.scalars`; without the losses if it was skipped."""
+        """Return `Metrics.scalars` of this step, without the losses if it was skipped."""
         found = self.metrics.scalars()
         if self.skipped:
             del found["loss"]
@@ -67,10 +67,10 @@ class Row:
 
 
 class History:
-    """Takes rows as they come.
+    """Converter of rows, as they come, into steps.
 
     Attributes:
-        lost_at_end: steps after the last one that is known, of which there is no row.
+        lost_at_end: steps without a row after the last known one.
     """
 
     def __init__(self) -> None:
@@ -81,10 +81,10 @@ class History:
         self.lost_at_end = 0
 
     def add(self, overwritten: int, rows: Sequence[Sequence[float]]) -> Iterator[Step]:
-        """The steps that these rows add.
+        """Yield the steps that these rows add.
 
         Args:
-            overwritten: rows before these that nobody has seen.
+            overwritten: number of rows before these that were overwritten unseen.
             rows: in the order in which they were written.
         """
         self._overwritten += overwritten
@@ -101,8 +101,8 @@ class History:
                 yield Step(row.number, row.metrics, row["skip"] != 0, row.event, lost)
 
     def _missing(self, number: int) -> int:
-        """Steps that wrote no row, such as replays of a graph that was captured without a recorder. A mark says nothing
-        where it shows a checkpoint whose loading failed afterwards.
+        """Return how many steps wrote no row, such as replays of a graph captured without a recorder. A mark may be of
+        a checkpoint whose loading failed afterwards: steps then go on from before it.
         """
         if self._last is None or number - 1 in (self._last, self._before_mark):
             return 0

@@ -1,4 +1,4 @@
-"""Loggers: anything that takes `log(metrics, step)`, and TensorBoard's writer made into that."""
+"""Loggers: anything called as `log(metrics, step)`, and TensorBoard's writer made into one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Log = Callable[[dict[str, float], int], Any]
 
 
 def tensorboard(writer: Any) -> Log:
-    """What writes each metric as a scalar of that name.
+    """Return a logger that writes each metric as a scalar of its name.
 
     Args:
         writer: a `torch.utils.tensorboard.SummaryWriter`, or anything with its `add_scalar(name, value, step)`.
 
     Raises:
-        TypeError: it has none.
+        TypeError: the writer has no `add_scalar`.
     """
     if not callable(getattr(writer, "add_scalar", None)):
         raise TypeError(
@@ -35,7 +35,7 @@ def tensorboard(writer: Any) -> Log:
 
 
 class Feed:
-    """Hands the steps to a logger, one after the other, each once.
+    """Queue that hands steps to a logger, in order, each once.
 
     Args:
         log: the logger.
@@ -49,15 +49,15 @@ class Feed:
         self._waiting: deque[Step] = deque()
 
     def put(self, step: Step) -> None:
-        """Take down a step, to be handed over by `flush`."""
+        """Queue a step, to be handed over by `flush`."""
         if step.number % self._every == 0:
             self._waiting.append(step)
 
     def flush(self) -> None:
-        """Hand over what was put since.
+        """Hand over the steps in the queue.
 
         Raises:
-            Exception: what the logger raises. The step in which it did is the first of the next time.
+            Exception: what the logger raises. The next call begins with the same step.
         """
         while self._waiting:
             self.log(self._waiting[0].scalars(self._prefix), self._waiting[0].number)

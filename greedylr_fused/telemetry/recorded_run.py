@@ -1,7 +1,7 @@
-"""The steps of a run out of its `run.jsonl`, as a recorder or the main job wrote it: what the `plot` command draws.
+"""The steps of a run, read from the `run.jsonl` of a recorder or of the main job, for the `plot` command.
 
-A run that went on from a checkpoint has written some steps twice: a line supersedes all lines of its run, before it,
-that have its step or a later one. The last line of a process that was killed may be cut short; it counts as not there.
+A run that went on from a checkpoint has written some steps twice: a line supersedes all earlier lines of its run that
+have its step or a later one. The last line of a killed process may be cut short; it is passed over.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from greedylr_fused.telemetry.history import CUT, EVENTS, RAISE, RESET
 from greedylr_fused.telemetry.run_log import parsed_line
 
-#: What `Run.events` has for a step that was skipped.
+#: Entry of `Run.events` for a skipped step.
 SKIP = "skip"
 
 
@@ -31,15 +31,15 @@ class Run:
     loss: array[float] = field(default_factory=lambda: array("d"))
     smoothed_loss: array[float] = field(default_factory=lambda: array("d"))
     lrs: list[tuple[float, ...]] = field(default_factory=list)
-    """One per parameter group: what the next step uses."""
+    """LRs that the next step uses, one per parameter group."""
     skipped: array[int] = field(default_factory=lambda: array("q"))
-    """So far."""
+    """Steps skipped so far."""
     events: list[str | None] = field(default_factory=list)
-    """What was decided, or `SKIP`."""
+    """Decision of the loss in a step, None if there is none, or `SKIP`."""
     better: list[bool | None] = field(default_factory=list)
-    """Whether the loss was, where lines say that: those of the main job, which have no events."""
+    """Whether the loss was better, where lines say so: those of the main job, which have no events."""
     lost: dict[int, int] = field(default_factory=dict)
-    """By the last step of each gap, for how many steps there are no lines."""
+    """Number of steps without a line in each gap, by the last step of the gap."""
     tells_decisions: bool = True
     """Whether all raises, cuts and resets are among the events."""
 
@@ -55,7 +55,7 @@ class Run:
             self.lost = {last: count for last, count in self.lost.items() if last < step}
 
     def between(self, first: int | None, last: int | None) -> Run:
-        """The part from one step through another."""
+        """Return the part from one step through another; None leaves that end open."""
         begin = 0 if first is None else bisect_left(self.steps, first)
         end = len(self.steps) if last is None else bisect_left(self.steps, last + 1)
         steps, loss, smoothed, lrs, skipped, events, better = (column[begin:end] for column in self._columns())
@@ -64,10 +64,10 @@ class Run:
         return Run(steps, loss, smoothed, lrs, skipped, events, better, lost, self.tells_decisions)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Take a line.
+        """Add a line.
 
         Raises:
-            TypeError, ValueError, OverflowError: it is none of a step.
+            TypeError, ValueError, OverflowError: the line is not of a step.
         """
         step, skipped = row["step"], int(row.get("skipped") or 0)
         if isinstance(step, bool) or not isinstance(step, int):
@@ -88,8 +88,8 @@ class Run:
         self.better.append(better if isinstance(better, bool) else None)
 
     def find_decisions(self) -> None:
-        """Where lines say what was better, and not what was decided: take a changed LR for a decision. If one of them
-        can be none, since the LR also follows a curve, none is taken.
+        """Take changed LRs for decisions, if lines say which loss was better but not what was decided. If one change
+        cannot be a decision, since the LR also follows a curve, none is taken.
         """
         if all(value is None for value in self.better) or any(event in EVENTS for event in self.events):
             return
@@ -109,12 +109,12 @@ class Run:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Run]:
-    """The runs in a file by name, "run" where lines have none. Lines of other things than steps are passed over, such
-    as a held-out loss.
+    """Return the runs in a file by name, "run" where lines have none. Lines that are not of steps, such as those of a
+    held-out loss, are passed over.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it has no steps, or a damaged line.
+        OSError: the file cannot be read.
+        ValueError: the file has no steps, or a damaged line.
     """
     runs: dict[str, Run] = {}
     for number, row in rows(Path(path)):
@@ -142,10 +142,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Run]:
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number of each line, and what is in it. One that is cut short may only be the last.
+    """Yield the number and the content of each line. Only the last may be cut short, and is then left out.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
         ValueError: a damaged line.
     """
     with path.open(errors="replace") as file:

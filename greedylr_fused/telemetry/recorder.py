@@ -37,19 +37,18 @@ _OPEN: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
 
 class Recorder:
-    """Records every step of an optimizer, from construction until `close()`, and gives each to all sinks, in order.
+    """Recorder of every step of an optimizer, from construction until `close()`, in order, for all sinks.
 
-    Nothing in a step waits for the device or raises. What is recorded comes to the sinks during later steps, at the
-    latest when half the ring is full or `seconds` have passed, and in `drain()` and `close()`. Within a captured CUDA
-    graph the rows are written by its replays, of which the host is not told: call `drain()` once in `capacity` of them
-    at least. Rows that were overwritten are counted, warned of, and noted in the file.
+    Nothing in a step waits for the device or raises. A step asks for the rows when half the ring is full or `seconds`
+    have passed, and sinks get them in later steps, in `drain()` or in `close()`. Replays of a CUDA graph write rows,
+    too, but the host is told only of those of a CapturedStep: for your own graph call `drain()` at least once in
+    `capacity` replays. Rows that were overwritten are counted, warned of, and noted in the file.
 
     A logger that raises is warned of and dropped; where a file cannot be written, that is warned of, and its lines are
     kept and tried again. Training goes on, and no other sink misses a step.
 
-    Several ranks hold the same numbers, and nothing is sent between them: construct it on rank 0 alone. The optimizer
-    is not kept alive by it. At the end of the process all that are open are closed; one that is forked off records
-    nothing.
+    All ranks hold the same numbers, and nothing is sent between them: construct a recorder on rank 0 alone. It does not
+    keep the optimizer alive. At the end of the process open recorders are closed; a forked process records nothing.
 
     Args:
         opt: a FusedAdamW or a DeviceSchedule.
@@ -60,11 +59,11 @@ class Recorder:
         every: loggers get only those steps whose number is a multiple of this; files get all.
         prefix: of the names of metrics for loggers, such as "optimizer/".
         run: name of the run in each line of a file, where several runs share one.
-        seconds: after how long at most a step asks for what has been recorded, >= 0.
+        seconds: time after which a step asks for what has been recorded, >= 0. Default: 10.
         grad_norms: let each step measure the L2 and L1 norm of all gradients, before clipping and after unscaling, for
-            `schedules.Refined` (arXiv 2310.07831). They are then read before each update, as for clipping, as long as
-            the optimizer lives. Of several ranks each must construct a recorder with this, those that record nothing
-            without sinks; so it stays on where a file cannot be written. Default: False.
+            `schedules.Refined` (arXiv 2310.07831). Each step then reads the gradients before the update, as for
+            clipping, as long as the optimizer lives, even if a file cannot be written. Every rank must construct a
+            recorder with this, without sinks where it is to record nothing. Default: False.
 
     Raises:
         TypeError, ValueError: another kind of optimizer or sink, or an option out of range.
@@ -112,7 +111,7 @@ class Recorder:
         _OPEN.add(self)
 
     def after_step(self) -> None:
-        """The optimizer's: a step was enqueued."""
+        """Write a row for the step that the optimizer has enqueued."""
         self._ring.write()
         if capturing(self._ring.device):
             self._keep_ring()
@@ -120,7 +119,7 @@ class Recorder:
             self.after_replay()
 
     def after_replay(self) -> None:
-        """The optimizer's: a captured graph, which writes rows by itself, was replayed."""
+        """Ask for rows when due, and hand over what has arrived; a replayed graph has written its row itself."""
         self._unseen += 1
         if 2 * self._unseen >= self._capacity or monotonic() - self._asked >= self._seconds:
             self._ask()
@@ -129,13 +128,13 @@ class Recorder:
             self._hand_over()
 
     def _keep_ring(self) -> None:
-        """A captured graph writes into it wherever it is replayed: it lives as long as that."""
+        """Keep the ring as long as the graph being captured, which writes into it at every replay."""
         opt = self._opt()
         if opt is not None and not any(kept is self._ring for kept in opt._captures):
             opt._captures.append(self._ring)
 
     def after_restart(self) -> None:
-        """The optimizer's: steps go on from another state, maybe in other memory."""
+        """Mark that steps go on from another state, in a new ring if that lies in other memory."""
         opt = self._opt()
         self._ask()
         if opt is not None and not self._ring.records(opt._control):
@@ -143,11 +142,11 @@ class Recorder:
         self._ring.mark()
 
     def drain(self, *, wait: bool = False) -> None:
-        """Hand what has arrived to the sinks, and ask for all that was recorded since. Nothing while a graph is
-        captured. Call it on the stream of the steps.
+        """Hand what has arrived to the sinks, and ask for all that was recorded since. Does nothing while a graph is
+        captured. Call this on the stream of the steps.
 
         Args:
-            wait: for the device, so that all recorded steps are handed over now, as beside a checkpoint.
+            wait: whether to wait for the device, so that all recorded steps are handed over now: for a checkpoint.
         """
         if not self._closed and not capturing(self._ring.device):
             self._ask()
@@ -155,7 +154,7 @@ class Recorder:
             self._hand_over()
 
     def detach(self) -> None:
-        """Record no more steps. Those that were recorded still come to the sinks, by `drain()` or `close()`."""
+        """Record no more steps. Sinks still get those recorded before, by `drain()` or `close()`."""
         opt = self._opt()
         if opt is not None and self in opt._listeners:
             opt._listeners = [listener for listener in opt._listeners if listener is not self]
@@ -163,10 +162,10 @@ class Recorder:
                 self._ring.mark(END)
 
     def close(self) -> None:
-        """Record no more steps, and hand over all that were recorded. Waits for the device. Once is enough.
+        """Record no more steps, and hand over all recorded ones. Waits for the device; once closed, does nothing.
 
         Raises:
-            OSError: a file cannot be written; its lines are kept, and calling this again tries again.
+            OSError: a file cannot be written; its lines are kept, and the next call tries again.
             RuntimeError: a CUDA graph is being captured.
         """
         if self._closed:
@@ -195,7 +194,7 @@ class Recorder:
         self._unseen, self._asked = 0, monotonic()
 
     def _take_over(self, *, wait: bool = False) -> None:
-        """Let the sinks take down what has arrived."""
+        """Put the steps that have arrived into the queues of the sinks."""
         while self._copies and (wait or self._copies[0].arrived()):
             if wait:
                 self._copies[0].wait()
@@ -208,7 +207,7 @@ class Recorder:
             self._lost, self._history.lost_at_end = self._lost + self._history.lost_at_end, 0
 
     def _hand_over(self, *, closing: bool = False) -> None:
-        """Let the sinks hand on what they took down, and say what went wrong."""
+        """Flush the sinks, and warn of what went wrong."""
         if self._delivering:  # a logger has called drain()
             return
         self._delivering = True
@@ -237,7 +236,7 @@ class Recorder:
             raise failed[0][1]
 
     def _flush_feeds(self) -> list[str]:
-        """What went wrong; that logger gets no more."""
+        """Flush loggers, drop those that raise, and return what went wrong."""
         problems = []
         for feed in tuple(self._feeds):
             try:
@@ -251,7 +250,7 @@ class Recorder:
         return problems
 
     def _flush_files(self) -> list[tuple[RunLog, OSError]]:
-        """Which could not be written."""
+        """Flush files, and return those that could not be written, with the errors."""
         failed = []
         for file in self._files:
             try:
@@ -261,7 +260,7 @@ class Recorder:
         return failed
 
     def _leave_to_parent(self) -> None:
-        """This process was forked off: what the files and loggers get is the other's to say."""
+        """Stop in a process that was forked off: files and loggers are its parent's."""
         opt = self._opt()
         if opt is not None:
             opt._listeners = [listener for listener in opt._listeners if listener is not self]

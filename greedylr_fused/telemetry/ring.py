@@ -1,7 +1,7 @@
-"""A row per step in device memory: written in the step, with no number of the host's in it, and read without waiting.
+"""A ring of rows in device memory, one per step: written without numbers of the host, and read without waiting.
 
-How many rows there are is counted on the device, so that a captured graph writes on wherever it is replayed. What has
-been copied to the host says by itself which rows are new, and how many were overwritten before anybody copied them.
+The device counts the rows, so that each replay of a captured graph writes the next one. A copy on the host tells by
+itself which rows are new, and how many were overwritten before they were copied.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from greedylr_fused.control import SLOT, STATE_BEGIN, Control, ring_begin
 
-#: In the slot "skip" of a row that shows where steps begin, and is none.
+#: Value of "skip" in a row that is no step, but the state where steps begin.
 MARK = -1.0
-#: There, of one that shows how far the steps had come when nobody wanted to know more.
+#: The same, for the state where recording ends.
 END = -2.0
 
 
@@ -25,7 +25,7 @@ class Ring:
 
     Args:
         control: what to record.
-        capacity: rows.
+        capacity: number of rows.
 
     Attributes:
         read: how many rows were taken from its copies so far, lost ones included.
@@ -41,14 +41,14 @@ class Ring:
         self._written = self._memory[:1].view(torch.int64)
         self._rows = self._memory[1:].view(capacity, width)
         self._at, self._one, self._capacity = (torch.tensor([n], device="cpu").to(device) for n in (0, 1, capacity))
-        self._free = [self._new_host() for _ in range(2)]  # pinned memory is waited for where it is new
+        self._free = [self._new_host() for _ in range(2)]  # allocating pinned memory waits for the device
 
     @property
     def device(self) -> torch.device:
         return self._memory.device
 
     def records(self, control: Control) -> bool:
-        """Whether that is what it records, in the same memory."""
+        """Return whether the ring records this control, in the same memory."""
         source = _state_of(control)
         return source.data_ptr() == self._source.data_ptr() and source.shape == self._source.shape[1:]
 
@@ -68,12 +68,12 @@ class Ring:
         self._written.add_(self._one)
 
     def copy(self) -> Copy:
-        """Ask for what is there after all that was enqueued so far, without waiting."""
+        """Enqueue a copy to the host behind all that was enqueued so far, without waiting."""
         host = self._free.pop() if self._free else self._new_host()
         return Copy(self, host, to_host(self._memory, host))
 
     def give_back(self, host: Tensor) -> None:
-        """Let another copy have this memory."""
+        """Take back the memory of a copy, for another one."""
         self._free.append(host)
 
     def _new_host(self) -> Tensor:
@@ -82,8 +82,8 @@ class Ring:
 
 @dataclass(frozen=True)
 class Copy:
-    """A ring's memory on its way to the host. Copies of one ring are taken over once each, in the order of
-    the calls.
+    """A ring's memory on its way to the host. Copies of one ring are to be read once each, in the order in which they
+    were made.
     """
 
     ring: Ring
@@ -91,16 +91,16 @@ class Copy:
     _event: Any
 
     def arrived(self) -> bool:
-        """Whether it is there; does not wait."""
+        """Return whether the copy has arrived; does not wait."""
         return self._event is None or bool(self._event.query())
 
     def wait(self) -> None:
-        """Wait until it is there."""
+        """Wait until the copy has arrived."""
         if self._event is not None:
             self._event.synchronize()
 
     def read(self) -> tuple[int, list[list[float]]]:
-        """Once it has arrived: how many rows were lost since the last copy, and those after them, oldest first."""
+        """Return how many rows were lost since the last copy, and the rows after, oldest first; arrived copies only."""
         ring = self.ring
         written: int = self._host[:1].view(torch.int64).tolist()[0]
         begin = max(ring.read, written - ring.capacity)
@@ -114,7 +114,7 @@ class Copy:
 
 
 def to_host(memory: Tensor, host: Tensor) -> Any:
-    """Copy there without waiting; returns the event after which it is there, None if it is at once."""
+    """Copy memory to the host without waiting; return the event of its arrival, None if it is there at once."""
     host.copy_(memory, non_blocking=memory.is_cuda)
     if not memory.is_cuda:
         return None

@@ -1,6 +1,6 @@
 """`run.jsonl`, as a recorder writes it: one JSON object per optimizer step, appended.
 
-What a process that was killed has left behind the last whole line is taken away by the next one that appends.
+What a killed process left after the last whole line is removed by the next process that appends.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from greedylr_fused.telemetry.history import Step
 
-#: How much of a file's end is looked at for a line that was cut short, in bytes.
+#: Bytes at the end of a file in which a line that was cut short is looked for.
 _TAIL = 1 << 16
 
 
 class RunLog:
-    """Appends a line per step to a file.
+    """File to which a line per step is appended.
 
     Args:
         path: of the file; it is created, but not its folder.
@@ -27,8 +27,8 @@ class RunLog:
         norms: whether L1 norms are recorded.
 
     Raises:
-        OSError: it cannot be written.
-        ValueError: it is a file of another kind.
+        OSError: the file cannot be written.
+        ValueError: the file is of another kind.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, run: str | None, norms: bool) -> None:
@@ -43,7 +43,7 @@ class RunLog:
         _check_end(self.path)
 
     def put(self, step: Step) -> None:
-        """Take down a step, to be written by `flush`."""
+        """Queue a step, to be written by `flush`."""
         if step.lost:
             self._line({"step": step.number - 1, "lost": step.lost})
         metrics = step.metrics
@@ -63,10 +63,10 @@ class RunLog:
         self._line(row)
 
     def flush(self) -> None:
-        """Write what was put since.
+        """Write the steps in the queue.
 
         Raises:
-            OSError: nothing was written, and the lines are kept for the next time.
+            OSError: nothing was written; the lines are kept for the next call.
         """
         if not self._lines:
             return
@@ -81,7 +81,7 @@ class RunLog:
 
     @property
     def waiting(self) -> int:
-        """Lines that are not in the file."""
+        """Number of lines that are not in the file yet."""
         return len(self._lines)
 
     def _line(self, row: dict[str, Any]) -> None:
@@ -95,10 +95,10 @@ def _write(file: Any, data: bytes) -> None:
 
 
 def _check_end(path: Path) -> None:
-    """Take away what a process that was killed has left behind the last whole line.
+    """Remove what a killed process left after the last whole line.
 
     Raises:
-        ValueError: the file is of another kind, and left as it is.
+        ValueError: the file is of another kind; it is left as it is.
     """
     with path.open("r+b") as file:
         first = file.read(1)
@@ -119,7 +119,7 @@ def _check_end(path: Path) -> None:
 
 
 def parsed_line(line: str | bytes) -> dict[str, Any] | None:
-    """The object in a line, empty for an empty one; None if it is damaged."""
+    """Return the JSON object in a line: empty for an empty line, None for a damaged one."""
     try:
         row = json.loads(line) if line.strip() else {}
     except ValueError:
@@ -128,5 +128,5 @@ def parsed_line(line: str | bytes) -> dict[str, Any] | None:
 
 
 def _finite(value: float) -> float | None:
-    """What JSON can hold of a number: NaN and infinities become null."""
+    """Return a number as JSON can hold it: NaN and infinities become null."""
     return value if math.isfinite(value) else None

@@ -5,8 +5,8 @@ by `watch.py` (compiled: `csrc/host/watch.cpp`): that groups hold the same param
 changed; that states hold the same moments, where they lay; that parameters without state still have no gradient; and of
 each parameter, that it lies where it lay, where its gradient lies, and whether a kernel can read it there. `table.py`
 is what a backend is given, `entry.py` one parameter of it, `formats.py` the names that tables and kernels share,
-`copies.py` parameters kept in 16 bits beside their masters, `dtensor.py` the part of a distributed tensor on this rank,
-`direct.py` where an object holds its memory.
+`copies.py` the 16-bit copies of parameters, `dtensor.py` the part of a distributed tensor on this rank, `direct.py`
+where a Python tensor holds its pointer.
 """
 
 from greedylr_fused.tensors import watch

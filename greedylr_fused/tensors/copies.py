@@ -35,11 +35,11 @@ class Copies:
         self._memory: list[Any] = []
 
     def keep(self, pairs: Iterable[tuple[Tensor, Tensor]], params: Collection[Tensor]) -> None:
-        """Write these copies, in the place of those that there were: see `FusedAdamW.keep_copies`.
+        """Write these copies, and keep them instead of earlier ones: see `FusedAdamW.keep_copies`.
 
         Args:
             pairs: (parameter, copy).
-            params: of the optimizer.
+            params: those of the optimizer.
         """
         chosen: dict[Tensor, Tensor] = {}
         for pair in pairs:
@@ -61,11 +61,11 @@ class Copies:
         self.of = chosen
 
     def place(self, entries: Sequence[Entry], in_kernel: bool) -> list[list[int]]:
-        """Rows of a table over these entries: addresses of copies that its kernels write, by dtype; 0 for none.
+        """Return rows of a table over these entries: addresses of copies that kernels write, by dtype; 0 for none.
 
         Args:
             entries: in the table's order.
-            in_kernel: whether there are kernels that do.
+            in_kernel: whether there are kernels that write copies.
         """
         rows = {dtype: [0] * len(entries) for dtype in ROWS}
         self._all, self._by_torch = [], []
@@ -83,11 +83,11 @@ class Copies:
         return list(rows.values())
 
     def moved(self) -> bool:
-        """Whether a copy lies elsewhere, or otherwise, than when it was placed."""
+        """Return whether a copy has another address, dtype, shape or strides than when it was placed."""
         return bool(self.of) and self._memory_now() != self._memory
 
     def finish(self) -> None:
-        """After the update: write the copies that no kernel wrote, and tell autograd that they have changed."""
+        """Write, after the update, the copies that no kernel wrote, and tell autograd which copies have changed."""
         if self.of:
             _copy([(copy, entry.memory) for entry, copy in self._by_torch if entry.param.grad is not None])
             increment_version([copy for entry, copy in self._all if entry.param.grad is not None])
@@ -98,12 +98,12 @@ class Copies:
 
 
 def check(param: Tensor, copy: Tensor) -> Tensor:
-    """The memory on this rank of what is to be a copy of the parameter.
+    """Return the memory on this rank of a tensor that is to be a copy of the parameter.
 
     Raises:
-        TypeError: of a dtype that is not written.
-        ValueError: of another shape or device.
-        RuntimeError: distributed in another way.
+        TypeError: it has a dtype that is not written.
+        ValueError: it has another shape or device.
+        RuntimeError: it is distributed in another way.
     """
     if param.dtype != torch.float32 or copy.dtype not in ROWS:
         raise TypeError(

@@ -1,8 +1,8 @@
-"""Where PyTorch's C functions find a tensor in its Python object, so that its memory can be read in nanoseconds.
+"""The offset of the C++ tensor in a Python tensor, with which PyTorch's C functions read its memory in nanoseconds.
 
-The functions are those of compiled models (AOTInductor), whose binary interface PyTorch keeps. What they take is the
-address of a C++ tensor, a single pointer, which a Python tensor holds at some place. That place is no interface: it is
-looked for in tensors of which the pointer is known, and nothing is read so unless it is the same in all.
+The functions are those of compiled models (AOTInductor), whose binary interface PyTorch keeps. They take the address of
+a C++ tensor, a single pointer, which a Python tensor holds at some offset. The offset is no interface: it is looked for
+in tensors whose pointer is known, and used only if it is the same in all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FUNCTIONS = ("data_ptr", "dim", "sizes", "strides", "dtype")
 
 
 def find() -> tuple[int, ...] | None:
-    """Addresses of the functions `aoti_torch_get_*` and the offset of the tensor in bytes; None if one is missing."""
+    """Return addresses of the functions `aoti_torch_get_*` and the tensor's offset in bytes; None if one is missing."""
     if sys.implementation.name != "cpython":
         return None
     plain = [torch.zeros(shape, device="cpu") for shape in ((2, 3), (), (1,), (4,))]
@@ -29,7 +29,7 @@ def find() -> tuple[int, ...] | None:
 
 
 def _places(tensor: torch.Tensor) -> set[int]:
-    """Where in the object the pointer to the tensor's implementation stands."""
+    """Return the offsets at which the object holds the pointer to the tensor's implementation."""
     word = ctypes.sizeof(ctypes.c_void_p)
     places = range(0, torch._C.TensorBase.__basicsize__ - word + 1, word)
     return {k for k in places if ctypes.c_size_t.from_address(id(tensor) + k).value == tensor._cdata}
@@ -39,7 +39,7 @@ def _functions() -> list[int]:
     folder = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         with contextlib.suppress(OSError, AttributeError):
-            library = ctypes.CDLL(str(folder / name))  # that is loaded already
+            library = ctypes.CDLL(str(folder / name))  # which is loaded already
             found = [ctypes.cast(getattr(library, f"aoti_torch_get_{f}"), ctypes.c_void_p).value for f in _FUNCTIONS]
             return [address for address in found if address is not None]
     return []

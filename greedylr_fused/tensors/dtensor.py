@@ -1,4 +1,4 @@
-"""What of a distributed tensor lies on this rank, and how it is divided: DTensor, and the flat parameters of FSDP1."""
+"""The part of a distributed tensor on this rank, and how it is divided: DTensor, and the flat parameters of FSDP1."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from torch import Tensor
 
 
 def is_flattened(param: Tensor) -> bool:
-    """Whether FSDP1 made a plain tensor of it that holds this rank's part."""
+    """Return whether a parameter is a plain tensor in which FSDP1 holds this rank's part."""
     return getattr(param, "_fsdp_flattened", False)
 
 
 def layout(param: Tensor) -> Any:
-    """Mesh and placements of a parameter: a DTensor, or the part of one that DistributedDataParallel(device_mesh=...)
-    put in its place, with this mark; None of any other.
+    """Return mesh and placements of a DTensor, or of the part that DistributedDataParallel(device_mesh=...) put in its
+    place with a mark; None for any other parameter.
     """
     spec = spec_of(param)
     return getattr(param, "_st_info", None) if spec is None else spec
 
 
 def sharded_dims(spec: Any) -> list[int]:
-    """The dimensions of the mesh over which a parameter is divided."""
+    """Return the dimensions of the mesh over which a parameter is divided."""
     return [dim for dim, placement in enumerate(spec.placements) if not placement.is_replicate()]
 
 
 def spec_of(tensor: Tensor) -> Any:
-    """Mesh and placements of a DTensor (FSDP2, tensor parallel), None of any other tensor."""
+    """Return mesh and placements of a DTensor (FSDP2, tensor parallel), None for any other tensor."""
     return getattr(tensor, "_spec", None) if hasattr(tensor, "device_mesh") else None
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a DTensor that lies on this rank, with its memory; another tensor itself."""
+    """Return the part of a DTensor that lies on this rank, with its memory; any other tensor itself."""
     found: Tensor = getattr(tensor, "_local_tensor", tensor)
     return found
 
 
 def arrived(tensor: Tensor) -> Tensor:
-    """What a functional collective returns has no memory until it is waited for (by the stream, on a GPU); then that.
-    Another tensor itself.
+    """Wait for the result of a functional collective (by the stream, on a GPU), which has no memory before, and return
+    it; any other tensor itself.
     """
     wait = getattr(tensor, "trigger_wait", None)
     return tensor if wait is None else wait()
 
 
 def alike(tensor: Any, param: Tensor) -> bool:
-    """Whether both have the same mesh and placements, or none."""
+    """Return whether both have the same mesh and placements, or none."""
     spec, wanted = spec_of(tensor), spec_of(param)
     if spec is None or wanted is None:
         return spec is wanted
@@ -53,7 +53,7 @@ def alike(tensor: Any, param: Tensor) -> bool:
 
 
 def local_part(what: str, tensor: Any, param: Tensor) -> Tensor:
-    """The part of a DTensor that belongs to the part of its parameter on this rank.
+    """Return the part of a DTensor that belongs to the part of its parameter on this rank.
 
     Raises:
         RuntimeError: it is distributed in another way than the parameter.
@@ -70,11 +70,11 @@ def local_part(what: str, tensor: Any, param: Tensor) -> Tensor:
 
 
 def local_gradient(grad: Any, param: Tensor) -> Tensor:
-    """The part of a gradient that belongs to the part of its parameter on this rank. Where it has other placements on
-    the same mesh (sequence parallelism leaves it to be added up), a collective brings it into the parameter's.
+    """Return the part of a gradient that belongs to the part of its parameter on this rank. A gradient with other
+    placements on the same mesh (sequence parallelism leaves it to be added up) is redistributed by a collective.
 
     Raises:
-        RuntimeError: it is no DTensor, or on another mesh.
+        RuntimeError: the gradient is no DTensor, or on another mesh.
     """
     spec, wanted = spec_of(grad), spec_of(param)
     if spec is not None and spec.mesh == wanted.mesh and spec.placements != wanted.placements:

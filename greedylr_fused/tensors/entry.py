@@ -1,4 +1,4 @@
-"""One parameter of the table: what the kernels may be given in its place."""
+"""One parameter of the table, and the memory that kernels may be given in its place."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Entry:
     Attributes:
         param: as in the optimizer; `spec` its mesh and placements if it is a DTensor, otherwise None.
         memory: the parameter, of a DTensor the part on this rank.
-        shape, strides: of `memory`, as its kernels take it: dense.
-        grad_dtype: of gradients that are read in place.
-        dense_copy: updated in place of a parameter that is no flat memory, otherwise None.
+        shape, strides: those of `memory`, made dense, as kernels take it.
+        grad_dtype: the dtype of gradients that are read in place.
+        dense_copy: updated instead of a parameter that is no flat memory, otherwise None.
         norm_weight: see `Ranks.norm_weight`.
     """
 
@@ -71,15 +71,15 @@ class Entry:
         return self.memory if self.dense_copy is None else self.dense_copy
 
     def moment(self, name: str) -> Tensor:
-        """The memory of one moment."""
+        """Return the memory of one moment."""
         return local(self.state[name])
 
     def gradient(self) -> Tensor | None:
-        """The gradient, of a DTensor the part on this rank (a collective if it is distributed in another way than the
-        parameter); None if there is none.
+        """Return the gradient, of a DTensor the part on this rank (by a collective if it is distributed in another way
+        than the parameter); None if there is none.
 
         Raises:
-            RuntimeError: it is sparse, or not on the parameter's mesh.
+            RuntimeError: the gradient is sparse, or not on the parameter's mesh.
         """
         grad = self.param.grad
         if grad is None:
@@ -93,7 +93,7 @@ class Entry:
 
     @property
     def grad_code(self) -> tuple[int, int]:
-        """What DLPack calls the type of gradients that are read in place."""
+        """Return DLPack's (type code, bits) of gradients that are read in place."""
         return DLPACK[self.grad_dtype]
 
     def computes(self, grad_dtype: torch.dtype) -> bool:
@@ -114,7 +114,7 @@ class Entry:
         return self._codes(self.grad_dtype)  # type: ignore[return-value]
 
     def fits(self, grad: Tensor) -> bool:
-        """Whether a gradient can be read in place, element by element beside the parameter."""
+        """Return whether a gradient can be read in place, element by element beside the parameter."""
         if grad.dtype != self.grad_dtype or grad.shape != self.shape or grad.is_neg() or grad.is_conj():
             return False
         strides = grad.stride()

@@ -76,5 +76,5 @@ class Launch:
 
 
 def real(tensor: Tensor) -> Tensor:
-    """The tensor, or its real view if complex (last dimension 2: real, imaginary part)."""
+    """Return the tensor, or its real view if complex (last dimension 2: real, imaginary part)."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor

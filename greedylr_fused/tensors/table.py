@@ -1,8 +1,7 @@
 """The table: addresses, sizes, hyper-parameters and work list of one optimizer, in memory that does not move.
 
 Built once; at each step `refresh()` takes over what a `Watch` found: it sends the row of gradient addresses, or the
-hyper-parameters, only if they changed. What a kernel sees is addresses; what the reference backend sees is the same
-tensors.
+hyper-parameters, only if they changed. Kernels see addresses, the reference backend the tensors themselves.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class TensorTable:
             amsgrad `max_exp_avg_sq`. `step` is replaced by a 0-d view into `steps`.
         control: the control vector; its device is the table's.
         chunk: elements per work item.
-        copies: what is to be written beside the parameters, and `copies_in_kernel`: whether the kernels do.
+        copies: copies to write beside the parameters; `copies_in_kernel`: whether the kernels write them.
 
     Attributes:
         ptrs: int64 [7, N], see `Row`. A gradient address of 0 means: no gradient at this step.
@@ -46,8 +45,8 @@ class TensorTable:
             `chunk_index[c] * chunk` on, or those that are left.
         launches: one per mix of storage types.
         l1: whether a measurement adds up absolute values, too.
-        captured: whether there is a graph that reads and writes all this memory at each replay; from then on each step
-            sends its own values, since a replay may have come between.
+        captured: whether there is a graph that reads and writes all this memory at each replay; from then on every
+            step sends all its values, since a replay may have come between.
         sharded: whether a parameter is a DTensor.
     """
 
@@ -115,19 +114,19 @@ class TensorTable:
 
         Args:
             watch: a `Watch` of this table that writes to `row`.
-            found: what its look found.
+            found: what the last look of the watch found.
             groups: the optimizer's parameter groups.
             send: as `Backend.send`.
-            captures: where what a graph reads that is being captured is kept; None outside of a capture.
+            captures: takes the memory to keep for a graph being captured; None outside of a capture.
 
         Returns:
-            False if a gradient came in another dtype that is computed as it is: build a new table.
+            False if a gradient came in another dtype that kernels take as it is: build a new table.
 
         Raises:
             RuntimeError: a gradient is sparse, has no memory, or has another shape than its parameter.
         """
         self._staged.clear()
-        self._due |= found  # until it has arrived, for all that may fail here
+        self._due |= found  # until it has arrived: what follows may fail
         if found & NEEDS_COPY:
             for i in watch.odd():
                 address = self._odd_address(watch, i)
@@ -148,12 +147,12 @@ class TensorTable:
         return True
 
     def remember(self, found: int) -> None:
-        """What a look found that no step has followed: the next one has to send it, too."""
+        """Keep what a look found that no step has followed: the next step has to send it, too."""
         self._due |= found
 
     def release(self) -> None:
-        """After the step: write dense copies back, let go of temporary gradients, tell autograd, which a kernel writes
-        behind the back of, that the parameters have changed, and write their copies if no kernel did.
+        """Finish the step: write dense copies back, let go of temporary gradients, tell autograd that the parameters
+        have changed, since it does not see what kernels write, and write their copies if no kernel did.
         """
         self._staged.clear()
         increment_version(self._params_with_grad)
@@ -164,16 +163,16 @@ class TensorTable:
 
     @property
     def params_with_grad(self) -> list[Tensor]:
-        """Parameters that the last step had gradients of."""
+        """Return the parameters that had a gradient in the last step."""
         return self._params_with_grad
 
     def gradient(self, i: int) -> Tensor | None:
-        """What tensor i is updated with: its gradient, or the copy in the parameter's strides; None if it has none."""
+        """Return what updates tensor i: its gradient, or the copy in the parameter's strides; None if it has none."""
         grad = self._staged[i] if i in self._staged else self.entries[i].gradient()
         return None if grad is None else real(grad)
 
     def _odd_address(self, watch: Any, i: int) -> int | None:
-        """Where a gradient that cannot be read as it is, or a copy that can, lies; None if it needs a new table."""
+        """Return where an odd gradient, or else a copy that kernels can read, lies; None if it needs a new table."""
         entry = self.entries[i]
         grad = entry.gradient()
         if grad is None:

@@ -1,12 +1,12 @@
-"""What is looked at before each step: whether the table still describes the optimizer, and where the gradients lie.
+"""The look before each step: does the table still describe the optimizer, and where do the gradients lie?
 
 A table holds addresses, and between any two steps Python may replace, move, resize or free what lies there.
 `csrc/host/watch.cpp` looks through DLPack's C functions, in a tenth of the time and less; the class here is its
 specification, and stands in for it where it was not built and before PyTorch 2.10.
 
-Compared are, by identity: the groups' parameters and `amsgrad`, the keys, values and order of the state dictionaries.
-By address, shape, strides and dtype: the memory of parameters and moments. (That a single step count, a 0-d view into
-the table's own memory, is given other memory where it is would take intent, and time at every step to find out.)
+It compares by identity the groups' parameters and `amsgrad`, and the keys, values and order of the state dictionaries;
+by address, shape, strides and dtype the memory of parameters and moments. (It does not see a single step count, a 0-d
+view into the table's own memory, be given other memory: nobody does so by mistake, and the look would take time.)
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ except ImportError as error:
 
 
 class Watch:
-    """Knows what a table was built for.
+    """The optimizer as a table was built for it, to compare with at each look.
 
     Args:
         entries: the table's, in its order; their parameters and state dictionaries are kept alive, moments are not.
-        stateless: parameters without state, that the table leaves out.
+        stateless: parameters without state, which the table leaves out.
         groups, state: the optimizer's, as the table was built for them.
         steps: the memory of all step counts.
         row: int64 [N] in host memory, N = len(entries); the address of each gradient is written there, 0 for none.
@@ -76,7 +76,7 @@ class Watch:
         self._odd: list[int] = []
 
     def look(self, groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str, Any]]) -> int:
-        """What changed since the last look, and in the row what moved."""
+        """Return what changed since the last look, and write to the row what moved."""
         self._odd = []
         same = self._same_groups(groups) and self._same_states(state) and self._memory_now() == self._memory
         if not same or any(param.grad is not None for param in self._stateless):
@@ -92,23 +92,23 @@ class Watch:
         return found
 
     def odd(self) -> list[int]:
-        """The tensors whose gradients the last look could not take: of another dtype, shape or strides, with a sign or
-        conjugation yet to be applied, without memory, or distributed in another way. Their addresses were left alone.
+        """Return the tensors whose gradients the last look could not take: of another dtype, shape or strides, with a
+        sign or conjugation yet to be applied, without memory, or distributed in another way. It left their addresses.
         """
         return self._odd
 
     def put(self, i: int, address: int) -> int:
-        """Write the address of gradient i; returns what that changed."""
+        """Write the address of gradient i; return what that changed."""
         before = self._row[i]
         self._row[i] = address
         return (before != address) * MOVED | ((before == 0) != (address == 0)) * COUNT
 
     def accept(self, i: int, gradient: Any) -> None:
-        """Take gradients of parameter i that are distributed like this one for right from now on."""
+        """Accept from now on gradients of parameter i that are distributed like this one."""
         self._specs[i] = gradient._spec
 
     def params_with_grad(self) -> list[Tensor]:
-        """Parameters that have a gradient, in the table's order."""
+        """Return the parameters that have a gradient, in the table's order."""
         return [entry.param for entry, address in zip(self._entries, self._row, strict=True) if address]
 
     def _same_groups(self, groups: Sequence[dict[str, Any]]) -> bool:
@@ -146,7 +146,7 @@ class Watch:
         return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (*params, *moments, self._steps)] + signs
 
     def _address_of(self, i: int) -> int | None:
-        """0 without a gradient, None if a kernel cannot read it as it is."""
+        """Return the address of gradient i: 0 without one, None if a kernel cannot read it as it is."""
         entry, grad = self._entries[i], self._entries[i].param.grad
         if grad is None:
             return 0
@@ -160,7 +160,7 @@ class Watch:
 
 
 def watching(*args: Any) -> Any:
-    """A compiled `Watch` where there is one and it can see these tensors, otherwise the one above."""
+    """Return a compiled `Watch` if there is one and it can see these tensors, otherwise the one above."""
     if unavailable() is None:
         try:
             return _native.Watch(Tensor.__dlpack_c_exchange_api__, _direct(), *args)
@@ -175,7 +175,7 @@ def _direct() -> tuple[int, ...] | None:
 
 
 def unavailable() -> str | None:
-    """Why the compiled one is not used, or None if it is."""
+    """Return why the compiled `Watch` is not used, or None if it is."""
     if _native is None:
         return f"greedylr_fused._host is not usable: {_import_error}"
     if not hasattr(Tensor, "__dlpack_c_exchange_api__"):
@@ -188,11 +188,11 @@ def _identical(a: Sequence[Any], b: Sequence[Any]) -> bool:
 
 
 def _names(own: Any) -> list[str]:
-    """What a state holds; nothing to look at, if it is one that belongs to no parameter and is no dictionary."""
+    """Return the keys of a state; none for one that is no dictionary, which belongs to no parameter."""
     return list(own) if isinstance(own, dict) else []
 
 
 def _fixed(value: Any) -> Any:
-    """The value if the same object always has it, otherwise None."""
+    """Return the value if the same object always has it, otherwise None."""
     numbers = value if type(value) is tuple else (value,)
     return value if all(type(number) in (float, int, bool) for number in numbers) else None

@@ -105,6 +105,20 @@ def test_a_plain_checkpoint_continues_from_its_lr_not_from_where_it_began(device
     assert opt.read_lr() == [1e-3] and latest(opt).step == 1
 
 
+def test_a_checkpoint_without_moments_is_said(device, backend):
+    """Its schedule goes on, and AdamW begins anew."""
+
+    def build():
+        param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
+        return FusedAdamW([param], lr=1e-3, schedule=GreedyLR(smooth=False), backend=backend)
+
+    opt, fresh = build(), build()
+    fresh.load_state_dict(opt.state_dict())  # of no step: there is nothing to miss
+    opt.step(loss=1.0)
+    with pytest.warns(UserWarning, match="its schedule is at step 1, and it has no moments of any parameter"):
+        fresh.load_state_dict(opt.state_dict() | {"state": {}})
+
+
 def test_a_hook_before_saving_is_saved(device, backend):
     param = parameter(torch.zeros(2, device=device), torch.ones(2, device=device))
     opt = FusedAdamW([param], lr=1e-3, schedule=GreedyLR(smooth=False), backend=backend)

@@ -8,6 +8,7 @@ from support.tensors import assert_same, parameter, snapshot
 
 from greedylr_fused import FusedAdamW, GreedyLR
 from greedylr_fused.control.slots import block
+from greedylr_fused.step.rates import WRITES
 
 GREEDY = GreedyLR(patience=0, factor=0.5, smooth=False)
 
@@ -236,6 +237,31 @@ def test_an_equal_number_written_back_is_no_write(monkeypatch, lagging):
         assert written.read_lr() == alone.read_lr()
     written.set_lr(shown(written))
     assert written.read_lr() == shown(written), "set_lr() goes back to what is shown"
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_an_lr_written_before_every_step_is_said_once(kind):
+    """It cancels what the loss decided."""
+    opt = build()
+    for step in range(WRITES - 1):
+        opt.param_groups[0]["lr"] = kind(0.5 + step / 100)
+        opt.step(loss=3.0)
+    with pytest.warns(
+        UserWarning, match="10 times in a row, each of which cancels what GreedyLR had decided; drop what"
+    ):
+        opt.param_groups[0]["lr"] = kind(0.75)
+        opt.step(loss=3.0)
+    for _ in range(2 * WRITES):
+        opt.param_groups[0]["lr"] = kind(0.8)
+        opt.step(loss=3.0)
+
+
+def test_an_lr_written_before_every_other_step_is_meant():
+    opt = build()
+    for step in range(4 * WRITES):
+        if step % 2:
+            opt.param_groups[0]["lr"] = 0.5 + step / 100
+        opt.step(loss=3.0)
 
 
 def test_a_checkpoint_leaves_no_numbers_in_the_groups_for_long():

@@ -18,7 +18,7 @@ constexpr size_t SHARED_BYTES = 48 * 1024;  // of a block
 enum class At { READY, SYNCTHREADS, SYNCWARP, SHUFFLE, END };
 constexpr int AT_COUNT = 5;
 
-// What a barrier publishes. Two keys in turn: a thread may come to the next barrier before another has left
+// Keys that a barrier publishes, two in turn: a thread may come to the next barrier before another has left
 // this one, and must not be seen by it.
 struct Meeting {
     unsigned count = 0;

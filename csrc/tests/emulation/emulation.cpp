@@ -45,7 +45,7 @@ bool meet_block() {
     return true;
 }
 
-// What happened before `wait_for_all` in any thread has happened before what follows it in each.
+// Lets all that any thread did before `wait_for_all` happen before all that each does after it.
 template <typename Wait>
 void meet_in_order(Meeting& meeting, const Wait& wait_for_all) {
     void* key = meeting.key();

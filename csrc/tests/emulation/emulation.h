@@ -39,11 +39,11 @@ struct Index {
 // change threads.
 void set_schedule(uint64_t seed);
 
-// What the emulated device claims to run at once, of any kernel; 3 unless set.
+// Blocks of any kernel that the emulated device claims to run at once; 3 unless set.
 unsigned resident_blocks();
 void set_resident_blocks(unsigned blocks);
 
-// What the emulated driver says it is; 13000 unless set.
+// Version that the emulated driver reports; 13000 unless set.
 int driver_version();
 void set_driver_version(int version);
 

@@ -41,8 +41,8 @@ const void* launching_bottom = nullptr;  // of the launching stack, as the addre
 size_t launching_bytes = 0;
 
 #ifdef __x86_64__
-// What a call must preserve goes on the old stack, its stack pointer to *from; then the same from the new
-// one. ucontext would make two system calls of each switch, which is most of the time of an emulated kernel.
+// Saves what a call must preserve on the old stack, its pointer in *from; restores it from the new one.
+// ucontext would make two system calls of each switch, which is most of the time of an emulated kernel.
 extern "C" void emulation_switch_stack(void** from, void* to);
 asm(R"(
 .text

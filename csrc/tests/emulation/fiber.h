@@ -20,7 +20,7 @@ class Fiber {
     bool resume();
     // From the fiber: back to resume().
     void leave();
-    // What release() would do in the fiber.
+    // Does what release() would do in the fiber.
     void release_from_here(void* key);
 
   private:
@@ -56,7 +56,7 @@ void release(void* key);
 // For the thread sanitizer: adds to an atomic that nobody but this orders. It publishes what was released to
 // `published`, and nothing that the running fiber has done since; what it reads is released to `seen`.
 unsigned watched_add(unsigned* address, unsigned value, void* published, void* seen);
-// Whether the thread sanitizer watches.
+// Returns whether the thread sanitizer watches.
 bool races_are_watched();
 // For the address sanitizer: no access is allowed there any more, or again.
 void forbid(const void* begin, size_t bytes);

@@ -29,7 +29,7 @@ EXPORTED void fake_device(Launcher to, int resident, int driver) {
     driver_version = driver;
 }
 
-// What nvcc generates calls these when the module is loaded,
+// Code that nvcc generates calls these when the module is loaded,
 extern "C" {
 
 void** __cudaRegisterFatBinary(void*) {

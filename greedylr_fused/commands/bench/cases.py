@@ -1,4 +1,4 @@
-"""What `bench` compares: parameters of four kinds, three pieces of work, and three optimizers that do each of them."""
+"""The cases of `bench`: four kinds of parameters, three pieces of work, and three optimizers that do each piece."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ CONTENDERS = (OURS, FUSED, FOREACH)
 STEP, CLIP, GREEDY = "step", "clip", "clip+GreedyLR"
 WORKS = (STEP, CLIP, GREEDY)
 
-#: The largest cases, by kind of device, in parameters: more tell nothing new.
+#: Parameters in the largest case, by kind of device: more tell nothing new.
 MOST = {"cpu": 50_000_000, "cuda": 500_000_000}
-#: Memory per parameter in float32: itself, its gradient, two moments, and two temporaries of torch's foreach.
+#: Bytes per float32 parameter: itself, its gradient, two moments, and two temporaries of torch's foreach.
 _BYTES_HELD = 24
 
 _LR, _MAX_GRAD_NORM = 1e-6, 1.0
@@ -53,12 +53,12 @@ class Case:
         return sum(map(math.prod, self.sizes))
 
     def bytes_moved(self, work: str) -> int:
-        """Per parameter, what the work cannot avoid: 4 reads and 3 writes, and for a norm the gradient once more."""
+        """Return the bytes per parameter that the work must move: 4 reads, 3 writes, for a norm the gradient again."""
         return self.dtype.itemsize * (7 if work == STEP else 8)
 
 
 def cases(elements: int) -> list[Case]:
-    """All cases, with at most so many parameters each, but for the fixed number of tensors of the last two."""
+    """Return all cases, of at most so many parameters each, unless the fixed numbers of tensors need more."""
     side = max(1, min(64, math.isqrt(elements // 1_000)))
     width = next((w for w in (768, 512, 384, 256, 192, 128, 64) if _gpt2(w).elements <= elements), 8)
     return [
@@ -70,7 +70,7 @@ def cases(elements: int) -> list[Case]:
 
 
 def _gpt2(width: int) -> Case:
-    """GPT-2's list of tensors (12 layers, 50,257 tokens and 1,024 positions at width 768), made thinner in all."""
+    """Return GPT-2's list of tensors (12 layers; at width 768, 50,257 tokens and 1,024 positions), all scaled."""
     sizes: list[tuple[int, ...]] = [(50_257 * width // 768, width), (1_024 * width // 768, width)]
     for _ in range(12):
         sizes += [(width,)] * 2 + [(width, 3 * width), (3 * width,), (width, width), (width,)]
@@ -80,7 +80,7 @@ def _gpt2(width: int) -> Case:
 
 
 def that_fit(device: torch.device) -> int:
-    """How many parameters the device's free memory holds with all that goes with them; at least a thousand."""
+    """Return how many parameters the device's free memory holds with all that goes with them; at least 1,000."""
     return max(1_000, _free_bytes(device) // _BYTES_HELD)
 
 
@@ -99,8 +99,8 @@ class Workload:
     """Memory that all contenders of a case share, so that none is lucky with its place.
 
     Args:
-        case: of which tensors.
-        device: where.
+        case: the tensors to hold.
+        device: where to hold them.
 
     Attributes:
         params: with gradients.
@@ -117,19 +117,19 @@ class Workload:
         self._moments = []
         for param, size in zip(self.params, case.sizes, strict=True):
             param.grad = normal(size, 0.01)
-            # Where these gradients lead to: no number is denormal, and steps are of the size of the LR.
+            # As these gradients would make them: no number is denormal, and steps are of the size of the LR.
             moments = {"exp_avg": torch.full_like(param, 1e-3), "exp_avg_sq": torch.full_like(param, 1e-4)}
             self._moments.append({name: moment.detach() for name, moment in moments.items()})
         self.loss = torch.tensor(2.5, device=device)
 
     def share_moments(self, optimizer: torch.optim.Optimizer, step_device: torch.device) -> None:
-        """Let an optimizer go on from the moments of all."""
+        """Give an optimizer the moments that all share."""
         for param, moments in zip(self.params, self._moments, strict=True):
             optimizer.state[param] = {"step": torch.ones((), device=step_device), **moments}
 
 
 def build(contender: str, work: str, workload: Workload, backend: str) -> Step:
-    """One optimizer step with all that the work asks for, as its user would write it."""
+    """Return a function that does one step with all that the work asks for, as a user would write it."""
     return _ours(work, workload, backend) if contender == OURS else _torchs(contender, work, workload)
 
 

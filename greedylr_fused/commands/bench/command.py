@@ -31,7 +31,7 @@ _COLUMNS = ("work", "optimizer", "ms", "20-80 %", "GB/s", "speed")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print a table for every case, say where FusedAdamW is slower, write JSON if asked to."""
+    """Measure, print a table for every case, say where FusedAdamW is slower, and write JSON if asked to."""
     parser = _parser()
     given = parser.parse_args(argv)
     try:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"--elements: got {given.elements:,}, allowed here are up to {most:,}: memory holds no more"
             )
         if given.json is not None:
-            given.json.write_text("")  # refused now, or not after a minute
+            given.json.write_text("")  # refused now rather than after a minute
         about = _about(device, threads, backend)
     except (OSError, RuntimeError, ValueError) as error:
         fail(parser, error)
@@ -101,10 +101,10 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _device(name: str | None) -> torch.device:
-    """The one that is asked for, or the best at hand.
+    """Return the device that is asked for, or the best at hand.
 
     Raises:
-        ValueError: it is none that can be measured here.
+        ValueError: that device cannot be measured here.
     """
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -115,7 +115,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _about(device: torch.device, threads: int, backend: str) -> dict[str, str]:
-    """What the numbers depend on besides the code."""
+    """Return what the numbers depend on besides the code, by name."""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else doctor.findings()["CPU"]
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""  # of other programs
     return {
@@ -127,7 +127,7 @@ def _about(device: torch.device, threads: int, backend: str) -> dict[str, str]:
 
 
 def _busy() -> list[str]:
-    """What to say of a machine that other programs keep busy."""
+    """Return a line of warning if other programs keep the machine busy, otherwise none."""
     load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
     if load <= cores:
         return []
@@ -137,7 +137,7 @@ def _busy() -> list[str]:
 def _measured(
     device: torch.device, seconds: float, threads: int, backend: str, elements: int | None
 ) -> tuple[list[Result], bool]:
-    """Results of all cases; Ctrl-C leaves those that are complete. Second, whether all are there."""
+    """Return the results of all cases, or after Ctrl-C of those complete, and whether all are there."""
     found: list[Result] = []
     end = time.perf_counter() + seconds
     try:
@@ -155,7 +155,7 @@ def _measured(
 
 
 def _record(result: Result) -> dict[str, Any]:
-    """A row of the JSON file; times in milliseconds."""
+    """Return a row of the JSON file, with times in milliseconds."""
     ms = None if result.seconds is None else result.seconds.scaled(1e3).as_dict()
     return {
         "case": result.case.name,
@@ -173,7 +173,7 @@ def _record(result: Result) -> dict[str, Any]:
 
 
 def _print_tables(found: Sequence[Result]) -> None:
-    """One per case."""
+    """Print a table for each case."""
     for case in dict.fromkeys(result.case for result in found):
         moved = f"{case.bytes_moved(STEP)} bytes each, {case.bytes_moved(CLIP)} with clipping"
         print(f"\n{case.name}: {case.elements:,} parameters of {moved}")
@@ -198,12 +198,12 @@ def _cells(result: Result) -> tuple[str, ...]:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, no exponent."""
+    """Return a number as text with three significant digits and no exponent."""
     return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    """By rich where it is installed, otherwise in plain columns; the first two columns are text."""
+    """Print a table, by rich if installed, otherwise in plain columns; the first two columns are text."""
     try:
         box, console, table = (importlib.import_module(f"rich.{name}") for name in ("box", "console", "table"))
     except ImportError:
@@ -222,7 +222,7 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def _verdict(found: Sequence[Result]) -> list[str]:
-    """Where FusedAdamW is slower, where nothing can be told apart, and in how many comparisons it is faster."""
+    """Return lines that say how often FusedAdamW is faster, where it is slower, and where no difference shows."""
     compared = [
         (spread, f"{result.case.name}, {result.work}: {spread.median:.2f} times the speed of {other}")
         for result in found

@@ -1,7 +1,7 @@
-"""How `bench` times: contenders in turn, round by round, and ratios of times taken in the same round.
+"""The timing of `bench`: contenders in turn, round by round, and ratios of times taken in the same round.
 
 A machine's speed drifts by more than the differences that matter: no contender is timed alone, every second round goes
-through them backwards, and a ratio is the median over rounds, never that of two medians taken at different times.
+through them backwards, and a ratio is the median of ratios over rounds, never a ratio of medians.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from greedylr_fused.commands.bench.cases import (
     that_fit,
 )
 
-#: Rounds that a case has time for where steps are slow, and calls of torch's fused step that this then takes: nine
-#: contenders, each called twice in a round, at three times the time on average, since foreach takes five on a CPU.
+#: Rounds that a case has time for where steps are slow, and the time that they take, in steps of torch's fused: nine
+#: rows, each called twice in a round, at three times that step's time on average, since foreach takes five on a CPU.
 _ROUNDS = 6
 _CALLS = 9 * 2 * 3 * _ROUNDS
 
@@ -38,7 +38,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, 20th and 80th percentile, and of how many values."""
+    """Median, 20th and 80th percentile, and number of values."""
 
     median: float
     p20: float
@@ -47,22 +47,22 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value; percentiles are values that occurred, of few values the outer ones."""
+        """Return the spread of at least one value; percentiles are values that occurred, the outer ones of few."""
         ordered = sorted(values)
         last = len(ordered) - 1
         return cls(statistics.median(ordered), ordered[last // 5], ordered[-(-last * 4 // 5)], len(ordered))
 
     @classmethod
     def of_ratios(cls, base: Sequence[float], other: Sequence[float]) -> Spread:
-        """Of `base` over `other`, values with the same index by each other: those were taken in the same round."""
+        """Return the spread of `base` over `other`, index by index: those were taken in the same round."""
         return cls.of([b / o for b, o in zip(base, other, strict=True)])
 
     def scaled(self, factor: float) -> Spread:
-        """In another unit."""
+        """Return the spread with all values times `factor`, for another unit."""
         return Spread(self.median * factor, self.p20 * factor, self.p80 * factor, self.count)
 
     def as_dict(self) -> dict[str, Any]:
-        """By name, as results are written."""
+        """Return the numbers by name, as results are written."""
         return asdict(self)
 
 
@@ -72,11 +72,11 @@ class Result:
 
     Attributes:
         case: which parameters.
-        work: of `WORKS`.
-        contender: of `CONTENDERS`.
-        seconds: of one step; None where it could not run.
-        speed: torch's time over this one's, by torch's optimizer, for the same work.
-        why: what kept it from running.
+        work: one of `WORKS`.
+        contender: one of `CONTENDERS`.
+        seconds: time of one step; None if it could not run.
+        speed: time of each of torch's optimizers for the same work over this one's.
+        why: reason why it could not run.
     """
 
     case: Case
@@ -88,14 +88,14 @@ class Result:
 
     @property
     def gb_per_s(self) -> float | None:
-        """What the work cannot avoid to move, over the median time."""
+        """Bytes that the work must move, over the median time; None if it could not run."""
         if self.seconds is None:
             return None
         return self.case.elements * self.case.bytes_moved(self.work) / self.seconds.median / 1e9
 
 
 def affordable(device: torch.device, seconds: float, threads: int) -> int:
-    """How many parameters a case may have to be timed in so many seconds, and to take a third of the memory."""
+    """Return how many parameters a case may have to be timed in so many seconds, in a third of the memory."""
     most = min(MOST[device.type], that_fit(device) // 3)
     probe = Case("probe", ((min(most, 4_000_000),),), torch.float32)
     timer = _timer(build(FUSED, STEP, Workload(probe, device), "auto"), threads)
@@ -107,11 +107,11 @@ def measure(case: Case, device: torch.device, seconds: float, threads: int, back
     """Time all contenders at all work on one case.
 
     Args:
-        case: which parameters.
-        device: where.
-        seconds: for setting up and timing together; two rounds are done in any case.
-        threads: that torch may use on a CPU.
-        backend: of ours.
+        case: parameters to step.
+        device: where to step them.
+        seconds: time for setting up and timing together; two rounds are done in any case.
+        threads: number that torch may use on a CPU.
+        backend: of FusedAdamW.
     """
     begin = time.perf_counter()
     workload = Workload(case, device)
@@ -138,7 +138,7 @@ def measure(case: Case, device: torch.device, seconds: float, threads: int, back
 
 
 def in_rounds(timers: Mapping[Row, Timer], seconds: float) -> dict[Row, list[float]]:
-    """Times of one call in seconds, one per round: index i of all belongs together.
+    """Return times of one call in seconds, one per round; those with the same index belong together.
 
     Rounds go on while two more of them fit into the time: as many forwards as backwards, and two in any case.
     """
@@ -159,6 +159,6 @@ def _timer(step: Step, threads: int) -> Timer:
 
 
 def _round(number: int) -> int:
-    """The next lower of 1, 2, 5, 10, ...: with a power of two, all streams would meet in the same sets of a cache."""
+    """Round down to 1, 2, 5, 10, ...: with a power of two, all streams would meet in the same sets of a cache."""
     power = int("1" + "0" * (len(str(number)) - 1))
     return power * max(digit for digit in (1, 2, 5) if digit * power <= number)
