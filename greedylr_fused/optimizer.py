@@ -54,7 +54,7 @@ class FusedAdamW(Optimizer):
         partitions: how many of these ranks hold different parameters, where placements do not tell, so that the norm
             counts each parameter once: the world size under ZeroRedundancyOptimizer, the number of stages of a
             pipeline. Default None: the size of the group for FSDP1's flat parameters, 1 for others, which are replicas.
-        foreach: accepted for torch's signature, as are `fused` and `capturable`, both of which it always is.
+        foreach: accepted and ignored, as are `fused` and `capturable`: the step is always both.
         differentiable: must be False.
 
     References: AdamW, arXiv 1711.05101; GreedyLR, arXiv 2512.14527.
@@ -146,7 +146,7 @@ class FusedAdamW(Optimizer):
         try:
             if control.reads_gradients:
                 options.check_outside_backward()
-            self._take_written()
+            self._take_written(for_step=True)
             backend = engine.ready(self.param_groups, self.state) or self._rebuilt()
             try:
                 if given is not None:
@@ -203,7 +203,7 @@ class FusedAdamW(Optimizer):
 
         The schedule goes on from this LR; its counters, best, bounds and starting LR stay. A step schedule scales its
         peak so that the curve gives this LR now: half the LR halves all that follow. A peak above 10 times the starting
-        LR is refused, as an LR written early in a warm-up may need. Where the curve is 0, the LR holds for one step.
+        LR is refused; early in a warm-up an ordinary LR needs one. Where the curve is 0, the LR holds for one step.
         With a `base`, the bounds are those of the LR before the factor of the base.
 
         Raises:
@@ -259,7 +259,7 @@ class FusedAdamW(Optimizer):
         for float64 parameters. The schedule keeps its own options; of a longer window it takes the newest losses. If
         the checkpoint has no numbers of a schedule, the schedule starts anew from the LRs there, a step schedule at its
         first step or, after a run that a torch scheduler drove, from that scheduler's peak and the steps taken.
-        (torch's AdamW writes no such numbers, but hands on those that it loaded.) Moments on the parameters' device are
+        (torch's AdamW writes no such numbers, but keeps those that it loaded.) Moments on the parameters' device are
         copied, and the old ones stay until all is loaded: if memory is short, load with `map_location="cpu"`.
 
         Args:
@@ -361,10 +361,10 @@ class FusedAdamW(Optimizer):
         for listener in self._listeners:
             listener.after_restart()
 
-    def _take_written(self) -> None:
+    def _take_written(self, *, for_step: bool = False) -> None:
         """Take over the learning rates that the host wrote to the groups."""
         options.check_groups(len(self.param_groups), self._control.n_groups)
-        self._rates.push(self.param_groups, tensors=not self._engine.lent)
+        self._rates.push(self.param_groups, tensors=not self._engine.lent, for_step=for_step)
 
     def _numbers(self) -> list[dict[str, Any]]:
         self._take_written()

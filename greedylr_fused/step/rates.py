@@ -21,7 +21,7 @@ from greedylr_fused.step.mirror import Metrics, Mirror
 from greedylr_fused.step.skips import Skips
 from greedylr_fused.warning import warn
 
-#: Steps in a row, before each of which the host wrote an LR: the loss then has no say.
+#: Steps in a row, before each of which the host wrote an LR: the schedule then has no say.
 WRITES = 10
 #: Relative rounding error that an LR divided by the curve may have.
 _SLACK = 1e-12
@@ -53,7 +53,8 @@ class Rates:
         self._mirror = Mirror(control)
         self._skips = Skips(control, self._mirror)
         self._known: list[Any] = self._mirror.lr
-        self._writes = 0  # in a row
+        self._writes, self._wrote = 0, False  # steps in a row before which the host wrote; this one so far
+        self._warned = self._warned_of_peak = False
         self._stale = False  # the snapshot under way is older than what the host wrote
         if has_schedule:
             for group, lr in zip(groups, self._known, strict=True):
@@ -70,7 +71,7 @@ class Rates:
             for index, group in enumerate(groups)
         )
 
-    def push(self, groups: Sequence[dict[str, Any]], *, tensors: bool = True) -> None:
+    def push(self, groups: Sequence[dict[str, Any]], *, tensors: bool = True, for_step: bool = False) -> None:
         """Send LRs that the host wrote into the groups to the device.
 
         Tensors are copied on the device at every call; with a schedule they are clamped to its bounds there, since the
@@ -79,14 +80,14 @@ class Rates:
         Args:
             groups: the optimizer's.
             tensors: whether to copy tensors: a graph being captured would go on copying from them.
+            for_step: whether a step follows; ten of them, each after a write, are warned of once.
         """
-        wrote = False
         for index, group in enumerate(groups):
             lr = options.lr_of(group)
             if isinstance(lr, Tensor):
                 if not tensors:
                     continue
-                wrote = True
+                self._wrote = True
                 self._control.write_lr(index, lr)
                 if self._has_schedule:
                     group["lr"] = self._known[index]
@@ -94,11 +95,14 @@ class Rates:
                 else:
                     self._known[index] = None  # unknown to the host: any number that follows is written
             elif self._written(index, lr):
-                wrote = True
+                self._wrote = True
                 self._write(index, lr)
-        self._writes = self._writes + 1 if wrote and self._control.needs_loss else 0
-        if self._writes == WRITES:
-            self._warn_of_writes()
+        if for_step:
+            self._writes = self._writes + 1 if self._wrote and self._has_schedule else 0
+            self._wrote = False
+            if self._writes == WRITES and not self._warned:
+                self._warned = True
+                self._warn_of_writes()
 
     def pull(self, groups: Sequence[dict[str, Any]]) -> None:
         """Take over a snapshot that has arrived and ask for the next."""
@@ -165,10 +169,11 @@ class Rates:
     def _warn_of_peak(self, index: int, lr: float) -> None:
         """Warn if an LR written where the curve is low raises the peak, which in a warm-up nobody means to do."""
         at = self._mirror.curve_value
-        if not self._control.follows_steps or self._control.needs_loss or at == 0.0:
+        if not self._control.follows_steps or self._control.needs_loss or at == 0.0 or self._warned_of_peak:
             return
         peak, constructed = lr / at, self._control.bounds[index][1] / DEFAULT_MAX_RATIO
         if peak > constructed * (1 + _SLACK) and math.isfinite(constructed):
+            self._warned_of_peak = True
             warn(
                 f"learning rate of parameter group {index}: {lr!r}, written where the schedule's curve is at "
                 f"{at:g}, raises its peak from {constructed:g} to {peak:g}; construct the optimizer with "

@@ -1,12 +1,14 @@
 """The learning rate on both sides: groups on the host, slots on the device."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from support.lagging import install
 from support.tensors import assert_same, parameter, snapshot
 
-from greedylr_fused import FusedAdamW, GreedyLR
+from greedylr_fused import Cosine, FusedAdamW, GreedyLR
 from greedylr_fused.control.slots import block
 from greedylr_fused.step.rates import WRITES
 
@@ -241,10 +243,13 @@ def test_an_equal_number_written_back_is_no_write(monkeypatch, lagging):
 
 @pytest.mark.parametrize("kind", [float, torch.tensor])
 def test_an_lr_written_before_every_step_is_said_once(kind):
-    """It cancels what the loss decided."""
+    """It cancels what the loss decided, whether or not somebody reads in between."""
     opt = build()
     for step in range(WRITES - 1):
         opt.param_groups[0]["lr"] = kind(0.5 + step / 100)
+        if step % 2:
+            opt.read_lr()
+            opt.state_dict()
         opt.step(loss=3.0)
     with pytest.warns(
         UserWarning, match="10 times in a row, each of which cancels what GreedyLR had decided; drop what"
@@ -254,6 +259,20 @@ def test_an_lr_written_before_every_step_is_said_once(kind):
     for _ in range(2 * WRITES):
         opt.param_groups[0]["lr"] = kind(0.8)
         opt.step(loss=3.0)
+
+
+def test_a_schedule_by_hand_beside_one_of_ours_is_said_twice_at_most():
+    """By the first peak that it raises, and after ten steps; a warm-up has hundreds."""
+    opt = build(schedule=Cosine(100, warmup_steps=90))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for step in range(60):
+            opt.param_groups[0]["lr"] = 2.0 * (step + 1) / 90
+            opt.step()
+    assert [str(warning.message).split(":")[0][:20] for warning in said] == [
+        "learning rate of par",
+        "learning rates were ",
+    ]
 
 
 def test_an_lr_written_before_every_other_step_is_meant():

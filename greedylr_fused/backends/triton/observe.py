@@ -19,7 +19,7 @@ def slots(names):
 _KIND, _MODE_MAX, _FACTOR, _PATIENCE = slots("kind mode_max factor patience")
 _THRESHOLD, _THRESHOLD_REL, _COOLDOWN, _WARMUP = slots("threshold threshold_rel cooldown warmup")
 _EPS, _SMOOTH, _WINDOW_SIZE, _RESET_START = slots("eps smooth window_size reset_start")
-_RAISES, _REMEMBERS, _FORGET_EVERY, _FORGET_LEFT = slots("raises compare_with forget_every forget_left")
+_RAISES, _COMPARE_WITH, _FORGET_EVERY, _FORGET_LEFT = slots("raises compare_with forget_every forget_left")
 _LOSS, _SMOOTHED, _BEST, _GOOD, _BAD = slots("loss smoothed best good bad")
 _COOLDOWN_LEFT, _WARMUP_LEFT, _RESETS_LEFT = slots("cooldown_left warmup_left resets_left")
 _WINDOW_SUM, _WINDOW_COUNT, _WINDOW_HEAD, _N_GROUPS, EVENT = slots("window_sum window_count window_head n_groups event")
@@ -62,7 +62,7 @@ def _judge(c, x, finite):
     cooling = cooldown_left > 0
     waits = cooling | (warmup_left > 0)
     better = finite & _is_better(c, x, best)  # C4
-    compare_with = tl.load(c + _REMEMBERS)  # C5
+    compare_with = tl.load(c + _COMPARE_WITH)  # C5
     remembered = tl.where(compare_with == _LAST, finite, better & ((compare_with == _BEST_EVER) | (waits == 0)))
     tl.store(c + _BEST, tl.where(remembered, x, best))
     if waits:
