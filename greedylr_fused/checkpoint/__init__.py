@@ -3,9 +3,9 @@
 A schedule adds its state to every parameter group, the same in all but for the last three numbers:
 
     "control": {
-        "version": 2, "kind": 1.0, "mode_max": 0.0, "step": 12.0, "skipped": 0.0, "loss": 3.5, "smoothed": 2.0625,
+        "version": 1, "kind": 1.0, "mode_max": 0.0, "step": 12.0, "skipped": 0.0, "loss": 3.5, "smoothed": 2.0625,
         "best": 1.125, "good": 0.0, "bad": 0.0, "cooldown_left": 1.0, "warmup_left": 0.0, "resets_left": 500.0,
-        "forget_left": 0.0, "window_sum": 8.25, "decay_start": inf, "decay_steps": 0.0, "curve_value": 1.0,
+        "forget_left": 0.0, "window_sum": 8.25, "decay_start": inf, "decay_steps": 0.0, "fraction": 1.0,
         "grad_norm": 3.23, "event": 2.0, "window": "0.75 1.5 2.5 3.5", "lr": 0.002, "initial_lr": 0.001, "level": 0.002
     }
 

@@ -16,7 +16,7 @@ from greedylr_fused.warning import warn
 
 KEY = "control"
 #: Written under "version"; numbers without that key are of version 0.
-VERSION = 2
+VERSION = 1
 _ANEW = f'load an earlier checkpoint, or delete "{KEY}" from every group to start the schedule anew from its LRs'
 #: Names of the numbers that count something.
 _COUNTS = (
@@ -30,15 +30,21 @@ _COUNTS = (
     "forget_left",
     "decay_steps",
 )
-#: Names before version 2, and what they are now.
-_RENAMED = {"fraction": "curve_value"}
+#: Where a checkpoint's key is not the slot's name: distributed checkpointing compares keys, so they stay.
+_KEYS = {"curve_value": "fraction"}
+_NAMES = {key: name for name, key in _KEYS.items()}
 #: Numbers that a checkpoint from before there were step schedules lacks; its level was its LR.
 _ADDED = {"forget_left": 0.0, "decay_start": math.inf, "decay_steps": 0.0, "curve_value": 1.0}
 
 
 def saved(numbers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return `Control.numbers()` as a checkpoint has them: each window as one text, with all bits of each loss."""
-    return [{"version": VERSION} | own | {"window": " ".join(map(repr, own["window"]))} for own in numbers]
+    return [
+        {"version": VERSION}
+        | {_KEYS.get(name, name): value for name, value in own.items()}
+        | {"window": " ".join(map(repr, own["window"]))}
+        for own in numbers
+    ]
 
 
 def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
@@ -65,25 +71,26 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
             refuse(f'{where}["version"]', own["version"], f"at most {VERSION}", "update greedylr_fused, which is older")
         if "version" not in own:
             own = {"event": 0.0, **own}
-        own = {_RENAMED.get(name, name): value for name, value in own.items()}
+        own = {_NAMES.get(key, key): value for key, value in own.items()}
         if "lr" in own and "level" not in own and not _ADDED.keys() & own.keys():
             own = {**own, **_ADDED, "level": own["lr"]}
         for name in (*SAVED, *SAVED_BLOCKS, "window"):
             if name not in own:
+                key = _KEYS.get(name, name)
                 raise ValueError(
-                    f'checkpoint: {where} has no "{name}", allowed is what FusedAdamW.state_dict() wrote; {_ANEW}'
+                    f'checkpoint: {where} has no "{key}", allowed is what FusedAdamW.state_dict() wrote; {_ANEW}'
                 )
         found.append(_checked(where, own))
         for name in (*SAVED, "window"):
             if repr(found[-1][name]) != repr(found[0][name]):  # NaN does not equal itself
                 allowed = f"{found[0][name]!r} as in group 0, since groups share it"
-                refuse(f'{where}["{name}"]', found[-1][name], allowed, _ANEW)
+                refuse(f'{where}["{_KEYS.get(name, name)}"]', found[-1][name], allowed, _ANEW)
     return found
 
 
 def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """Check the numbers of one group, and return them as floats."""
-    numbers = {name: as_float(f'{where}["{name}"]', own[name]) for name in (*SAVED, *SAVED_BLOCKS)}
+    numbers = {name: as_float(f'{where}["{_KEYS.get(name, name)}"]', own[name]) for name in (*SAVED, *SAVED_BLOCKS)}
     window = _losses(f'{where}["window"]', own["window"])
     for name in _COUNTS:
         check_count(f'{where}["{name}"]', numbers[name])
@@ -92,7 +99,7 @@ def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
             refuse(f'{where}["{name}"]', numbers[name], " or ".join(f"{code:d}" for code in codes), _ANEW)
     for name in (*SAVED_BLOCKS, "curve_value"):
         if not 0 <= numbers[name] < math.inf:
-            refuse(f'{where}["{name}"]', numbers[name], "a finite number >= 0", _ANEW)
+            refuse(f'{where}["{_KEYS.get(name, name)}"]', numbers[name], "a finite number >= 0", _ANEW)
     start = numbers["decay_start"]
     if not (0 <= start <= numbers["step"] if numbers["decay_steps"] else start == math.inf):
         refuse(f'{where}["decay_start"]', start, 'inf if "decay_steps" is 0, otherwise a step up to "step"', _ANEW)

@@ -73,7 +73,7 @@ def load(
         restore(optimizer, found["loaded"], previous, engine.state_dtype)
         control.become(found["control"])
         control.warn_of_end()
-        warn_of_no_moments(found["loaded"], control)
+        warn_of_no_moments(found["loaded"], optimizer.param_groups, control)
         control.observed = 0
         engine.has_begun = True
         restart()
@@ -85,10 +85,13 @@ def load(
         Optimizer.load_state_dict(optimizer, state_dict)
 
 
-def warn_of_no_moments(loaded: Mapping[str, Any], control: Control) -> None:
-    """Say that a schedule goes on where AdamW begins anew, as with a checkpoint that was cut to its groups."""
+def warn_of_no_moments(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], control: Control) -> None:
+    """Say that a schedule goes on where AdamW begins anew, as with a checkpoint that was cut to its groups. A rank may
+    hold nothing that is trained.
+    """
     step = int(control.slot("step"))
-    if step and not loaded["state"] and any(group["params"] for group in loaded["param_groups"]):
+    trained = any(param.requires_grad and param.numel() for group in groups for param in group["params"])
+    if step and trained and not loaded["state"]:
         warn(
             f"checkpoint: its schedule is at step {step}, and it has no moments of any parameter, so AdamW begins anew "
             'there; save and load all of state_dict(), "state" too'

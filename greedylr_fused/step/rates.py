@@ -34,12 +34,12 @@ class Rates:
 
     | | no schedule | schedule |
     |---|---|---|
-    | the number that was there | nothing | nothing, even if the device has moved on since |
-    | another number | goes to the slot | goes there and the schedule goes on from it; refused if out of its bounds |
+    | a number equal to what a snapshot showed there | nothing | nothing, even if the device has moved on since |
+    | another number, or another object after the host's own | goes to the slot | the same, if within the bounds |
     | a tensor | copied on the device at every step | copied once, brought within the bounds; a number from then on |
     | a negative or non-finite number | refused | refused |
 
-    `set()` writes whatever number it is given, equal ones too.
+    `set()` writes whatever number it is given, equal ones too: of several ranks, each may have another snapshot.
 
     Args:
         control: where the slots are.
@@ -53,6 +53,7 @@ class Rates:
         self._mirror = Mirror(control)
         self._skips = Skips(control, self._mirror)
         self._known: list[Any] = self._mirror.lr
+        self._snapshot = [True] * len(self._known)  # whether that is what a snapshot showed
         self._writes, self._wrote = 0, False  # steps in a row before which the host wrote; this one so far
         self._warned = self._warned_of_peak = False
         self._stale = False  # the snapshot under way is older than what the host wrote
@@ -89,12 +90,16 @@ class Rates:
                     continue
                 self._wrote = True
                 self._control.write_lr(index, lr)
+                self._snapshot[index] = False
                 if self._has_schedule:
                     group["lr"] = self._known[index]
                     self._stale = self._mirror.under_way
                 else:
                     self._known[index] = None  # unknown to the host: any number that follows is written
-            elif self._written(index, lr):
+                continue
+            if type(lr) is not float and not options.is_number(lr):
+                self._check(index, lr)  # refuses it by name
+            if self._written(index, lr):
                 self._wrote = True
                 self._write(index, lr)
         if for_step:
@@ -123,13 +128,18 @@ class Rates:
             else:
                 group["lr"] = lr
 
-    def _written(self, index: int, lr: float) -> bool:
-        """Return whether the host wrote this number: wrappers that write back what they read do not count."""
+    def _written(self, index: int, lr: Any) -> bool:
+        """Tell whether the host wrote this. A number equal to the snapshot's may have been read there and written back;
+        of numbers that the host wrote itself, another object is another write.
+        """
+        if self._has_schedule and not self._snapshot[index]:
+            return lr is not self._known[index]
         return bool(lr != self._known[index])
 
     def _show(self, groups: Sequence[dict[str, Any]]) -> None:
         for index, (group, lr) in enumerate(zip(groups, self._mirror.lr, strict=True)):
-            written = self._written(index, group["lr"])
+            written = isinstance(group["lr"], Tensor) or self._written(index, group["lr"])
+            self._snapshot[index] = True
             if not written and lr == group["lr"]:
                 continue  # as at most steps: nothing new to show, and none of the groups' many entries to make anew
             if not written:
@@ -189,7 +199,7 @@ class Rates:
                 "would write it again; allowed is before the capture, by set_lr(), or after it, which replays see"
             )
         self._control.write_lr(index, lr)
-        self._known[index] = lr
+        self._known[index], self._snapshot[index] = lr, False
         self._stale = self._mirror.under_way
 
 

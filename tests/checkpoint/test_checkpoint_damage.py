@@ -146,11 +146,11 @@ DAMAGE = {
         ValueError,
         r'\["window"\] is \'2.7 x\', allowed is a text of numbers',
     ),
-    "a later version": (control("version", 3), ValueError, r'\["version"\] is 3, allowed is at most 2; update'),
+    "a later version": (control("version", 2), ValueError, r'\["version"\] is 2, allowed is at most 1; update'),
     "a version that is none": (
         control("version", "new"),
         ValueError,
-        r'\["version"\] is \'new\', allowed is at most 2',
+        r'\["version"\] is \'new\', allowed is at most 1',
     ),
     "an event that is none": (control("event", 7.0), ValueError, r'\["event"\] is 7.0, allowed is 0 or 1 or 2 or 3'),
 }
@@ -170,7 +170,8 @@ def test_what_is_no_dictionary_is_refused(twins, what):
 
 def test_every_number_of_the_schedule_is_missed(twins):
     """A key at a time, so that none is filled in silently."""
-    for name in (*SAVED, "lr", "initial_lr", "window"):
+    names = {"curve_value": "fraction"}  # the key that it has kept
+    for name in (names.get(slot, slot) for slot in (*SAVED, "lr", "initial_lr", "window")):
         saved = copy.deepcopy(twins.saved)
         del saved["param_groups"][1]["control"][name]
         twins.refuse(saved, ValueError, rf'param_groups\[1\]\["control"\] has no "{name}"')

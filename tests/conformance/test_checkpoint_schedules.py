@@ -90,7 +90,7 @@ def test_a_checkpoint_from_before_there_were_step_schedules(backend, device):
     opt = build(backend, device, GreedyLR(**GREEDY))
     run(opt, list(enumerate(LOSSES[:4])))
     saved = opt.state_dict()
-    for name in ("level", "forget_left", "decay_start", "decay_steps", "curve_value"):
+    for name in ("level", "forget_left", "decay_start", "decay_steps", "fraction"):
         del saved["param_groups"][0]["control"][name]
     old = build(backend, device, GreedyLR(**GREEDY))
     old.load_state_dict(saved)
