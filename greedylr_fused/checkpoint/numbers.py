@@ -41,10 +41,14 @@ def saved(numbers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return `Control.numbers()` as a checkpoint has them: each window as one text, with all bits of each loss."""
     return [
         {"version": VERSION}
-        | {_KEYS.get(name, name): value for name, value in own.items()}
+        | {_key(name): value for name, value in own.items()}
         | {"window": " ".join(map(repr, own["window"]))}
         for own in numbers
     ]
+
+
+def _key(name: str) -> str:
+    return _KEYS.get(name, name)
 
 
 def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
@@ -76,7 +80,7 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
             own = {**own, **_ADDED, "level": own["lr"]}
         for name in (*SAVED, *SAVED_BLOCKS, "window"):
             if name not in own:
-                key = _KEYS.get(name, name)
+                key = _key(name)
                 raise ValueError(
                     f'checkpoint: {where} has no "{key}", allowed is what FusedAdamW.state_dict() wrote; {_ANEW}'
                 )
@@ -84,13 +88,13 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
         for name in (*SAVED, "window"):
             if repr(found[-1][name]) != repr(found[0][name]):  # NaN does not equal itself
                 allowed = f"{found[0][name]!r} as in group 0, since groups share it"
-                refuse(f'{where}["{_KEYS.get(name, name)}"]', found[-1][name], allowed, _ANEW)
+                refuse(f'{where}["{_key(name)}"]', found[-1][name], allowed, _ANEW)
     return found
 
 
 def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """Check the numbers of one group, and return them as floats."""
-    numbers = {name: as_float(f'{where}["{_KEYS.get(name, name)}"]', own[name]) for name in (*SAVED, *SAVED_BLOCKS)}
+    numbers = {name: as_float(f'{where}["{_key(name)}"]', own[name]) for name in (*SAVED, *SAVED_BLOCKS)}
     window = _losses(f'{where}["window"]', own["window"])
     for name in _COUNTS:
         check_count(f'{where}["{name}"]', numbers[name])
@@ -99,7 +103,7 @@ def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
             refuse(f'{where}["{name}"]', numbers[name], " or ".join(f"{code:d}" for code in codes), _ANEW)
     for name in (*SAVED_BLOCKS, "curve_value"):
         if not 0 <= numbers[name] < math.inf:
-            refuse(f'{where}["{_KEYS.get(name, name)}"]', numbers[name], "a finite number >= 0", _ANEW)
+            refuse(f'{where}["{_key(name)}"]', numbers[name], "a finite number >= 0", _ANEW)
     start = numbers["decay_start"]
     if not (0 <= start <= numbers["step"] if numbers["decay_steps"] else start == math.inf):
         refuse(f'{where}["decay_start"]', start, 'inf if "decay_steps" is 0, otherwise a step up to "step"', _ANEW)
