@@ -307,7 +307,7 @@ class FusedAdamW(Optimizer):
         self._engine.ranks.check_agree(self._control)
 
     def __repr__(self) -> str:
-        shown = super().__repr__().replace("    control: {}\n", "")  # only distributed checkpointing reads it
+        shown = checkpoint.without_marks(super().__repr__()) if self._schedule is not None else super().__repr__()
         return f"{shown[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}\n)"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -335,7 +335,7 @@ class FusedAdamW(Optimizer):
 
     def _new_rates(self) -> Rates:
         """Return a new view of the control for the host."""
-        checkpoint.mark(self.param_groups, with_control=self._schedule is not None)
+        checkpoint.mark(self.param_groups, None if self._schedule is None else self._control.initial_lrs)
         return Rates(self._control, self.param_groups, has_schedule=self._schedule is not None)
 
     def _device(self) -> torch.device:

@@ -1,4 +1,14 @@
-"""The schedule's numbers in a checkpoint: checks that they are complete and agree, and their use by another run.
+"""The schedule's numbers in a checkpoint, and checks that they are complete and agree.
+
+They stand in every parameter group, the same in all but for the last three:
+
+    "control": {
+        "version": 1, "counted": 12.0, "kind": 1.0, "mode_max": 0.0, "step": 12.0, "skipped": 0.0, "loss": 3.5,
+        "smoothed": 2.0625, "best": 1.125, "good": 0.0, "bad": 0.0, "cooldown_left": 1.0, "warmup_left": 0.0,
+        "resets_left": 500.0, "forget_left": 0.0, "window_sum": 8.25, "decay_start": inf, "decay_steps": 0.0,
+        "fraction": 1.0, "grad_norm": 3.23, "event": 2.0, "window": "0.75 1.5 2.5 3.5", "lr": 0.002,
+        "initial_lr": 0.001, "level": 0.002
+    }
 
 All checks raise TypeError or ValueError, and name the key.
 """
@@ -10,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from greedylr_fused.checkpoint.checks import as_float, check_count, refuse
-from greedylr_fused.control import SAVED, SAVED_BLOCKS, Control
+from greedylr_fused.control import SAVED, SAVED_BLOCKS
 from greedylr_fused.schedules import Event, Kind
 from greedylr_fused.warning import warn
 
@@ -37,10 +47,17 @@ _NAMES = {key: name for name, key in _KEYS.items()}
 _ADDED = {"forget_left": 0.0, "decay_start": math.inf, "decay_steps": 0.0, "curve_value": 1.0}
 
 
-def saved(numbers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return `Control.numbers()` as a checkpoint has them: each window as one text, with all bits of each loss."""
+def saved(numbers: Sequence[dict[str, Any]], counted: float | None = None) -> list[dict[str, Any]]:
+    """Return `Control.numbers()` as a checkpoint has them: each window as one text, with all bits of each loss.
+
+    Args:
+        numbers: of each group.
+        counted: the steps that the states have counted, kept to tell whether another optimizer trains on; None if the
+            checkpoint has no states.
+    """
     return [
         {"version": VERSION}
+        | ({} if counted is None else {"counted": counted})
         | {_key(name): value for name, value in own.items()}
         | {"window": " ".join(map(repr, own["window"]))}
         for own in numbers
@@ -111,7 +128,8 @@ def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
     if not math.isfinite(numbers["best"]) and numbers["best"] != worst:
         refuse(f'{where}["best"]', numbers["best"], f"a finite number, or {worst} before the first loss", _ANEW)
     _check_window(where, numbers, window)
-    return numbers | {"window": window}
+    counted = check_count(f'{where}["counted"]', own.get("counted", numbers["step"]))
+    return numbers | {"window": window, "counted": counted}
 
 
 def _losses(where: str, window: Any) -> list[float]:
@@ -142,53 +160,3 @@ def _check_window(where: str, numbers: Mapping[str, float], window: Sequence[flo
         refuse(f'{where}["window_sum"]', numbers["window_sum"], allowed, _ANEW)
     if math.isfinite(numbers["loss"]) and window[-1] != numbers["loss"]:
         refuse(f'{where}["window"][{len(window) - 1}]', window[-1], f'the last "loss", {numbers["loss"]}', _ANEW)
-
-
-def check_decay(first: Mapping[str, Any], control: Control) -> None:
-    """Refuse the numbers of a run in a late decay for which this schedule has no room."""
-    if first["decay_steps"] > control.curve.decay_room:
-        raise ValueError(
-            f"checkpoint: written in a decay of {first['decay_steps']:g} steps that start_decay() began, allowed for "
-            f"this schedule are {control.curve.decay_room}; construct it with the WSD(...) of the run that wrote it, "
-            f'or delete "{KEY}" from every group'
-        )
-
-
-def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str, Any]]:
-    """Return the numbers of another run as this schedule takes them.
-
-    If that run had another kind of schedule, or a `base` that this one lacks, its decisions mean nothing here: the
-    schedule starts anew from the LR (a step schedule from the level), and only the step counts, last loss and norm
-    are kept. Of a longer window the newest losses are taken.
-
-    Raises:
-        ValueError: that run compared something else: another mode, or losses where this one compares means.
-    """
-    kind, mode_max = (float(control.slot(name)) for name in ("kind", "mode_max"))
-    first = numbers[0]
-    dropped = control.needs_loss and not control.follows_steps and first["curve_value"] != 1.0  # a base that is gone
-    if first["kind"] != kind or dropped:
-        names = ("step", "skipped", "loss", "grad_norm", "decay_start", "decay_steps")
-        kept = {name: first[name] for name in names}
-        start = "level" if control.follows_steps else "lr"
-        fresh = control.anew([own[start] for own in numbers]).numbers()
-        return [own | kept for own in fresh]
-    if kind and first["mode_max"] != mode_max:
-        raise ValueError(
-            f'checkpoint: written with mode="{"min" if mode_max else "max"}", this schedule has mode='
-            f'"{"max" if mode_max else "min"}"; construct it with the mode of the run that wrote it'
-        )
-    window, size = first["window"], control.window_size
-    if window and not size or size and not window and math.isfinite(first["best"]):
-        means, losses = "smooth=True", "smooth=False"
-        raise ValueError(
-            f"checkpoint: written with {means if window else losses}, this schedule has "
-            f"{losses if window else means}, and their bests do not compare; construct it with the "
-            f'"smooth" of the run that wrote it, or delete "{KEY}" from every group'
-        )
-    if len(window) <= size:
-        return list(numbers)
-    newest = window[-size:]
-    total = math.fsum(newest)
-    kept = {"window": newest, "window_sum": total, "smoothed": total / size}
-    return [own | kept for own in numbers]

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused.checkpoint import checks
-from greedylr_fused.checkpoint.numbers import KEY as KEY
-from greedylr_fused.checkpoint.numbers import check_decay, fitted, read_control, saved
+from greedylr_fused.checkpoint.numbers import KEY, saved
+from greedylr_fused.checkpoint.resume import counted_in, loaded_control, peaks
 from greedylr_fused.control import Control
-from greedylr_fused.step import Engine, lr_of
+from greedylr_fused.step import Engine
 from greedylr_fused.tensors import DTYPES, MIXES, MOMENTS
 from greedylr_fused.warning import warn
 
@@ -37,9 +37,9 @@ def save(optimizer: Optimizer, numbers: Callable[[], list[dict[str, Any]]] | Non
 
     def complete(_: Optimizer, packed: dict[str, Any]) -> None:
         if numbers is not None:
-            for group, own in zip(packed["param_groups"], saved(numbers()), strict=True):
-                group[KEY] = own
-                group["lr"] = own["lr"]
+            counted = counted_in(packed["state"])
+            for group, own in zip(packed["param_groups"], saved(numbers(), counted), strict=True):
+                group |= {"lr": own["lr"], KEY: own} | peaks(own["initial_lr"])
         packed["state"] = with_own_steps(packed["state"])
 
     with optimizer.register_state_dict_post_hook(complete, prepend=True):
@@ -106,65 +106,6 @@ def with_own_steps(state: Mapping[Any, dict[str, Any]]) -> dict[Any, dict[str, A
         else own
         for key, own in state.items()
     }
-
-
-def loaded_control(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]], control: Control) -> Control:
-    """Return the control that a checkpoint describes, for an optimizer with these groups and this control.
-
-    Raises:
-        TypeError, ValueError: not a checkpoint, or one that does not fit; nothing has been changed then.
-    """
-    checks.check_layout(loaded, live)
-    checks.check_states(loaded, live)
-    try:
-        return _control_of(loaded["param_groups"], control, _taken(loaded["state"]))
-    except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith("checkpoint") else f"checkpoint: {error}") from None
-
-
-def _control_of(groups: Sequence[Mapping[str, Any]], control: Control, taken: float = 0.0) -> Control:
-    numbers = read_control(groups)
-    if numbers is None:
-        result = control.anew([_peak(group) if control.follows_steps else float(lr_of(group)) for group in groups])
-        begins = control.follows_steps and not any("initial_lr" in group for group in groups)  # that LR was constant
-        result.load([own | {"step": 0.0 if begins else taken} for own in result.numbers()])
-        return result
-    check_decay(numbers[0], control)
-    step = max(numbers[0]["step"], taken)  # another optimizer that trained on counted in the states alone
-    curve_value = control.curve.value_at(step, numbers[0]["decay_start"], numbers[0]["decay_steps"])
-    for own, group in zip(numbers, groups, strict=True):
-        own["step"] = step
-        # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own, or what an earlier
-        # version showed of it within a ZeroRedundancyOptimizer.
-        if group["lr"] not in (own["lr"], group[KEY].get("mirrored_lr")):
-            own["lr"] = float(group["lr"])
-            own["level"] = own["lr"] / curve_value if curve_value else own["level"]
-    numbers = fitted(numbers, control)
-    result = control.anew([own["initial_lr"] for own in numbers])
-    result.load(numbers)
-    return result
-
-
-def _taken(state: Mapping[Any, Any]) -> float:
-    """Return the steps that the states of a checkpoint have counted."""
-    return max((float(own["step"]) for own in state.values() if "step" in own), default=0.0)
-
-
-def _peak(group: Mapping[str, Any]) -> float:
-    """Return the peak that a torch.optim.lr_scheduler left in a group: "max_lr" of OneCycleLR, which begins below it,
-    otherwise "initial_lr". Without a scheduler the peak is the LR.
-    """
-    return float(group.get("max_lr", group["initial_lr"]) if "initial_lr" in group else group["lr"])
-
-
-def mark(groups: Sequence[dict[str, Any]], *, with_control: bool) -> None:
-    """Give live groups an empty "control" if their checkpoints have that key: torch.distributed.checkpoint reads a
-    flattened checkpoint by the keys of the live groups.
-    """
-    for group in groups:
-        group.pop(KEY, None)
-        if with_control:
-            group[KEY] = {}
 
 
 def drop_stale(groups: Sequence[dict[str, Any]], *, with_control: bool) -> None:

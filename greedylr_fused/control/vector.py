@@ -48,7 +48,7 @@ class Control:
         shared: [6] view of it, added up over ranks: loss_sum to found_inf; `shared_gradients`: [4], without the loss.
         curve: the step schedule's table.
         measures_l1: whether each step measures the norms of the gradients, the 1-norm too; anybody may set it.
-        bounds: (lowest, highest) level of each group, on the host.
+        bounds: (lowest, highest) level of each group, on the host; `initial_lrs`: the LR that each started from.
         decay_steps: length of the late decay, 0 until it begins.
         observed: how many losses are pending, counted on the host.
     """
@@ -72,7 +72,7 @@ class Control:
         self.n_groups = len(lrs)
         self._scaled = False
         self.decay_steps = self.observed = 0
-        self.bounds = self.bounds_for(lrs)
+        self.bounds, self.initial_lrs = self.bounds_for(lrs), list(lrs)
         self.curve = Curve(schedule, device) if curve is None else curve
         curve_value = self.curve.value_at(0, math.inf, 0)
         values = {name: start for name, start, _ in TABLE if start is not None} | _NO_SCHEDULE
@@ -166,6 +166,7 @@ class Control:
         values = numbers.placed(groups, self.vector.tolist(), blocks, curve_value, self.window_size)
         self.vector.copy_(torch.tensor(values, dtype=torch.float64, device="cpu"))
         self.bounds, self.decay_steps = bounds, int(first["decay_steps"])
+        self.initial_lrs = blocks["initial_lr"]
 
     @property
     def device(self) -> torch.device:
@@ -275,7 +276,7 @@ class Control:
     def become(self, other: Control) -> None:
         """Take over the state of another control, in the memory that captured graphs read."""
         self.vector.copy_(other.vector)
-        self.bounds, self.decay_steps = other.bounds, other.decay_steps
+        self.bounds, self.initial_lrs, self.decay_steps = other.bounds, other.initial_lrs, other.decay_steps
         self.restore_decay()
 
     def warn_of_end(self) -> None:

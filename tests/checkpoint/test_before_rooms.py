@@ -32,8 +32,8 @@ from greedylr_fused import (
     ReduceOnPlateau,
     Refined,
     Table,
-    checkpoint,
 )
+from greedylr_fused.checkpoint import numbers
 
 FOLDER = Path(__file__).parent / "before_rooms"
 DRIVEN: dict[str, Any] = dict(factor=0.5, patience=1, cooldown=1, warmup=1)
@@ -109,7 +109,7 @@ def test_a_device_schedule_goes_on_to_the_bit() -> None:
 
 
 def test_the_example_of_a_checkpoint_is_one() -> None:
-    example = re.search(r'"control": (\{.*?\})', checkpoint.__doc__, re.S)[1]
+    example = re.search(r'"control": (\{.*?\})', numbers.__doc__, re.S)[1]
     shown = ast.literal_eval(example.replace("inf", "2e308"))
     params = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))]
     written = optimizer(params, "greedy").state_dict()["param_groups"][0]["control"]

@@ -159,6 +159,63 @@ def test_adamw_of_torch_hands_over(ranks):
     ranks(from_torch)
 
 
+def driven_from_torch(rank, lr, saved_lr):
+    """A run of torch's AdamW goes on under a DeviceSchedule, as its `load_state_dict` documents it: the LRs of the
+    groups are made tensors of the peak after the optimizer's state is loaded.
+    """
+    net = model()
+    opt = zero(net, lr=saved_lr, kind=torch.optim.AdamW, foreach=True)
+    steps(net, opt, range(3))
+    saved = consolidated(opt, rank)
+    other = zero(net, lr=torch.tensor(lr, dtype=torch.float64))
+    other.load_state_dict(saved)
+    for group, peak in zip(other.param_groups, (lr, lr / 2), strict=True):
+        group["lr"] = torch.tensor(peak, dtype=torch.float64)
+    schedule = DeviceSchedule(other, SCHEDULES["cosine"])
+    assert schedule.metrics().step == 0
+    lrs = train(net, other, schedule, rank, range(3, 9))
+    counts = {float(own["step"]) for own in other.optim.state.values()}
+    return lrs, values(net), counts
+
+
+@pytest.mark.parametrize("saved_lr", [0.01, 0.002])
+def test_a_schedule_from_outside_goes_on_from_torchs_adamw(ranks, saved_lr):
+    """With the LRs and moments of FusedAdamW in one process that loaded the same."""
+    net = model()
+    old = torch.optim.AdamW(groups(net, saved_lr), lr=saved_lr, foreach=True)
+    steps(net, old, range(3))
+    opt = FusedAdamW(groups(net, 0.01), lr=0.01, schedule=SCHEDULES["cosine"], **PLAIN)
+    saved = old.state_dict()
+    for group, peak in zip(saved["param_groups"], (0.01, 0.005), strict=True):
+        group["lr"] = peak
+    opt.load_state_dict(saved)
+    wanted = []
+    for step in range(3, 9):
+        gradients(net, step)
+        wanted.append(opt.read_lr())
+        opt.step()
+    for lrs, params, counts in ranks(driven_from_torch, 0.01, saved_lr):
+        assert lrs == wanted and counts == {9.0}
+        for ours, one in zip(params, net.parameters(), strict=True):  # the norm's order of addition, as above
+            torch.testing.assert_close(ours, one.detach(), rtol=STEPS * 2.0**-23, atol=STEPS * 2.0**-24)
+
+
+def torch_under_a_schedule(rank):
+    """Loaded under a DeviceSchedule that exists already: an LR that is not the schedule's is refused."""
+    net = model()
+    opt = zero(net, lr=0.002, kind=torch.optim.AdamW, foreach=True)
+    steps(net, opt, range(3))
+    other, schedule = driven(net, SCHEDULES["cosine"])
+    other.load_state_dict(consolidated(opt, rank))
+    steps(net, other, [3])
+    with pytest.raises(RuntimeError, match=r"got lr=0\.002 written to parameter group 0.*construct another schedule"):
+        schedule.step()
+
+
+def test_lrs_of_torchs_adamw_under_a_schedule_are_refused(ranks):
+    ranks(torch_under_a_schedule)
+
+
 def refused(rank):
     message = r"expected None within ZeroRedundancyOptimizer, got Linear.*DeviceSchedule\(zero, schedule\)"
     with pytest.raises(TypeError, match=message):

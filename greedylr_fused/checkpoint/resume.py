@@ -1,0 +1,183 @@
+"""Where a schedule goes on after loading: at the numbers of the checkpoint, fitted to this schedule, or anew.
+
+A checkpoint of another optimizer has no numbers. Distributed checkpointing reads a file by the keys of the optimizer
+that loads, and leaves that optimizer's own values where the file has none: numbers of a schedule that has not run, and
+peaks that are the very objects of those numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greedylr_fused.checkpoint import checks
+from greedylr_fused.checkpoint.numbers import KEY, read_control
+from greedylr_fused.control import Control
+from greedylr_fused.step import lr_of
+
+#: Where torch's schedulers keep the LR that they multiply: OneCycleLR in the second, all others in the first.
+_PEAKS = ("initial_lr", "max_lr")
+
+
+def loaded_control(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]], control: Control) -> Control:
+    """Return the control that a checkpoint describes, for an optimizer with these groups and this control.
+
+    Raises:
+        TypeError, ValueError: not a checkpoint, or one that does not fit; nothing has been changed then.
+    """
+    checks.check_layout(loaded, live)
+    checks.check_states(loaded, live)
+    try:
+        return _control_of(loaded["param_groups"], control, counted_in(loaded["state"]))
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith("checkpoint") else f"checkpoint: {error}") from None
+
+
+def _control_of(groups: Sequence[Mapping[str, Any]], control: Control, counted: float = 0.0) -> Control:
+    numbers = read_control(groups)
+    if numbers is None or _has_not_run(numbers[0], counted):
+        groups = [_of_scheduler(group) for group in groups]
+        result = control.anew([_peak(group) if control.follows_steps else float(lr_of(group)) for group in groups])
+        begins = control.follows_steps and not any("initial_lr" in group for group in groups)  # that LR was constant
+        result.load([own | {"step": 0.0 if begins else counted} for own in result.numbers()])
+        return result
+    check_decay(numbers[0], control)
+    # Another optimizer that trained on counted in the states alone.
+    step = numbers[0]["step"] + max(0.0, counted - max(numbers[0]["counted"], numbers[0]["step"]))
+    curve_value = control.curve.value_at(step, numbers[0]["decay_start"], numbers[0]["decay_steps"])
+    for own, group in zip(numbers, groups, strict=True):
+        own["step"] = step
+        # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own, or what an earlier
+        # version showed of it within a ZeroRedundancyOptimizer.
+        if group["lr"] not in (own["lr"], group[KEY].get("mirrored_lr")):
+            own["lr"] = float(group["lr"])
+            own["level"] = own["lr"] / curve_value if curve_value else own["level"]
+    numbers = fitted(numbers, control)
+    result = control.anew([own["initial_lr"] for own in numbers])
+    result.load(numbers)
+    return result
+
+
+def counted_in(state: Mapping[Any, Any]) -> float:
+    """Return the steps that the states of a checkpoint have counted, the most of any parameter."""
+    counts = [own["step"] for own in state.values() if isinstance(own, Mapping) and "step" in own]
+    tensors = [count.detach().reshape(()).double() for count in counts if isinstance(count, Tensor)]
+    numbers = [float(count) for count in counts if not isinstance(count, Tensor)]
+    for _, found in itertools.groupby(tensors, key=lambda tensor: tensor.device):
+        numbers.append(float(torch.stack(list(found)).max()))
+    return max(numbers, default=0.0)
+
+
+def _has_not_run(first: Mapping[str, Any], counted: float) -> bool:
+    """Return whether another optimizer took all the steps that the states have counted, so that the numbers are those
+    of the optimizer that loads: distributed checkpointing leaves them where a file of torch's AdamW has none.
+    """
+    return bool(first["step"] == 0.0 and counted > first["counted"])
+
+
+def peaks(lr: float) -> dict[str, float]:
+    """Return what a group shows of its starting LR under the names of `torch.optim.lr_scheduler`, so that distributed
+    checkpointing, which reads a file by the keys of the optimizer that loads, reads what a scheduler left there.
+    """
+    return dict.fromkeys(_PEAKS, lr)
+
+
+def _of_scheduler(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a group without the peaks that no scheduler of torch has left there: what no file has replaced are the
+    very objects of "control"; without "control" two equal ones are those of a schedule that is to start anew.
+    """
+    kept = (group.get(KEY) or {}).get("initial_lr")
+    if kept is None and _both_are_ours(group):
+        return {name: value for name, value in group.items() if name not in _PEAKS}
+    return {name: value for name, value in group.items() if name not in _PEAKS or value is not kept}
+
+
+def _both_are_ours(group: Mapping[str, Any]) -> bool:
+    """Return whether the peaks are those of `peaks`; OneCycleLR, which may have equal ones, leaves "min_lr", too."""
+    return "max_lr" in group and group["max_lr"] == group.get("initial_lr") and "min_lr" not in group
+
+
+def _peak(group: Mapping[str, Any]) -> float:
+    """Return the peak that a torch.optim.lr_scheduler left in a group: "max_lr" of OneCycleLR, which begins below it,
+    otherwise "initial_lr". Without a scheduler the peak is the LR.
+    """
+    return float(group.get("max_lr", group["initial_lr"]) if "initial_lr" in group else group["lr"])
+
+
+def check_decay(first: Mapping[str, Any], control: Control) -> None:
+    """Refuse the numbers of a run in a late decay for which this schedule has no room."""
+    if first["decay_steps"] > control.curve.decay_room:
+        raise ValueError(
+            f"checkpoint: written in a decay of {first['decay_steps']:g} steps that start_decay() began, allowed for "
+            f"this schedule are {control.curve.decay_room}; construct it with the WSD(...) of the run that wrote it, "
+            f'or delete "{KEY}" from every group'
+        )
+
+
+def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str, Any]]:
+    """Return the numbers of another run as this schedule takes them.
+
+    If that run had another kind of schedule, or a `base` that this one lacks, its decisions mean nothing here: the
+    schedule starts anew from the LR (a step schedule from the level), and only the step counts, last loss and norm
+    are kept. Of a longer window the newest losses are taken.
+
+    Raises:
+        ValueError: that run compared something else: another mode, or losses where this one compares means.
+    """
+    kind, mode_max = (float(control.slot(name)) for name in ("kind", "mode_max"))
+    first = numbers[0]
+    dropped = control.needs_loss and not control.follows_steps and first["curve_value"] != 1.0  # a base that is gone
+    if first["kind"] != kind or dropped:
+        names = ("step", "skipped", "loss", "grad_norm", "decay_start", "decay_steps")
+        kept = {name: first[name] for name in names}
+        start = "level" if control.follows_steps else "lr"
+        fresh = control.anew([own[start] for own in numbers]).numbers()
+        return [own | kept for own in fresh]
+    if kind and first["mode_max"] != mode_max:
+        raise ValueError(
+            f'checkpoint: written with mode="{"min" if mode_max else "max"}", this schedule has mode='
+            f'"{"max" if mode_max else "min"}"; construct it with the mode of the run that wrote it'
+        )
+    window, size = first["window"], control.window_size
+    if window and not size or size and not window and math.isfinite(first["best"]):
+        means, losses = "smooth=True", "smooth=False"
+        raise ValueError(
+            f"checkpoint: written with {means if window else losses}, this schedule has "
+            f"{losses if window else means}, and their bests do not compare; construct it with the "
+            f'"smooth" of the run that wrote it, or delete "{KEY}" from every group'
+        )
+    if len(window) <= size:
+        return list(numbers)
+    newest = window[-size:]
+    total = math.fsum(newest)
+    kept = {"window": newest, "window_sum": total, "smoothed": total / size}
+    return [own | kept for own in numbers]
+
+
+def mark(groups: Sequence[dict[str, Any]], lrs: Sequence[float] | None) -> None:
+    """Give live groups the keys that only checkpoints with a schedule have, "control" without its numbers:
+    torch.distributed.checkpoint reads a flattened checkpoint by the keys of the live groups.
+
+    Args:
+        groups: the optimizer's.
+        lrs: the starting LR of each group; None without a schedule.
+    """
+    for index, group in enumerate(groups):
+        was_marked = group.pop(KEY, None) is not None
+        if lrs is not None:
+            for name in _PEAKS:
+                group.pop(name, None)  # the order of keys is always the same
+            group |= peaks(lrs[index]) | {KEY: {}}
+        elif was_marked and _both_are_ours(group):
+            del group["max_lr"]  # so that an "initial_lr" written later counts
+
+
+def without_marks(shown: str) -> str:
+    """Return the repr of an optimizer without the keys that `mark` gives to its groups."""
+    return re.sub(rf" +({'|'.join((KEY, *_PEAKS))}): .*\n", "", shown)
