@@ -60,15 +60,14 @@ inline std::vector<Launch> checked_launches(const std::vector<LaunchTuple>& tupl
 }
 
 inline TensorTable make_table(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper,
-                              uintptr_t steps, uintptr_t norm_weight, uintptr_t chunk_tensor,
-                              uintptr_t chunk_index, int64_t n_tensors, int64_t n_chunks, int64_t chunk,
-                              uintptr_t control, uintptr_t curve, bool l1) {
+                              uintptr_t norm_weight, uintptr_t chunk_tensor, uintptr_t chunk_index,
+                              int64_t n_tensors, int64_t n_chunks, int64_t chunk, uintptr_t control,
+                              uintptr_t curve, bool l1) {
     if (chunk <= 0) throw py::value_error("chunk is " + std::to_string(chunk) + "; it must be positive");
     return {pointer<const int64_t>(ptrs),
             pointer<const int64_t>(numel),
             pointer<const int32_t>(group),
             pointer<const double>(hyper),
-            pointer<float>(steps),
             pointer<const double>(norm_weight),
             pointer<const int32_t>(chunk_tensor),
             pointer<const int32_t>(chunk_index),
@@ -81,19 +80,22 @@ inline TensorTable make_table(uintptr_t ptrs, uintptr_t numel, uintptr_t group, 
 }
 
 inline void define_constants(py::module_& m) {
-    py::list slots, mixes;
+    py::list slots, mixes, rows;
 #define GREEDYLR_SLOT_NAME(name) slots.append(#name);
     GREEDYLR_CONFIGURATION(GREEDYLR_SLOT_NAME)
     GREEDYLR_MEMORY(GREEDYLR_SLOT_NAME)
     GREEDYLR_STEP(GREEDYLR_SLOT_NAME)
 #undef GREEDYLR_SLOT_NAME
+#define GREEDYLR_ROW_NAME(name) rows.append(#name);
+    GREEDYLR_ROWS(GREEDYLR_ROW_NAME)
+#undef GREEDYLR_ROW_NAME
     for (const Mix& mix : MIXES) mixes.append(py::make_tuple(int(mix.param), int(mix.grad), int(mix.state)));
     py::dict dtypes;
     for (int d = 0; d < DTYPE_COUNT; ++d) dtypes[DTYPE_NAMES[d]] = d;
     m.attr("SLOTS") = py::tuple(slots);
     m.attr("MIXES") = py::tuple(mixes);
     m.attr("DTYPES") = dtypes;
-    m.attr("ROWS") = int(ROW_COUNT);
+    m.attr("ROWS") = py::tuple(rows);
 }
 
 }  // namespace greedylr

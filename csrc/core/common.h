@@ -52,17 +52,20 @@ static_assert(
     "F32 and F64 with themselves, 2 x 4 of 16 bits, F32 with BF16 moments, F32 with 16-bit gradients");
 
 // Rows of TensorTable::ptrs. COPY_*: where an F32 parameter is also written to, in that format, after its
-// update; 0 for nowhere. Only the CPU loops read them.
-enum Row : int {
-    PARAM = 0,
-    GRAD = 1,
-    EXP_AVG = 2,
-    EXP_AVG_SQ = 3,
-    MAX_EXP_AVG_SQ = 4,
-    COPY_BF16 = 5,
-    COPY_F16 = 6,
-    ROW_COUNT = 7
-};
+// update; 0 for nowhere. Only the CPU loops read them. STEP: the float that counts the steps already taken.
+#define GREEDYLR_ROWS(X) \
+    X(PARAM)             \
+    X(GRAD)              \
+    X(EXP_AVG)           \
+    X(EXP_AVG_SQ)        \
+    X(MAX_EXP_AVG_SQ)    \
+    X(COPY_BF16)         \
+    X(COPY_F16)          \
+    X(STEP)
+
+#define GREEDYLR_ROW(name) name,
+enum Row : int { GREEDYLR_ROWS(GREEDYLR_ROW) ROW_COUNT };
+#undef GREEDYLR_ROW
 
 // Columns of TensorTable::hyper.
 enum Hyper : int { BETA1 = 0, BETA2 = 1, EPS = 2, WEIGHT_DECAY = 3, MAXIMIZE = 4, HYPER_COUNT = 6 };
@@ -74,7 +77,6 @@ struct TensorTable {
     const int64_t* numel;         // [N]
     const int32_t* group;         // [N]
     const double* hyper;          // [G, HYPER_COUNT]
-    float* steps;                 // [N] steps already taken by each tensor
     const double* norm_weight;    // [N] share of each gradient's sum of squares that this process contributes
     const int32_t* chunk_tensor;  // [C]
     const int32_t* chunk_index;   // [C]
@@ -86,6 +88,10 @@ struct TensorTable {
 };
 
 inline namespace GREEDYLR_ISA {
+
+HOST_DEVICE inline float& step_count(const TensorTable& t, int64_t tensor) {
+    return *reinterpret_cast<float*>(t.ptrs[STEP * t.n_tensors + tensor]);
+}
 
 HOST_DEVICE inline uint32_t bits_of(float x) {
     uint32_t u;

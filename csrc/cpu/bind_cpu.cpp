@@ -11,12 +11,12 @@
 namespace greedylr {
 namespace {
 
-Stepper make_stepper(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper, uintptr_t steps,
-                     uintptr_t norm_weight, uintptr_t chunk_tensor, uintptr_t chunk_index, int64_t n_tensors,
-                     int64_t n_chunks, int64_t chunk, uintptr_t control, uintptr_t curve, bool l1,
+Stepper make_stepper(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper, uintptr_t norm_weight,
+                     uintptr_t chunk_tensor, uintptr_t chunk_index, int64_t n_tensors, int64_t n_chunks,
+                     int64_t chunk, uintptr_t control, uintptr_t curve, bool l1,
                      const std::vector<LaunchTuple>& launches) {
-    return Stepper(make_table(ptrs, numel, group, hyper, steps, norm_weight, chunk_tensor, chunk_index,
-                              n_tensors, n_chunks, chunk, control, curve, l1),
+    return Stepper(make_table(ptrs, numel, group, hyper, norm_weight, chunk_tensor, chunk_index, n_tensors,
+                              n_chunks, chunk, control, curve, l1),
                    checked_launches(launches, n_chunks));
 }
 
@@ -61,9 +61,9 @@ PYBIND11_MODULE(_cpu, m) {
     py::class_<Stepper>(m, "TensorTable",
                         "One optimizer's tensors, by address; the addresses must outlive it.")
         .def(py::init(&make_stepper), py::kw_only(), py::arg("ptrs"), py::arg("numel"), py::arg("group"),
-             py::arg("hyper"), py::arg("steps"), py::arg("norm_weight"), py::arg("chunk_tensor"),
-             py::arg("chunk_index"), py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"),
-             py::arg("control"), py::arg("curve"), py::arg("l1"), py::arg("launches"))
+             py::arg("hyper"), py::arg("norm_weight"), py::arg("chunk_tensor"), py::arg("chunk_index"),
+             py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"), py::arg("control"),
+             py::arg("curve"), py::arg("l1"), py::arg("launches"))
         .def("measure", &Stepper::measure, py::arg("threads"), py::arg("then_clip"), NoGil())
         .def("clip", &Stepper::clip)
         .def("update", &Stepper::update, py::arg("threads"), py::arg("then_control"), NoGil())

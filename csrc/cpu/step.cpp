@@ -97,7 +97,7 @@ class UpdateWorker {
   private:
     const Coefficients<double>& coefficients_of(int64_t tensor) {
         const int32_t group = t_.group[tensor];
-        const float steps_taken = t_.steps[tensor];
+        const float steps_taken = step_count(t_, tensor);
         if (group != group_ || steps_taken != steps_taken_) {
             const double* c = t_.control;
             known_ = coefficients(t_.hyper + group * HYPER_COUNT, lr_of(c, group), c[slot::grad_multiplier],
@@ -184,7 +184,9 @@ void Stepper::update(int threads, bool then_control) {
 void Stepper::control() const {
     if (table_.control[slot::skip] == 0.0) {
         const int64_t* grads = table_.ptrs + GRAD * table_.n_tensors;
-        for (int64_t i = 0; i < table_.n_tensors; ++i) table_.steps[i] += grads[i] != 0 ? 1.0f : 0.0f;
+        for (int64_t i = 0; i < table_.n_tensors; ++i) {
+            if (grads[i] != 0) step_count(table_, i) += 1.0f;
+        }
     }
     greedylr::run_control(table_.control, table_.curve);
 }

@@ -10,9 +10,9 @@ namespace greedylr {
 namespace cuda {
 namespace {
 
-Stepper make_stepper(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper, uintptr_t steps,
-                     uintptr_t norm_weight, uintptr_t chunk_tensor, uintptr_t chunk_index, int64_t n_tensors,
-                     int64_t n_chunks, int64_t chunk, uintptr_t control, uintptr_t curve, bool l1,
+Stepper make_stepper(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper, uintptr_t norm_weight,
+                     uintptr_t chunk_tensor, uintptr_t chunk_index, int64_t n_tensors, int64_t n_chunks,
+                     int64_t chunk, uintptr_t control, uintptr_t curve, bool l1,
                      const std::vector<LaunchTuple>& launches, uintptr_t scratch, int device) {
     constexpr int64_t PACK =
         16;  // elements of the narrowest type that the widest access could take, twice over
@@ -24,8 +24,8 @@ Stepper make_stepper(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t
         throw py::value_error("the table has " + std::to_string(n_chunks) +
                               " chunks; up to 2^30 are supported");
     }
-    return Stepper(make_table(ptrs, numel, group, hyper, steps, norm_weight, chunk_tensor, chunk_index,
-                              n_tensors, n_chunks, chunk, control, curve, l1),
+    return Stepper(make_table(ptrs, numel, group, hyper, norm_weight, chunk_tensor, chunk_index, n_tensors,
+                              n_chunks, chunk, control, curve, l1),
                    checked_launches(launches, n_chunks), pointer<void>(scratch), device);
 }
 
@@ -40,10 +40,9 @@ PYBIND11_MODULE(_cuda, m) {
                         "One optimizer's tensors, by address; the addresses must outlive it.",
                         py::module_local())
         .def(py::init(&make_stepper), py::kw_only(), py::arg("ptrs"), py::arg("numel"), py::arg("group"),
-             py::arg("hyper"), py::arg("steps"), py::arg("norm_weight"), py::arg("chunk_tensor"),
-             py::arg("chunk_index"), py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"),
-             py::arg("control"), py::arg("curve"), py::arg("l1"), py::arg("launches"), py::arg("scratch"),
-             py::arg("device"))
+             py::arg("hyper"), py::arg("norm_weight"), py::arg("chunk_tensor"), py::arg("chunk_index"),
+             py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"), py::arg("control"),
+             py::arg("curve"), py::arg("l1"), py::arg("launches"), py::arg("scratch"), py::arg("device"))
         .def("measure", &Stepper::measure, py::arg("stream"), py::arg("then_clip"), NoGil())
         .def("clip", &Stepper::clip, py::arg("stream"), NoGil())
         .def("update", &Stepper::update, py::arg("stream"), py::arg("then_control"), NoGil())

@@ -51,9 +51,10 @@ __device__ __forceinline__ void on_staged_control(double* control, const Body& b
 // One more step for every tensor that has a gradient.
 __device__ __forceinline__ void advance_steps(const TensorTable& t) {
     const int64_t* __restrict__ grads = t.ptrs + GRAD * t.n_tensors;
-    float* __restrict__ steps = t.steps;
 #pragma unroll 8
-    for (int64_t i = threadIdx.x; i < t.n_tensors; i += blockDim.x) steps[i] += grads[i] != 0 ? 1.0f : 0.0f;
+    for (int64_t i = threadIdx.x; i < t.n_tensors; i += blockDim.x) {
+        if (grads[i] != 0) step_count(t, i) += 1.0f;
+    }
 }
 
 // Closes the step.

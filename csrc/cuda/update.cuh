@@ -90,7 +90,7 @@ __device__ __forceinline__ void prepare(Task<T>& task, const TensorTable& t, int
         if (task.at[row] != 0) task.at[row] += span.begin * Streams<P, G, S>::size(row);
     }
     const int group = t.group[tensor];
-    const float steps_taken = t.steps[tensor];
+    const float steps_taken = step_count(t, tensor);
     if (group == task.group && steps_taken == task.steps_taken) return;
     task.group = group;
     task.steps_taken = steps_taken;

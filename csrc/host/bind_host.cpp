@@ -37,9 +37,9 @@ PYBIND11_MODULE(_host, m) {
     m.doc() = "What must be looked at before each step, through DLPack.";
     py::class_<Watch>(m, "Watch", "As greedylr_fused.watch.Watch.", py::custom_type_setup(collect_garbage))
         .def(py::init<const py::capsule&, const py::object&, const py::sequence&, const py::sequence&,
-                      const py::sequence&, const py::object&, const py::object&, const py::object&>(),
+                      const py::sequence&, const py::object&, const py::object&>(),
              py::arg("api"), py::arg("direct"), py::arg("entries"), py::arg("stateless"), py::arg("groups"),
-             py::arg("state"), py::arg("steps"), py::arg("row"))
+             py::arg("state"), py::arg("row"))
         .def("look", &Watch::look, py::arg("groups"), py::arg("state"))
         .def("odd", &Watch::odd)
         .def("put", &Watch::put, py::arg("i"), py::arg("address"))

@@ -25,8 +25,12 @@ struct Direct {
         int32_t dtype;
     };
 
+    Tensor tensor_in(PyObject* object) const { return reinterpret_cast<char*>(object) + offset; }
+
+    bool data_of(PyObject* object, void** out) const { return data(tensor_in(object), out) == 0; }
+
     bool read(PyObject* object, Reading* out) const {
-        const Tensor tensor = reinterpret_cast<char*>(object) + offset;
+        const Tensor tensor = tensor_in(object);
         return data(tensor, &out->data) == 0 && dim(tensor, &out->ndim) == 0 &&
                sizes(tensor, &out->shape) == 0 && strides(tensor, &out->strides) == 0 &&
                dtype(tensor, &out->dtype) == 0;

@@ -15,8 +15,7 @@ constexpr int64_t NONE = -1;  // nothing that a kernel could read
 int Watch::look(const py::object& groups, const py::object& state) {
     odd_.clear();
     int result = 0;
-    if (steps_ == nullptr || !same_groups(groups.ptr(), &result) || !same_states(state.ptr()) ||
-        !no_newcomers()) {
+    if (cleared_ || !same_groups(groups.ptr(), &result) || !same_states(state.ptr()) || !no_newcomers()) {
         return flags::REBUILD;
     }
     for (size_t i = 0; i < entries_.size(); ++i) {
@@ -72,6 +71,15 @@ bool Watch::same(PyObject* tensor, const Memory& memory) const {
            now.ndim == memory.ndim && same_dims(now.shape, now.strides, memory);
 }
 
+bool Watch::same_address(PyObject* tensor, const Memory& memory) const {
+    if (Py_TYPE(tensor) == memory.direct) {
+        void* now;
+        return direct_.data_of(tensor, &now) && uintptr_t(now) == memory.address;
+    }
+    dlpack::Tensor now;
+    return read(api_, tensor, &now) && address(now) == memory.address;
+}
+
 bool Watch::same_dims(const int64_t* shape, const int64_t* strides, const Memory& memory) const {
     const int64_t* const known = dims_.data() + memory.dims;
     for (int32_t d = 0; d < memory.ndim; ++d) {  // few: a call of memcmp would take longer
@@ -123,7 +131,6 @@ bool Watch::same_groups(PyObject* groups, int* found) {
 }
 
 bool Watch::same_states(PyObject* state) const {
-    if (!same(steps_, steps_memory_)) return false;
     if (!PyDict_Check(state) || size_t(PyDict_GET_SIZE(state)) != states_.size()) return false;
     PyObject *param, *dict;
     Py_ssize_t position = 0;
@@ -140,9 +147,11 @@ bool Watch::same_items(const Own& own) const {
     Py_ssize_t position = 0;
     for (const Item& item : own.items) {
         if (!PyDict_Next(own.dict, &position, &key, &value) || key != item.key) return false;
-        if (item.value != nullptr && value != item.value) return false;
-        if (!item.has_memory) continue;
-        if (!own.distributed) {
+        if (item.value == nullptr) continue;
+        if (value != item.value) return false;
+        if (item.is_count) {
+            if (!same_address(value, item.memory)) return false;
+        } else if (!item.distributed) {
             if (!same(value, item.memory)) return false;
         } else {
             const py::object local = local_(value);

@@ -29,7 +29,7 @@ class Watch {
     // a tensor cannot be watched through DLPack.
     Watch(const py::capsule& api, const py::object& direct, const py::sequence& entries,
           const py::sequence& stateless, const py::sequence& groups, const py::object& state,
-          const py::object& steps, const py::object& row);
+          const py::object& row);
 
     int look(const py::object& groups, const py::object& state);
     py::list odd() const;
@@ -62,17 +62,16 @@ class Watch {
         bool may_hide;  // a sign or conjugation yet to be applied that need not show in its strides
         int hidden;     // what the parameter hides, see hidden()
     };
-    // One item of a parameter's state dictionary, in order. Nothing keeps a moment alive: it is compared by
+    // One item of a parameter's state dictionary, in order. Nothing keeps its tensor alive: it is compared by
     // identity before it is read, and then by where its memory lies.
     struct Item {
-        PyObject *key, *value;  // value is null if nobody reads it
-        bool has_memory;
-        Memory memory;
+        PyObject *key, *value;  // value is null if kernels do not read it
+        bool distributed, is_count;
+        Memory memory;  // of a step count the address is all that is compared
     };
     struct Own {
         PyObject *param, *dict;
         Py_ssize_t size;
-        bool distributed;
         std::vector<Item> items;
     };
     struct Group {
@@ -91,6 +90,7 @@ class Watch {
 
     int hidden(PyObject* tensor, const Entry& entry) const;
     bool same(PyObject* tensor, const Memory& memory) const;
+    bool same_address(PyObject* tensor, const Memory& memory) const;
     bool same_dims(const int64_t* shape, const int64_t* strides, const Memory& memory) const;
     bool same_parameter(const Entry& entry) const;
     bool same_groups(PyObject* groups, int* found);
@@ -108,9 +108,8 @@ class Watch {
     std::vector<PyObject*> stateless_;
     std::vector<Group> groups_;
     std::vector<Own> states_;
-    PyObject* steps_;
-    Memory steps_memory_;
     int64_t* row_;
+    bool cleared_ = false;  // by the garbage collector
     std::vector<int64_t> odd_;
     Attribute grad_{names().grad}, local_{names().local}, spec_{names().spec};
 };

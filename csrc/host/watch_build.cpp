@@ -11,7 +11,7 @@ namespace greedylr {
 
 Watch::Watch(const py::capsule& api, const py::object& direct, const py::sequence& entries,
              const py::sequence& stateless, const py::sequence& groups, const py::object& state,
-             const py::object& steps, const py::object& row)
+             const py::object& row)
     : api_(static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(api.ptr(), dlpack::CAPSULE_NAME))) {
     if (api_ == nullptr) throw py::error_already_set();
     if (api_->major != dlpack::MAJOR_VERSION || api_->tensor_from_py_object == nullptr) {
@@ -41,8 +41,6 @@ Watch::Watch(const py::capsule& api, const py::object& direct, const py::sequenc
         add_own(py::reinterpret_borrow<py::object>(param), py::reinterpret_borrow<py::object>(dict),
                 entry_of.contains(id) ? py::object(entry_of[id]) : py::none());
     }
-    steps_ = keep(steps);
-    steps_memory_ = memory_of(steps);
     keep(row);
     row_ = reinterpret_cast<int64_t*>(row.attr("data_ptr")().cast<uintptr_t>());
 }
@@ -113,18 +111,18 @@ void Watch::add_entry(const py::object& source) {
 void Watch::add_own(const py::object& param, const py::object& dict, const py::object& entry) {
     keep(param);
     keep(dict);
-    Own own = {param.ptr(), dict.ptr(), PyDict_GET_SIZE(dict.ptr()), false, {}};
+    Own own = {param.ptr(), dict.ptr(), PyDict_GET_SIZE(dict.ptr()), {}};
     if (!entry.is_none()) {
-        own.distributed = !entry.attr("spec").is_none();
+        const bool distributed = !entry.attr("spec").is_none();
         const py::object moments = entry.attr("moments");
         for (const auto& [key, value] : py::reinterpret_borrow<py::dict>(dict)) {
-            Item item = {keep(key), nullptr, moments.contains(key), {}};
-            if (item.has_memory) {
+            const bool is_moment = moments.contains(key);
+            const bool is_count = key.equal(py::str("step"));
+            Item item = {keep(key), nullptr, distributed && is_moment, is_count, {}};
+            if (is_moment || is_count) {
                 item.value = value.ptr();
-                item.memory = memory_of(own.distributed ? value.attr("_local_tensor")
-                                                        : py::reinterpret_borrow<py::object>(value));
-            } else if (key.equal(py::str("step"))) {
-                item.value = keep(value);
+                item.memory = memory_of(item.distributed ? value.attr("_local_tensor")
+                                                         : py::reinterpret_borrow<py::object>(value));
             }
             own.items.push_back(item);
         }
@@ -157,8 +155,7 @@ void Watch::clear() {
     stateless_.clear();
     groups_.clear();
     states_.clear();
-    row_ = nullptr;
-    steps_ = nullptr;
+    cleared_ = true;
     std::exchange(kept_, {});  // last: it may run any code, and this object must be whole by then
 }
 

@@ -54,10 +54,10 @@ struct Problem {
             }
             if (n == SECOND - 1) first_chunks = int64_t(chunk_tensor.size());
         }
-        for (int row = 0; row < ROW_COUNT; ++row) {
+        for (int row = 0; row < STEP; ++row) {
             for (int64_t n = 0; n < TENSORS; ++n) {
                 const Mix m = MIXES[mix_of(n)];
-                const DType types[ROW_COUNT] = {m.param, m.grad, m.state, m.state, m.state, BF16, F16};
+                const DType types[STEP] = {m.param, m.grad, m.state, m.state, m.state, BF16, F16};
                 const int64_t offset = n % 4 == 0 ? 0 : n % 4 == 1 ? n % 9 : (n + row * (n % 4)) % 9;
                 arrays[row].emplace_back(types[row], size_of(n), unsigned(row * 1000 + n), row >= EXP_AVG_SQ,
                                          offset);
@@ -67,6 +67,7 @@ struct Problem {
                 ptrs.push_back(absent ? 0 : int64_t(arrays[row].back().at(0)));
             }
         }
+        for (float& count : steps) ptrs.push_back(reinterpret_cast<int64_t>(&count));
         set_control(long_window ? 700 : 5);
     }
 
@@ -102,7 +103,6 @@ struct Problem {
                 numel.data(),
                 group.data(),
                 &HYPER[0][0],
-                steps.data(),
                 norm_weight.data(),
                 chunk_tensor.data(),
                 chunk_index.data(),
@@ -149,7 +149,7 @@ struct Problem {
     static constexpr double CURVE[] = {1.0, 0.9, 1.0, 0.7, 0.3};
     const int mixes[2];
     const bool l1;
-    std::vector<Guarded> arrays[ROW_COUNT];
+    std::vector<Guarded> arrays[STEP];
     std::vector<int64_t> ptrs, numel;
     std::vector<int32_t> group, chunk_tensor, chunk_index;
     std::vector<float> steps;
@@ -175,7 +175,7 @@ class Gpu {
 };
 
 void compare(Problem& actual, const Problem& expected, const char* step) {
-    for (int row = 0; row < ROW_COUNT; ++row) {
+    for (int row = 0; row < STEP; ++row) {
         for (size_t n = 0; n < size_t(TENSORS); ++n) {
             CHECK(actual.arrays[row][n] == expected.arrays[row][n], "%s, mix %d row %d tensor %zu", step,
                   actual.mix_of(int64_t(n)), row, n);
@@ -254,8 +254,7 @@ void check_step_without_reading_gradients() {
     p.control[slot::found_inf] = 1.0;
     gpu.stepper.clip(0);
     gpu.stepper.update(0, true);
-    for (int row = 0; row < ROW_COUNT; ++row)
-        CHECK(p.arrays[row] == before.arrays[row], "skipped, row %d", row);
+    for (int row = 0; row < STEP; ++row) CHECK(p.arrays[row] == before.arrays[row], "skipped, row %d", row);
     CHECK(p.steps == before.steps && p.control[slot::skipped] == 1, "a skipped step is only counted");
     TensorTable empty = p.table();
     empty.n_tensors = empty.n_chunks = 0;

@@ -30,8 +30,8 @@ struct Problem {
     Problem(int mix_index, bool amsgrad, double beta1)
         : mix(mix_index), chunk(CHUNKS[amsgrad]), hyper{beta1, 0.99, 1e-6, 0.1, 1.0, 0.0} {
         const Mix m = MIXES[mix_index];
-        const DType types[ROW_COUNT] = {m.param, m.grad, m.state, m.state, m.state, BF16, F16};
-        for (int row = 0; row < ROW_COUNT; ++row) {
+        const DType types[STEP] = {m.param, m.grad, m.state, m.state, m.state, BF16, F16};
+        for (int row = 0; row < STEP; ++row) {
             for (int64_t n = 0; n < TENSORS; ++n) {
                 arrays[row].emplace_back(types[row], size_of(n), unsigned(row * 1000 + n), row >= EXP_AVG_SQ);
                 const bool absent = (row == GRAD && n % 7 == 3) || (row == MAX_EXP_AVG_SQ && !amsgrad);
@@ -48,6 +48,7 @@ struct Problem {
             steps.push_back(float(n % 3));
             norm_weight.push_back(1.0 / double(1 + n % 3));
         }
+        for (float& count : steps) ptrs.push_back(reinterpret_cast<int64_t>(&count));
         group.assign(size_t(TENSORS), 0);
         control.assign(size_t(block_begin(block::count, 1)), 0.0);
         control[slot::n_groups] = control[slot::grad_scale] = 1.0;
@@ -61,7 +62,6 @@ struct Problem {
                                    numel.data(),
                                    group.data(),
                                    hyper,
-                                   steps.data(),
                                    norm_weight.data(),
                                    chunk_tensor.data(),
                                    chunk_index.data(),
@@ -82,8 +82,8 @@ struct Problem {
                 rounded<T>(coefficients(hyper, 0.01, control[slot::grad_multiplier], steps[size_t(n)]));
             CHECK(starts_at_old(k) == FROM_OLD, "beta1 %g", hyper[BETA1]);
             for (int64_t i = 0; i < size_of(n); ++i) {
-                T x[ROW_COUNT];
-                for (int row = 0; row < ROW_COUNT; ++row) x[row] = T(arrays[row][size_t(n)].value(i));
+                T x[STEP];
+                for (int row = 0; row < STEP; ++row) x[row] = T(arrays[row][size_t(n)].value(i));
                 adamw_element<AMSGRAD, FROM_OLD>(x[PARAM], x[GRAD], x[EXP_AVG], x[EXP_AVG_SQ],
                                                  x[MAX_EXP_AVG_SQ], k);
                 for (int row : {int(PARAM), int(EXP_AVG), int(EXP_AVG_SQ), int(MAX_EXP_AVG_SQ)}) {
@@ -107,7 +107,7 @@ struct Problem {
     int mix;
     int64_t chunk;
     double hyper[HYPER_COUNT];
-    std::vector<Guarded> arrays[ROW_COUNT];
+    std::vector<Guarded> arrays[STEP];
     std::vector<int64_t> ptrs, numel;
     std::vector<int32_t> group, chunk_tensor, chunk_index;
     std::vector<float> steps;
@@ -125,7 +125,7 @@ double nan_of_ones() {
 void poison(Problem& p, double multiplier) {
     p.control[slot::grad_multiplier] = multiplier;
     constexpr uint16_t PATTERNS[] = {0x7fc0, 0xffc0, 0x7f81, 0xff80 | 1, 0x7fff, 0xffff};
-    for (int row = 0; row < ROW_COUNT; ++row) {
+    for (int row = 0; row < STEP; ++row) {
         for (int64_t n = 1; n < TENSORS; n += 2) {
             for (int64_t i = row; i < size_of(n); i += 97) {
                 memcpy(p.arrays[row][size_t(n)].at(i), &PATTERNS[(n + i) % 6], 2);
@@ -143,7 +143,7 @@ void check_update(int mix, bool amsgrad, double beta1, int threads, const double
     MIXES[mix].param == F64 ? expected.update_one_by_one<double>(amsgrad)
                             : expected.update_one_by_one<float>(amsgrad);
     actual.stepper().update(threads, true);
-    for (int row = 0; row < ROW_COUNT; ++row) {
+    for (int row = 0; row < STEP; ++row) {
         for (size_t n = 0; n < size_t(TENSORS); ++n) {
             CHECK(actual.arrays[row][n] == expected.arrays[row][n], "%s mix %d amsgrad %d row %d tensor %zu",
                   loops().isa, mix, amsgrad, row, n);
@@ -203,7 +203,7 @@ void check_threads() {
         shared.update(4, false);
         shared.control();
     }
-    for (int row = 0; row < ROW_COUNT; ++row) CHECK(one.arrays[row] == four.arrays[row], "row %d", row);
+    for (int row = 0; row < STEP; ++row) CHECK(one.arrays[row] == four.arrays[row], "row %d", row);
     CHECK(one.control == four.control && one.steps == four.steps, "control and step counts");
     last_size = 1031;
 }
@@ -213,8 +213,7 @@ void check_skip_and_steps() {
     p.control[slot::skip] = 1.0;
     Stepper stepper = p.stepper();
     stepper.update(2, true);
-    for (int row = 0; row < ROW_COUNT; ++row)
-        CHECK(p.arrays[row] == before.arrays[row], "skipped, row %d", row);
+    for (int row = 0; row < STEP; ++row) CHECK(p.arrays[row] == before.arrays[row], "skipped, row %d", row);
     CHECK(p.steps == before.steps && p.control[slot::skipped] == 1, "a skipped step is only counted");
     p.control[slot::skip] = 0.0;
     stepper.update(2, true);

@@ -33,7 +33,7 @@ def reads_these_tables(module: Any) -> bool:
     mixes = {tuple(map(int, mix)) for mix in MIXES}
     return (
         getattr(module, "SLOTS", None) == SLOTS
-        and getattr(module, "ROWS", None) == len(Row)
+        and getattr(module, "ROWS", None) == tuple(Row.__members__)
         and set(getattr(module, "MIXES", ())) == mixes
     )
 
@@ -45,7 +45,6 @@ def described(table: TensorTable) -> dict[str, Any]:
         "numel",
         "group",
         "hyper",
-        "steps",
         "norm_weight",
         "chunk_tensor",
         "chunk_index",

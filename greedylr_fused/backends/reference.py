@@ -73,7 +73,7 @@ class ReferenceBackend:
                 continue
             stored = [real(t) for t in (entry.target, *map(entry.moment, entry.moments))]
             opmath = torch.float64 if stored[0].dtype == torch.float64 else torch.float32
-            step = self.table.steps[i].to(torch.float64) + 1.0
+            step = entry.step.to(torch.float64) + 1.0
             scalars = Scalars.of(self.table.hyper[entry.group], c.lr[entry.group], c["grad_multiplier"], step, opmath)
             p, m, v, *largest = (t.to(opmath) for t in stored)
             new = adamw(p, grad.to(opmath), m, v, largest[0] if largest else None, scalars)
@@ -84,7 +84,9 @@ class ReferenceBackend:
 
     def control(self) -> None:
         c = self.slots
-        self.table.steps += ((self.table.ptrs[Row.GRAD] != 0) & (c["skip"] == 0)).to(torch.float32)
+        more = ((self.table.ptrs[Row.GRAD] != 0) & (c["skip"] == 0)).to(torch.float32)
+        for entry, taken in zip(self.table.entries, more.unbind(), strict=True):
+            entry.step.add_(taken)
         run_control(c)
 
     @staticmethod

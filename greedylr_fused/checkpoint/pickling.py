@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused.checkpoint.state_dict import with_own_steps
 from greedylr_fused.control import Control
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import Engine
@@ -30,8 +29,7 @@ def get_state(optimizer: Optimizer, control: Control, engine: Engine) -> dict[st
         "partitions": ranks.partitions,
         "has_begun": engine.has_begun,
     }
-    torchs = Optimizer.__getstate__(optimizer)
-    return torchs | {_MADE_OF: made, "state": with_own_steps(torchs["state"])}
+    return Optimizer.__getstate__(optimizer) | {_MADE_OF: made}
 
 
 def set_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:

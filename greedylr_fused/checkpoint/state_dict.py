@@ -40,7 +40,6 @@ def save(optimizer: Optimizer, numbers: Callable[[], list[dict[str, Any]]] | Non
             counted = counted_in(packed["state"])
             for group, own in zip(packed["param_groups"], saved(numbers(), counted), strict=True):
                 group |= {"lr": own["lr"], KEY: own} | peaks(own["initial_lr"])
-        packed["state"] = with_own_steps(packed["state"])
 
     with optimizer.register_state_dict_post_hook(complete, prepend=True):
         return Optimizer.state_dict(optimizer)
@@ -96,16 +95,6 @@ def warn_of_no_moments(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, 
             f"checkpoint: its schedule is at step {step}, and it has no moments of any parameter, so AdamW begins anew "
             'there; save and load all of state_dict(), "state" too'
         )
-
-
-def with_own_steps(state: Mapping[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
-    """Return the states with step counts of their own: a pickled view would carry the counts of all parameters."""
-    return {
-        key: own | {"step": own["step"].clone()}
-        if isinstance(own, dict) and isinstance(own.get("step"), Tensor)
-        else own
-        for key, own in state.items()
-    }
 
 
 def drop_stale(groups: Sequence[dict[str, Any]], *, with_control: bool) -> None:

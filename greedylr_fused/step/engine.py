@@ -180,4 +180,4 @@ class Engine:
         backend = self.choice.backend
         self.table = table = TensorTable(entries, control, backend.chunk_size, self.copies, backend.writes_copies)
         self.backend = backend(table)
-        self.watch = watching(table.entries, stateless, groups, state, table.steps, table.row)
+        self.watch = watching(table.entries, stateless, groups, state, table.row)

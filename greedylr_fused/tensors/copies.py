@@ -60,14 +60,14 @@ class Copies:
             _copy([(check(param, copy), local(param)) for param, copy in chosen.items()])
         self.of = chosen
 
-    def place(self, entries: Sequence[Entry], in_kernel: bool) -> list[list[int]]:
-        """Return rows of a table over these entries: addresses of copies that kernels write, by dtype; 0 for none.
+    def place(self, entries: Sequence[Entry], in_kernel: bool) -> dict[Row, list[int]]:
+        """Return rows of a table over these entries: addresses of copies that kernels write; 0 for none.
 
         Args:
             entries: in the table's order.
             in_kernel: whether there are kernels that write copies.
         """
-        rows = {dtype: [0] * len(entries) for dtype in ROWS}
+        rows = {row: [0] * len(entries) for row in ROWS.values()}
         self._all, self._by_torch = [], []
         for i, entry in enumerate(entries):
             copy = self.of.get(entry.param)
@@ -76,11 +76,11 @@ class Copies:
             memory = check(entry.param, copy)
             self._all.append((entry, copy))
             if in_kernel and entry.dense_copy is None and memory.stride() == entry.strides and memory.numel():
-                rows[memory.dtype][i] = memory.data_ptr()
+                rows[ROWS[memory.dtype]][i] = memory.data_ptr()
             else:
                 self._by_torch.append((entry, memory))
         self._memory = self._memory_now()
-        return list(rows.values())
+        return rows
 
     def moved(self) -> bool:
         """Return whether a copy has another address, dtype, shape or strides than when it was placed."""

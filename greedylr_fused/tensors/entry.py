@@ -34,6 +34,7 @@ class Entry:
         self._check_memory("a parameter", param)
         for name in self.moments:
             state[name] = self._placed(name, state[name])
+        state["step"] = self._counted(state["step"])
         grad = param.grad
         self.grad_dtype = grad.dtype if grad is not None and self.computes(grad.dtype) else param.dtype
 
@@ -57,6 +58,13 @@ class Entry:
         local(placed).copy_(memory)
         return placed
 
+    def _counted(self, count: Any) -> Tensor:
+        """Return the user's own tensor, which others may share, if kernels can count in it; or else a new one."""
+        own = isinstance(count, Tensor) and count.dtype == torch.float32 and count.device == self.param.device
+        if own and count.numel() == 1 and not count.is_neg() and count.data_ptr():
+            return count
+        return torch.as_tensor(count, dtype=torch.float32, device=self.param.device).detach().reshape(()).clone()
+
     @staticmethod
     def _check_memory(what: str, tensor: Tensor) -> None:
         memory = local(tensor)
@@ -69,6 +77,12 @@ class Entry:
     @property
     def target(self) -> Tensor:
         return self.memory if self.dense_copy is None else self.dense_copy
+
+    @property
+    def step(self) -> Tensor:
+        """Return the count of steps taken, float32 of one element."""
+        count: Tensor = self.state["step"]
+        return count
 
     def moment(self, name: str) -> Tensor:
         """Return the memory of one moment."""

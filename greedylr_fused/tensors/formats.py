@@ -19,7 +19,7 @@ class DType(IntEnum):
 
 
 class Row(IntEnum):
-    """Rows of `TensorTable.ptrs`."""
+    """Rows of `TensorTable.ptrs`, as `csrc/core/common.h` lists them."""
 
     PARAM = 0
     GRAD = 1
@@ -28,6 +28,7 @@ class Row(IntEnum):
     MAX_EXP_AVG_SQ = 4
     COPY_BF16 = 5
     COPY_F16 = 6
+    STEP = 7
 
 
 class Hyper(IntEnum):
@@ -61,7 +62,9 @@ MIXES = frozenset(
 )
 #: Address of an empty gradient: not null, since the tensor does have one, and never read.
 EMPTY = 1
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+#: The row of each moment.
+MOMENT_ROWS = {"exp_avg": Row.EXP_AVG, "exp_avg_sq": Row.EXP_AVG_SQ, "max_exp_avg_sq": Row.MAX_EXP_AVG_SQ}
+MOMENTS = tuple(MOMENT_ROWS)
 
 
 @dataclass(frozen=True)

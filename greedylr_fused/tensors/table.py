@@ -18,7 +18,7 @@ from greedylr_fused.control import Control
 from greedylr_fused.tensors.copies import Copies
 from greedylr_fused.tensors.dtensor import alike
 from greedylr_fused.tensors.entry import Entry
-from greedylr_fused.tensors.formats import EMPTY, MOMENTS, Hyper, Launch, Row, real
+from greedylr_fused.tensors.formats import EMPTY, MOMENT_ROWS, Hyper, Launch, Row, real
 from greedylr_fused.tensors.watch import COUNT, HYPER, MOVED, NEEDS_COPY
 
 #: `Backend.send`.
@@ -29,17 +29,16 @@ class TensorTable:
     """Everything a backend needs; addresses stay valid for the table's life.
 
     Args:
-        entries: parameters in the optimizer's order; their state holds `step`, `exp_avg`, `exp_avg_sq` and with
-            amsgrad `max_exp_avg_sq`. `step` is replaced by a 0-d view into `steps`.
+        entries: parameters in the optimizer's order.
         control: the control vector; its device is the table's.
         chunk: elements per work item.
         copies: copies to write beside the parameters; `copies_in_kernel`: whether the kernels write them.
 
     Attributes:
-        ptrs: int64 [7, N], see `Row`. A gradient address of 0 means: no gradient at this step.
+        ptrs: int64 [8, N], see `Row`. A gradient address of 0 means: no gradient at this step.
         row: int64 [N] in host memory: the gradient addresses, as a `Watch` writes them.
         numel: int64 [N], complex numbers counted twice.  group: int32 [N].
-        hyper: float64 [G, 6], see `Hyper`.  steps: float32 [N].
+        hyper: float64 [G, 6], see `Hyper`.
         norm_weight: float64 [N], see `Ranks.norm_weight`.
         chunk_tensor, chunk_index: int32 [C]; chunk c covers `chunk` elements of its tensor from
             `chunk_index[c] * chunk` on, or those that are left.
@@ -58,15 +57,15 @@ class TensorTable:
         self.control, self.curve, self.l1 = control.vector, control.curve.values, control.measures_l1
         self.n_groups = control.n_groups
         self.device = self.control.device
-        moments = [[e.moment(name) if name in e.moments else None for e in self.entries] for name in MOMENTS]
-        rows = [[real(e.target).data_ptr() for e in self.entries], [0] * len(self.entries)]
-        rows += [[0 if t is None else real(t).data_ptr() for t in row] for row in moments]
-        rows += copies.place(self.entries, copies_in_kernel)
-        self.ptrs = self._upload(rows, torch.int64)
+        rows = {row: [0] * len(self.entries) for row in Row} | copies.place(self.entries, copies_in_kernel)
+        rows[Row.PARAM] = [real(e.target).data_ptr() for e in self.entries]
+        for name, row in MOMENT_ROWS.items():
+            rows[row] = [real(e.moment(name)).data_ptr() if name in e.moments else 0 for e in self.entries]
+        rows[Row.STEP] = self._counts()
+        self.ptrs = self._upload([rows[row] for row in Row], torch.int64)
         self.group = self._upload([e.group for e in self.entries], torch.int32)
         self.norm_weight = self._upload([e.norm_weight for e in self.entries], torch.float64)
         self.hyper = self._upload([[-1.0] * len(Hyper)] * self.n_groups, torch.float64)
-        self._pack_steps()
         self._list_work()
         self._grads = self.ptrs[Row.GRAD]
         on_host = self.device.type == "cpu"  # the table's own memory can be written to
@@ -79,16 +78,17 @@ class TensorTable:
         self._due = MOVED | COUNT | HYPER  # what the kernels have not been told yet
         self.captured = False
 
+    def _counts(self) -> list[int]:
+        """Return where the step counts lie. One that several parameters share would be counted in by all at once."""
+        addresses: dict[int, Entry] = {}
+        for entry in self.entries:
+            if entry.step.data_ptr() in addresses:
+                entry.state["step"] = entry.step.clone()
+            addresses[entry.step.data_ptr()] = entry
+        return list(addresses)
+
     def _upload(self, values: Any, dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device="cpu").to(self.device)
-
-    def _pack_steps(self) -> None:
-        counts = [
-            torch.as_tensor(e.state["step"], dtype=torch.float32, device=self.device).reshape(()) for e in self.entries
-        ]
-        self.steps = torch.stack(counts) if counts else torch.zeros(0, dtype=torch.float32, device=self.device)
-        for entry, view in zip(self.entries, self.steps.unbind(), strict=True):
-            entry.state["step"] = view
 
     def _list_work(self) -> None:
         numel = [real(e.target).numel() for e in self.entries]

@@ -5,8 +5,7 @@ A table holds addresses, and between any two steps Python may replace, move, res
 specification, and stands in for it where it was not built and before PyTorch 2.10.
 
 It compares by identity the groups' parameters and `amsgrad`, and the keys, values and order of the state dictionaries;
-by address, shape, strides and dtype the memory of parameters and moments. (It does not see a single step count, a 0-d
-view into the table's own memory, be given other memory: nobody does so by mistake, and the look would take time.)
+by address, shape, strides and dtype the memory of parameters and moments, by address alone that of step counts.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ class Watch:
     """The optimizer as a table was built for it, to compare with at each look.
 
     Args:
-        entries: the table's, in its order; their parameters and state dictionaries are kept alive, moments are not.
+        entries: the table's, in its order; their parameters and state dictionaries are kept alive, what lies in these
+            is not.
         stateless: parameters without state, which the table leaves out.
         groups, state: the optimizer's, as the table was built for them.
-        steps: the memory of all step counts.
         row: int64 [N] in host memory, N = len(entries); the address of each gradient is written there, 0 for none.
     """
 
@@ -60,7 +59,6 @@ class Watch:
         stateless: Sequence[Tensor],
         groups: Sequence[dict[str, Any]],
         state: Mapping[Tensor, dict[str, Any]],
-        steps: Tensor,
         row: Tensor,
     ) -> None:
         self._entries, self._stateless = list(entries), list(stateless)
@@ -68,8 +66,7 @@ class Watch:
         self._groups = [(group["amsgrad"], list(group["params"])) for group in groups]
         self._hyper = [[_fixed(group[name]) for name in _HYPER] for group in groups]
         self._own = [(param, own, _names(own)) for param, own in state.items()]
-        self._steps, self._step_views = steps, [entry.state["step"] for entry in entries]
-        self._moments = self._moments_now()
+        self._stored = self._stored_now()
         self._memory = self._memory_now()
         self._row_tensor = row  # keeps alive what `_row` writes to
         self._row = (ctypes.c_int64 * row.numel()).from_address(row.data_ptr())
@@ -132,18 +129,18 @@ class Watch:
                 param is known and own is known_own and _identical(_names(own), keys)
                 for (param, own), (known, known_own, keys) in zip(state.items(), self._own, strict=True)
             )
-            and _identical([entry.state["step"] for entry in self._entries], self._step_views)
-            and self._moments_now() == self._moments
+            and self._stored_now() == self._stored
         )
 
-    def _moments_now(self) -> list[int]:
-        return [id(entry.state[name]) for entry in self._entries for name in entry.moments]
+    def _stored_now(self) -> list[int]:
+        return [id(entry.state[name]) for entry in self._entries for name in (*entry.moments, "step")]
 
     def _memory_now(self) -> list[Any]:
         params = [local(entry.param) for entry in self._entries]
         moments = [local(entry.state[name]) for entry in self._entries for name in entry.moments]
         signs = [(param.is_neg(), param.is_conj()) for param in params]
-        return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (*params, *moments, self._steps)] + signs
+        counts = [entry.step.data_ptr() for entry in self._entries]
+        return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (*params, *moments)] + signs + counts
 
     def _address_of(self, i: int) -> int | None:
         """Return the address of gradient i: 0 without one, None if a kernel cannot read it as it is."""

@@ -47,11 +47,12 @@ class Problem:
             addresses[formats.Row.MAX_EXP_AVG_SQ] = [0] * len(sizes)
         if param != torch.float32:
             addresses[formats.Row.COPY_BF16 :] = [[0] * len(sizes)] * 2
+        self.steps = torch.arange(len(sizes), dtype=torch.float32)
+        addresses.append([count.data_ptr() for count in self.steps])
         self.ptrs = torch.tensor(addresses)
         self.numel = torch.tensor(sizes)
         self.group = torch.zeros(len(sizes), dtype=torch.int32)
         self.hyper = torch.tensor([[beta1, 0.99, 1e-6, 0.1, 0.0, 0.0]], dtype=torch.float64)
-        self.steps = torch.arange(len(sizes), dtype=torch.float32)
         self.norm_weight = torch.ones(len(sizes), dtype=torch.float64)
         chunks = [(i, k) for i, n in enumerate(sizes) for k in range(-(-n // CHUNK))]
         self.chunk_tensor, self.chunk_index = torch.tensor(chunks, dtype=torch.int32).T.contiguous()
@@ -61,7 +62,7 @@ class Problem:
             self.control[SLOT[name]] = value
         self.control[block("lr", 1)] = 0.01
         self.curve = torch.ones(1, dtype=torch.float64)
-        tensors = ("ptrs", "numel", "group", "hyper", "steps", "norm_weight", "chunk_tensor", "chunk_index", "control")
+        tensors = ("ptrs", "numel", "group", "hyper", "norm_weight", "chunk_tensor", "chunk_index", "control")
         tensors = (*tensors, "curve")
         self.table = native.TensorTable(
             **{name: getattr(self, name).data_ptr() for name in tensors},

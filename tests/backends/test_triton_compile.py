@@ -52,7 +52,7 @@ TYPES |= {BF16: triton.language.bfloat16, F16: triton.language.float16}
 #: All mixes for one target; for the others those whose code differs in more than conversions.
 FEW = [(F32, F32, F32), (BF16, BF16, BF16), (BF16, BF16, F32)]
 CASES = [(90, mix) for mix in sorted(MIXES)] + [(target, mix) for target in (80, 100) for mix in FEW]
-POINTERS = {"numel": "*i64", "ptrs": "*i64", "hyper": "*fp64", "control": "*fp64", "c": "*fp64", "steps": "*fp32"}
+POINTERS = {"numel": "*i64", "ptrs": "*i64", "hyper": "*fp64", "control": "*fp64", "c": "*fp64"}
 POINTERS |= {"group": "*i32", "chunk_tensor": "*i32", "chunk_index": "*i32", "nonfinite": "*i32", "others": "*i32"}
 POINTERS |= {"curve": "*fp64", "square_sums": "*fp64", "norm_weight": "*fp64", "counter": "*i32", "counters": "*i32"}
 POINTERS |= {"norms": "*fp32"}

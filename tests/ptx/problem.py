@@ -102,6 +102,7 @@ class Problem:
         self._place("group", ((5 * tensors + tensors // 4) % len(GROUPS)).astype(np.int32))
         self._place("hyper", np.array([[group.get(column, 0.0) for column in Hyper] for group in GROUPS]))
         self._place("steps", (tensors // 5 % 3).astype(np.float32))
+        self.views["ptrs"].reshape(len(Row), -1)[Row.STEP] = self.addresses["steps"] + 4 * tensors
         self._place("norm_weight", 1.0 / (1 + tensors % 3))
         self._place("chunk_tensor", np.repeat(tensors, counts).astype(np.int32))
         self._place("chunk_index", np.concatenate([np.arange(count) for count in counts]).astype(np.int32))
@@ -114,7 +115,7 @@ class Problem:
     def table(self) -> dict[str, object]:
         """Arguments of a backend's TensorTable, but for its scratch memory and device."""
         counts = {"n_tensors": len(self.sizes), "n_chunks": self.n_chunks, "chunk": CHUNK}
-        addresses = {name: address for name, address in self.addresses.items() if name != "scratch"}
+        addresses = {name: address for name, address in self.addresses.items() if name not in ("scratch", "steps")}
         return {**addresses, **counts, "l1": self.l1, "launches": self.launches}
 
     def __getitem__(self, slot: str) -> float:

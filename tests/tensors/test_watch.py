@@ -23,7 +23,7 @@ class Case:
         self.fill()
         self.opt.step()
         table, args = self.opt._engine.table, (self.opt.param_groups, self.opt.state)
-        built = (table.entries, [self.late], *args, table.steps)
+        built = (table.entries, [self.late], *args)
         self.rows = [torch.zeros(len(table.entries), dtype=torch.int64) for _ in range(2)]
         self.watches = [Watch(*built, self.rows[0]), watch.watching(*built, self.rows[1])]
         self.at = {id(entry.param): i for i, entry in enumerate(table.entries)}
@@ -287,7 +287,7 @@ def test_what_dlpack_has_no_word_for_is_watched_in_python():
     param = torch.nn.Parameter(torch.zeros(3, device="meta"))
     args = ([], [param], [{"amsgrad": False, "params": [param], **dict.fromkeys(watch._HYPER, 0.5)}])
     for state in ({}, type("Other", (), {"items": lambda self: [], "__len__": lambda self: 0})()):
-        found = watch.watching(*args, state, torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        found = watch.watching(*args, state, torch.zeros(0, dtype=torch.int64))
         assert found.look(args[2], state) == 0
 
 

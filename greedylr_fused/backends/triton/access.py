@@ -11,8 +11,11 @@ import inspect
 import triton
 import triton.language as tl
 
+from greedylr_fused.tensors import Row
+
 #: True if these functions run in Triton's interpreter; fixed when Triton decorates them, at import.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+_STEP = tl.constexpr(int(Row.STEP))
 #: Elements that 16 bytes hold of the narrowest storage type.
 _VECTOR = tl.constexpr(8)
 
@@ -48,6 +51,12 @@ def last_to_finish(counter, programs):
 def address(ptrs, row, tensor, n_tensors):
     """Return an address (int64) of a tensor from that row of the table."""
     return tl.load(ptrs + row * n_tensors + tensor)
+
+
+@triton.jit
+def step_count(ptrs, tensor, n_tensors, mask=None):
+    """Return a pointer to the count of steps that a tensor has taken (float32); of several tensors where `mask` is."""
+    return pointer(tl.load(ptrs + _STEP * n_tensors + tensor, mask), tl.float32)
 
 
 @triton.jit

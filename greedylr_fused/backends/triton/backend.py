@@ -117,7 +117,7 @@ class TritonBackend:
         self._n_tensors = len(table.entries)
         self._clip = _Kernel(control.clip_kernel, 1, (table.control,))
         steps = self._plan_steps()
-        closing = (table.control, table.curve, table.ptrs, table.steps, *steps)
+        closing = (table.control, table.curve, table.ptrs, *steps)
         self._control = _Kernel(control.control_kernel, 1, closing)
         # Kernels compile at their first call: those of a process of several ranks never do in a single one.
         self._measures = {then_clip: self._plan_measures(then_clip) for then_clip in (False, True)}
@@ -145,7 +145,7 @@ class TritonBackend:
         for at in table.launches:
             mix = (at.param, at.grad, at.state)
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, at.first)
-            scalars = (table.group, table.hyper, table.curve, table.steps)
+            scalars = (table.group, table.hyper, table.curve)
             closes = then_control and at is table.launches[-1]
             args = (*tensors, *scalars, *steps, counter, *_types(mix), *_shape(table, mix), closes)
             kernels.append(_Kernel(update_kernel, at.count, args))

@@ -10,7 +10,7 @@ are compared with bit for bit.
 import triton
 import triton.language as tl
 
-from greedylr_fused.backends.triton.access import loop_bound
+from greedylr_fused.backends.triton.access import loop_bound, step_count
 from greedylr_fused.backends.triton.observe import EVENT, GROUPS, LEVEL, LR, observe, slots
 from greedylr_fused.tensors import Row
 
@@ -105,18 +105,19 @@ def _set_lr(c, curve, step):
 
 
 @triton.jit
-def _advance_steps(ptrs, steps, n_tensors, others, n_others):
+def _advance_steps(ptrs, n_tensors, others, n_others):
     """Count one more step for every tensor of the list `others` that has a gradient."""
     for start in range(0, loop_bound(n_others), _COUNTS):
         at = start + tl.arange(0, _COUNTS)
         inside = at < n_others
         tensor = tl.load(others + at, inside, other=0)
         due = inside & (tl.load(ptrs + _GRAD * n_tensors + tensor, inside, other=0) != 0)
-        tl.store(steps + tensor, tl.load(steps + tensor, due) + 1, due)
+        count = step_count(ptrs, tensor, n_tensors, inside)
+        tl.store(count, tl.load(count, due) + 1, due)
 
 
 @triton.jit
-def run_control(c, curve, ptrs, steps, n_tensors, others, n_others):
+def run_control(c, curve, ptrs, n_tensors, others, n_others):
     """Close the step: count it for `others`, then let loss and step index decide the next LRs."""
     loss_sum, loss_weight = tl.load(c + _LOSS_SUM), tl.load(c + _LOSS_WEIGHT)
     tl.store(c + _LOSS_SUM, 0.0)
@@ -125,7 +126,7 @@ def run_control(c, curve, ptrs, steps, n_tensors, others, n_others):
     if tl.load(c + _SKIP) != 0:
         tl.store(c + _SKIPPED, tl.load(c + _SKIPPED) + 1)
     else:
-        _advance_steps(ptrs, steps, n_tensors, others, n_others)
+        _advance_steps(ptrs, n_tensors, others, n_others)
         step = tl.load(c + _STEP) + 1
         tl.store(c + _STEP, step)
         if loss_weight != 0:
@@ -133,7 +134,7 @@ def run_control(c, curve, ptrs, steps, n_tensors, others, n_others):
         _set_lr(c, curve, step)
 
 
-@triton.jit(do_not_specialize=["c", "curve", "ptrs", "steps", "n_tensors", "others", "n_others"])
-def control_kernel(c, curve, ptrs, steps, n_tensors, others, n_others):
+@triton.jit(do_not_specialize=["c", "curve", "ptrs", "n_tensors", "others", "n_others"])
+def control_kernel(c, curve, ptrs, n_tensors, others, n_others):
     """Run `Backend.control`, for a table that has nothing to update or after the update."""
-    run_control(c, curve, ptrs, steps, n_tensors, others, n_others)
+    run_control(c, curve, ptrs, n_tensors, others, n_others)

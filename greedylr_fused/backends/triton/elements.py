@@ -19,6 +19,7 @@ from greedylr_fused.backends.triton.access import (
     misaligned,
     narrow,
     pointer,
+    step_count,
     wide,
     widen,
 )
@@ -201,7 +202,6 @@ def update_kernel(
     group,
     hyper,
     curve,
-    steps,
     n_tensors,
     others,
     n_others,
@@ -224,11 +224,12 @@ def update_kernel(
     if (address(ptrs, _GRAD, tensor, n_tensors) != 0) & (tl.load(control + _SKIP) == 0):
         first, count, alone = chunk_of(numel, tensor, tl.load(chunk_index + chunk), CHUNK)
         starts = _starts(ptrs, tensor, n_tensors, first, P, G, S)
-        steps_taken = tl.load(steps + tensor)
+        taken = step_count(ptrs, tensor, n_tensors)
+        steps_taken = tl.load(taken)
         scalars = _scalars(control, hyper, tl.load(group + tensor), steps_taken, T)
         if alone:
             tl.debug_barrier()  # every thread has read the count
-            tl.store(steps + tensor, steps_taken + 1)
+            tl.store(taken, steps_taken + 1)
         begin, body = _body(starts, count, P, G, S)
         if starts[4] == 0:
             _update_chunk(starts, begin, body, count, scalars, P, G, S, T, False, BLOCK, REST)
@@ -236,4 +237,4 @@ def update_kernel(
             _update_chunk(starts, begin, body, count, scalars, P, G, S, T, True, BLOCK, REST)
     if CLOSES:
         if last_to_finish(counter, tl.num_programs(0)):
-            run_control(control, curve, ptrs, steps, n_tensors, others, n_others)
+            run_control(control, curve, ptrs, n_tensors, others, n_others)
