@@ -13,7 +13,7 @@ from greedylr_fused import checkpoint
 from greedylr_fused.backends import Backend
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.ranks import Ranks
-from greedylr_fused.step import Engine, Listener, Metrics, Rates, flow, losses, options, outside_graphs, per_group
+from greedylr_fused.step import Engine, Listener, Metrics, Rates, check_new, flow, losses, options, outside_graphs
 
 #: Constructor options that a pickle keeps, beside what `checkpoint.get_state` returns.
 _OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite")
@@ -95,14 +95,12 @@ class FusedAdamW(Optimizer):
         # For torch's AdamW, if it loads our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
         super().__init__(params, defaults | dict(decoupled_weight_decay=True))
-        for index, group in enumerate(self.param_groups):
-            options.check_group(group, index)
-            options.check_params(group["params"], state_dtype)
+        options.check_params(self._params(), state_dtype)
         self._listeners: list[Listener] = []
         ranks = Ranks(process_group, partitions, needs_loss=options.needs_loss(schedule))
         self._engine = Engine(backend, self._device(), state_dtype, ranks)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
-        self._rates = self._new_rates()
+        self._rates = self._new_rates(self._control)
 
     @property
     def schedule(self) -> Schedule | None:
@@ -138,6 +136,7 @@ class FusedAdamW(Optimizer):
             ValueError: the loss was given twice, or an LR written to `param_groups` is out of bounds.
         """
         options.warn_of_scheduler(self)
+        self._follow_groups()
         control, engine = self._control, self._engine
         result, given = losses.of_step(closure, loss, control)
         if given is None and engine.materialise(self.param_groups, self.state, self._rates.zeroed, control):
@@ -190,6 +189,7 @@ class FusedAdamW(Optimizer):
 
     def metrics(self) -> Metrics:
         """Refresh `group["lr"]`, and return the latest snapshot of the device state that has arrived; never waits."""
+        self._follow_groups()
         self._rates.pull(self.param_groups)
         return self._rates.metrics
 
@@ -210,7 +210,8 @@ class FusedAdamW(Optimizer):
             TypeError, ValueError: not numbers, outside the bounds, negative, not finite, or the wrong number of them.
             RuntimeError: a CUDA graph is being captured.
         """
-        self._rates.set(self.param_groups, per_group(lr, len(self.param_groups)))
+        self._follow_groups()
+        self._rates.set(self.param_groups, lr)
 
     def start_decay(self, steps: int) -> None:
         """Begin the decay of an open-ended `WSD` with the next step, on the device: captured graphs see it too. A
@@ -270,30 +271,19 @@ class FusedAdamW(Optimizer):
                 schedule that compared something else, by another `mode` or `smooth`. Names the key.
             Exception: whatever a hook raises, or a lack of memory.
         """
+        self._follow_groups()
         checkpoint.load(self, state_dict, self._control, self._engine, self._restart)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as in torch. With a schedule, the group starts at its own `lr`, with bounds from that,
-        and follows all later decisions; other groups and the schedule's state stay. Waits for the device.
+        and follows all later decisions; other groups and the schedule's state stay. The next step waits for the device.
         """
-        constructed = "_rates" in vars(self)  # torch's constructor calls this, too
-        if constructed:
-            self._take_written()  # an LR written before this call counts
-            before = self._control, self._rates
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        known = (self._engine.state_dtype, self._control) if "_control" in vars(self) else ()  # while constructed
         try:
-            options.check_group(group, len(self.param_groups) - 1)
-            if any(param.is_complex() for param in group["params"]):
-                group["fused"] = False  # torch's own has no complex kernel
-            if constructed:
-                options.check_params(group["params"], self._engine.state_dtype)
-                self._control = self._control.grown(float(group["lr"]))
-                self._restart()
+            check_new(self.param_groups[-1], len(self.param_groups) - 1, *known)
         except BaseException:
             self.param_groups.pop()
-            if constructed:
-                self._control, self._rates = before
             raise
 
     def check_ranks_agree(self) -> None:
@@ -322,7 +312,7 @@ class FusedAdamW(Optimizer):
             self._engine = checkpoint.engine(made, self._device(), needs_loss=options.needs_loss(self._schedule))
             self._control = self._new_control(checkpoint.starting_lrs(made))
             checkpoint.fill(self._control, made)
-            self._rates = self._new_rates()
+            self._rates = self._new_rates(self._control)
 
     def _new_control(self, lrs: Sequence[float]) -> Control:
         return Control(
@@ -333,10 +323,10 @@ class FusedAdamW(Optimizer):
             device=self._device(),
         )
 
-    def _new_rates(self) -> Rates:
+    def _new_rates(self, control: Control) -> Rates:
         """Return a new view of the control for the host."""
-        checkpoint.mark(self.param_groups, None if self._schedule is None else self._control.initial_lrs)
-        return Rates(self._control, self.param_groups, has_schedule=self._schedule is not None)
+        checkpoint.mark(self.param_groups, None if self._schedule is None else control.initial_lrs)
+        return Rates(control, self.param_groups, has_schedule=self._schedule is not None)
 
     def _device(self) -> torch.device:
         """Return the parameters' device now: torch lets a model move, or get its memory, after construction."""
@@ -354,16 +344,27 @@ class FusedAdamW(Optimizer):
             self._restart()
         return self._engine.rebuilt(self.param_groups, self.state, self._control)
 
-    def _restart(self) -> None:
-        """Drop the table and renew the mirror, after groups, states or the control's memory were replaced."""
+    def _restart(self, control: Control | None = None) -> None:
+        """Drop the table and renew the mirror, after groups, states or the control (or its memory) were replaced."""
+        control = control or self._control
         self._engine.discard()
-        self._rates = self._new_rates()
+        self._rates, self._control = self._new_rates(control), control
         for listener in self._listeners:
             listener.after_restart()
 
+    def _follow_groups(self) -> None:
+        """Follow groups that were added, assigned, removed or put in another order since the last call."""
+        known = self._rates.groups
+        if not known.are(self.param_groups):
+            self._rates.push(known.then, tensors=not self._engine.lent)  # what was written before counts
+            control, written = known.regrouped(self.param_groups, self._control, self._engine.state_dtype)
+            self._restart(control)
+            for index, lr in written.items():
+                self.param_groups[index]["lr"] = lr
+
     def _take_written(self, *, for_step: bool = False) -> None:
         """Take over the learning rates that the host wrote to the groups."""
-        options.check_groups(len(self.param_groups), self._control.n_groups)
+        self._follow_groups()
         self._rates.push(self.param_groups, tensors=not self._engine.lent, for_step=for_step)
 
     def _numbers(self) -> list[dict[str, Any]]:

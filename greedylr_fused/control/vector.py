@@ -263,10 +263,20 @@ class Control:
         made.measures_l1 = self.measures_l1
         return made
 
-    def grown(self, lr: float) -> Control:
-        """Return a control with one more group, starting at `lr`, otherwise in this state. Waits for the device."""
-        groups = self.numbers()
-        groups.append(groups[0] | {"lr": lr * groups[0]["curve_value"], "initial_lr": lr, "level": lr})
+    def regrouped(self, sources: Sequence[int | None], lrs: Sequence[float]) -> Control:
+        """Return a control in this state for other groups. Waits for the device.
+
+        Args:
+            sources: the group here that each group there is; None for a new one.
+            lrs: the LR that each group starts from, if it is new.
+        """
+        known = self.numbers()
+        groups = [
+            known[0] | {"lr": lr * known[0]["curve_value"], "initial_lr": lr, "level": lr}
+            if source is None
+            else known[source]
+            for source, lr in zip(sources, lrs, strict=True)
+        ]
         control = self.anew([own["initial_lr"] for own in groups])
         control.load(groups)
         control.pending.copy_(self.pending)

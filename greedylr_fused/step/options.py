@@ -219,19 +219,6 @@ def check_params(params: Sequence[Tensor], state_dtype: torch.dtype | None) -> N
             )
 
 
-def check_groups(found: int, known: int) -> None:
-    """Refuse `param_groups` that grew or shrank by hand.
-
-    Raises:
-        RuntimeError: names both numbers.
-    """
-    if found != known:
-        raise RuntimeError(
-            f"FusedAdamW: param_groups has {found} entries, allowed are the {known} that came through the constructor "
-            "and add_param_group(); use add_param_group(), or construct a new optimizer to drop a group"
-        )
-
-
 def warn_of_frozen(groups: Sequence[dict[str, Any]], state: Mapping[Any, Any]) -> None:
     """Warn of a step that updates nothing: no parameter has a state, or can ever have a gradient."""
     if state:

@@ -17,6 +17,7 @@ from greedylr_fused.capture import capturing
 from greedylr_fused.control import Control
 from greedylr_fused.schedules import DEFAULT_MAX_RATIO
 from greedylr_fused.step import options
+from greedylr_fused.step.groups import Groups
 from greedylr_fused.step.mirror import Metrics, Mirror
 from greedylr_fused.step.skips import Skips
 from greedylr_fused.warning import warn
@@ -45,9 +46,13 @@ class Rates:
         control: where the slots are.
         groups: the optimizer's parameter groups.
         has_schedule: whether a schedule writes the slots.
+
+    Attributes:
+        groups: those groups, to tell them from others.
     """
 
     def __init__(self, control: Control, groups: Sequence[dict[str, Any]], *, has_schedule: bool) -> None:
+        self.groups = Groups(groups)
         self._control = control
         self._has_schedule = has_schedule
         self._mirror = Mirror(control)
@@ -117,8 +122,9 @@ class Rates:
             self._stale = False
             self._skips.look()
 
-    def set(self, groups: Sequence[dict[str, Any]], lrs: Sequence[float]) -> None:
-        """Write slots and groups at once; all of them, or none if one is out of bounds."""
+    def set(self, groups: Sequence[dict[str, Any]], value: float | Tensor | Sequence[float]) -> None:
+        """Write slots and groups at once: one number for all or one each; none if one of them is out of bounds."""
+        lrs = per_group(value, len(groups))
         for index, lr in enumerate(lrs):
             self._check(index, lr)
         for index, (group, lr) in enumerate(zip(groups, lrs, strict=True)):

@@ -62,7 +62,7 @@ class Entry:
         """Return the user's own tensor, which others may share, if kernels can count in it; or else a new one."""
         own = isinstance(count, Tensor) and count.dtype == torch.float32 and count.device == self.param.device
         if own and count.numel() == 1 and not count.is_neg() and count.data_ptr():
-            return count
+            return count  # type: ignore[no-any-return]
         return torch.as_tensor(count, dtype=torch.float32, device=self.param.device).detach().reshape(()).clone()
 
     @staticmethod
