@@ -247,9 +247,9 @@ class FusedAdamW(Optimizer):
         self._engine.discard()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as in torch. With a schedule this waits for the device, and each group also holds the exact
-        LR and, under "control", the schedule's state as numbers. Without one the keys are torch's alone, so that
-        distributed checkpointing, which compares keys, loads a plain optimizer's state into torch's AdamW and back.
+        """Return the state as in torch, with the optimizer's own tensors: `copy.deepcopy` it to keep what it holds now.
+        With a schedule this waits for the device, and each group has its exact LR and, as "control", the schedule's
+        numbers. Without one the keys are torch's, by which distributed checkpointing loads it into torch's AdamW.
         """
         return checkpoint.save(self, None if self._schedule is None else self._numbers)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from greedylr_fused.checkpoint import checks
 from greedylr_fused.checkpoint.numbers import KEY, read_control
@@ -25,22 +26,25 @@ from greedylr_fused.step import lr_of
 _PEAKS = ("initial_lr", "max_lr")
 
 
-def loaded_control(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]], control: Control) -> Control:
-    """Return the control that a checkpoint describes, for an optimizer with these groups and this control.
+def loaded_control(loaded: Mapping[str, Any], optimizer: Optimizer, control: Control) -> Control:
+    """Return the control that a checkpoint describes, for an optimizer with this control.
 
     Raises:
         TypeError, ValueError: not a checkpoint, or one that does not fit; nothing has been changed then.
     """
-    checks.check_layout(loaded, live)
-    checks.check_states(loaded, live)
+    checks.check_layout(loaded, optimizer.param_groups)
+    checks.check_states(loaded, optimizer.param_groups)
     try:
-        return _control_of(loaded["param_groups"], control, counted_in(loaded["state"]))
+        return _control_of(loaded, control, is_own=_is_own(loaded, optimizer))
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith("checkpoint") else f"checkpoint: {error}") from None
 
 
-def _control_of(groups: Sequence[Mapping[str, Any]], control: Control, counted: float = 0.0) -> Control:
+def _control_of(loaded: Mapping[str, Any], control: Control, *, is_own: bool) -> Control:
+    groups, counted = loaded["param_groups"], counted_in(loaded["state"])
     numbers = read_control(groups)
+    if numbers is not None and is_own:
+        counted = numbers[0]["counted"]  # later steps counted on in its tensors
     if numbers is None or _has_not_run(numbers[0], counted):
         groups = [_of_scheduler(group) for group in groups]
         result = control.anew([_peak(group) if control.follows_steps else float(lr_of(group)) for group in groups])
@@ -62,6 +66,17 @@ def _control_of(groups: Sequence[Mapping[str, Any]], control: Control, counted: 
     result = control.anew([own["initial_lr"] for own in numbers])
     result.load(numbers)
     return result
+
+
+def _is_own(loaded: Mapping[str, Any], optimizer: Optimizer) -> bool:
+    """Return whether this is a dictionary that the optimizer itself returned, with its own states, and that no file has
+    replaced the numbers in.
+    """
+    own = any(
+        loaded["state"].get(name) is optimizer.state.get(param, 0)
+        for name, param in checks.pairs(loaded, optimizer.param_groups)
+    )
+    return own and all(group["lr"] is (group.get(KEY) or {}).get("lr") for group in loaded["param_groups"])
 
 
 def counted_in(state: Mapping[Any, Any]) -> float:

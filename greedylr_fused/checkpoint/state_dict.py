@@ -65,7 +65,7 @@ def load(
     found: dict[str, Any] = {}
 
     def inspect(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-        found.update(loaded=loaded, control=loaded_control(loaded, optimizer.param_groups, control))
+        found.update(loaded=loaded, control=loaded_control(loaded, optimizer, control))
         return for_torch(loaded, optimizer.param_groups)
 
     def complete(_: Optimizer) -> None:

@@ -145,13 +145,15 @@ def test_such_a_run_resumes_where_it_was(road, tmp_path):
     assert all(map(torch.equal, net.parameters(), twin.parameters()))
 
 
-def test_such_a_run_counts_what_another_optimizer_trained_on(tmp_path):
+@pytest.mark.parametrize("road", [direct, *ROADS.values()], ids=["direct", *ROADS])
+def test_such_a_run_counts_what_another_optimizer_trained_on(road, tmp_path):
     _, net, opt = taken_over(direct, None, Linear(100), tmp_path)
     between = optimizer(net, torch.optim.AdamW, PEAK)
-    between.load_state_dict(opt.state_dict())
+    between.load_state_dict(copy.deepcopy(opt.state_dict()))
     train(net, between, 7)
-    last = optimizer(net, FusedAdamW, PEAK, schedule=Linear(100))
-    last.load_state_dict(between.state_dict())
+    net2 = copy.deepcopy(net)
+    last = optimizer(net2, FusedAdamW, PEAK, schedule=Linear(100))
+    road(net, between, net2, last, tmp_path)
     assert last.metrics().step == 3 + 7 and last.read_lr()[0] == PEAK * (1 - 10 / 100)
 
 

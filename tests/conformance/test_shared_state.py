@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.tensors import assert_same_bits, parameter
 
-from greedylr_fused import FusedAdamW, GreedyLR
+from greedylr_fused import Cosine, FusedAdamW, GreedyLR
 
 SIZES = (5, 3, 300)
 
@@ -118,6 +118,22 @@ def test_a_kept_state_dict_is_of_one_age(device, backend):
         for name, value in state.items():
             assert_same_bits(value, now["state"][index][name])
             assert not torch.equal(value, then["state"][index][name])
+
+
+def test_a_kept_state_dict_takes_the_schedule_back(device, backend):
+    """To the step and LR of then, as the numbers in it say; its tensors are those of now."""
+    params = params_on(device)
+    opt = FusedAdamW(params, lr=0.1, schedule=Cosine(10), backend=backend)
+    for i in range(3):
+        with_gradients(params, i)
+        opt.step()
+    kept, lrs = opt.state_dict(), opt.read_lr()
+    for i in range(4):
+        with_gradients(params, i)
+        opt.step()
+    opt.load_state_dict(kept)
+    assert opt.metrics().step == 3 and opt.read_lr() == lrs
+    assert {float(state["step"]) for state in opt.state.values()} == {7.0}
 
 
 def test_a_shallow_copy_shares_the_state(device, backend):

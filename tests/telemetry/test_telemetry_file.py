@@ -1,5 +1,6 @@
 """`run.jsonl`: what a line says, who can read it, and what happens to it when processes and discs fail."""
 
+import copy
 import errno
 import json
 import math
@@ -81,7 +82,7 @@ def test_a_line_supersedes_those_of_its_step_and_after(tmp_path):
     with Recorder(opt, path, run="a") as recorder, Recorder(other, path, run="b") as beside:
         for _ in range(3):
             step(opt)
-        saved = opt.state_dict()
+        saved = copy.deepcopy(opt.state_dict())
         for _ in range(4):
             step(opt)
             step(other)

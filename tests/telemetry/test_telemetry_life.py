@@ -146,6 +146,7 @@ def test_a_captured_graph_may_write_for_as_long_as_the_optimizer_lives(monkeypat
         monkeypatch.undo()
         rings = [weakref.ref(recorder._ring._memory)]
         opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
+        opt.metrics()  # makes another ring, for two groups
         rings.append(weakref.ref(recorder._ring._memory))
         step(opt)
         recorder.close()
