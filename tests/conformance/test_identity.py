@@ -245,14 +245,15 @@ def test_a_step_that_fails_early_uses_up_its_loss(device, backend):
     assert latest(opt).loss == 2.0
 
 
-def test_add_param_group_interrupted(device, backend, monkeypatch):
+def test_a_step_interrupted_where_it_follows_new_groups(device, backend, monkeypatch):
     opt = FusedAdamW([parameter(torch.zeros(3, device=device), torch.ones(3, device=device))], backend=backend)
+    opt.add_param_group({"params": [parameter(torch.zeros(2, device=device))]})
 
     def fail(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("greedylr_fused.step.rates.Mirror", fail)
-        opt.add_param_group({"params": [parameter(torch.zeros(2, device=device))]})
+        opt.step()
     stepped(opt)
-    assert latest(opt).step == 1
+    assert latest(opt).step == 1 and len(latest(opt).lr) == 2
