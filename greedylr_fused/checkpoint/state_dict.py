@@ -45,6 +45,7 @@ def save(optimizer: Optimizer, numbers: Callable[[], list[dict[str, Any]]] | Non
         return Optimizer.state_dict(optimizer)
 
 
+@torch.inference_mode(False)
 def load(
     optimizer: Optimizer, state_dict: dict[str, Any], control: Control, engine: Engine, restart: Callable[[], None]
 ) -> None:

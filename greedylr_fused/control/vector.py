@@ -53,6 +53,7 @@ class Control:
         observed: how many losses are pending, counted on the host.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         schedule: Schedule | None,
@@ -253,6 +254,7 @@ class Control:
                 slot.fill_(none) if value is None else slot.copy_(value.reshape(()), non_blocking=True)
         return before or self._scaled
 
+    @torch.inference_mode(False)
     def to(self, device: torch.device) -> None:
         self.vector = self.vector.to(device)
         self.curve.to(device)

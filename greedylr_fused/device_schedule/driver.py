@@ -57,6 +57,7 @@ class DeviceSchedule:
         RuntimeError: the optimizer has another scheduler, or the backend cannot run there.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self, optimizer: Optimizer, schedule: Schedule, *, process_group: Any = None, backend: str = "auto"
     ) -> None:
@@ -187,6 +188,7 @@ class DeviceSchedule:
         """Return the schedule's state as numbers and texts, to save beside the optimizer's. Waits for the device."""
         return {KEY: saved(self._control.numbers())}
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict()` returned, to go on from there bit for bit; change nothing if that fails.
 

@@ -111,6 +111,7 @@ class Engine:
         """Forget the table: parameters, groups or states were replaced."""
         self.table = self.backend = self.watch = None
 
+    @torch.inference_mode(False)
     def init_states(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> None:
         """Create the state of every parameter that has a gradient, with the names, shapes and strides of torch's."""
         for group in groups:
@@ -162,6 +163,7 @@ class Engine:
         dtype = param.dtype if param.is_complex() else self.state_dtype
         return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
 
+    @torch.inference_mode(False)
     def _build(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], control: Control) -> None:
         owner: dict[Tensor, int] = {}  # a parameter listed twice is stepped once
         for index, group in enumerate(groups):

@@ -89,6 +89,7 @@ class Mirror:
         control: what to mirror; a rebuilt control needs a new mirror.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, control: Control) -> None:
         rates = block("lr", control.n_groups)
         self._source = control.vector[STATE_BEGIN : rates.stop]

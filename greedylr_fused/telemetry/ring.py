@@ -31,6 +31,7 @@ class Ring:
         read: how many rows were taken from its copies so far, lost ones included.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, control: Control, capacity: int) -> None:
         self._source = _state_of(control)[None]
         width, device = self._source.shape[1], self._source.device
@@ -76,6 +77,7 @@ class Ring:
         """Take back the memory of a copy, for another one."""
         self._free.append(host)
 
+    @torch.inference_mode(False)
     def _new_host(self) -> Tensor:
         return torch.empty(self._memory.shape, dtype=torch.float64, device="cpu", pin_memory=self._memory.is_cuda)
 

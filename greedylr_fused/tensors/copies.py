@@ -101,7 +101,7 @@ def check(param: Tensor, copy: Tensor) -> Tensor:
     """Return the memory on this rank of a tensor that is to be a copy of the parameter.
 
     Raises:
-        TypeError: it has a dtype that is not written.
+        TypeError: it has a dtype that is not written, or was made within inference_mode.
         ValueError: it has another shape or device.
         RuntimeError: it is distributed in another way.
     """
@@ -114,6 +114,11 @@ def check(param: Tensor, copy: Tensor) -> Tensor:
         raise ValueError(
             f"keep_copies: got a copy of shape {tuple(copy.shape)} on {copy.device} for a parameter of shape "
             f"{tuple(param.shape)} on {param.device}, allowed is the same shape and device; use torch.empty_like"
+        )
+    if copy.is_inference():
+        raise TypeError(
+            "keep_copies: expected copies made outside of torch.inference_mode(), got one made within it, whose changes "
+            "autograd could not see; clone() it outside"
         )
     return local(copy) if spec_of(param) is None else local_part("a copy", copy, param)
 

@@ -50,6 +50,8 @@ class Entry:
                 f"{self.param.dtype} parameter, allowed are moments of one dtype, complex if the parameter is; convert "
                 "them, or load them by load_state_dict(), which does"
             )
+        if moment.is_inference():
+            moment = moment.clone()
         self._check_memory(f"a state {name!r}", moment)
         memory = moment if self.spec is None else local_part(f"a state {name!r}", moment, self.param)
         if memory.stride() == self.strides and not memory.is_neg() and not memory.is_conj():
@@ -61,13 +63,18 @@ class Entry:
     def _counted(self, count: Any) -> Tensor:
         """Return the user's own tensor, which others may share, if kernels can count in it; or else a new one."""
         own = isinstance(count, Tensor) and count.dtype == torch.float32 and count.device == self.param.device
-        if own and count.numel() == 1 and not count.is_neg() and count.data_ptr():
+        if own and count.numel() == 1 and not (count.is_neg() or count.is_inference()) and count.data_ptr():
             return count  # type: ignore[no-any-return]
         return torch.as_tensor(count, dtype=torch.float32, device=self.param.device).detach().reshape(()).clone()
 
     @staticmethod
     def _check_memory(what: str, tensor: Tensor) -> None:
         memory = local(tensor)
+        if memory.is_inference():
+            raise RuntimeError(
+                f"FusedAdamW: expected {what} made outside of torch.inference_mode(), got one of shape "
+                f"{tuple(tensor.shape)} made within it, whose changes autograd could not see; clone() it outside"
+            )
         if memory.numel() and not memory.data_ptr():
             raise TypeError(
                 f"FusedAdamW: got {what} of type {type(tensor).__name__} on {tensor.device} without memory of its "
