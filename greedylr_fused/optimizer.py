@@ -13,7 +13,7 @@ from greedylr_fused import checkpoint
 from greedylr_fused.backends import Backend
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.ranks import Ranks
-from greedylr_fused.step import Engine, Listener, Metrics, Rates, check_new, flow, losses, options, outside_graphs
+from greedylr_fused.step import Engine, Listener, Metrics, Rates, check_last, flow, losses, options, outside_graphs
 
 #: Constructor options that a pickle keeps, beside what `checkpoint.get_state` returns.
 _OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite")
@@ -85,6 +85,7 @@ class FusedAdamW(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
+        options.check_not_traced("FusedAdamW()")
         options.check_schedule(schedule)
         options.check_not_in_zero(schedule)
         options.check_extras(max_grad_norm, skip_nonfinite, state_dtype)
@@ -135,6 +136,7 @@ class FusedAdamW(Optimizer):
                 all gradients.
             ValueError: the loss was given twice, or an LR written to `param_groups` is out of bounds.
         """
+        options.check_not_traced("FusedAdamW.step()")
         options.warn_of_scheduler(self)
         self._follow_groups()
         control, engine = self._control, self._engine
@@ -280,11 +282,7 @@ class FusedAdamW(Optimizer):
         """
         super().add_param_group(param_group)
         known = (self._engine.state_dtype, self._control) if "_control" in vars(self) else ()  # while constructed
-        try:
-            check_new(self.param_groups[-1], len(self.param_groups) - 1, *known)
-        except BaseException:
-            self.param_groups.pop()
-            raise
+        check_last(self.param_groups, *known)
 
     def check_ranks_agree(self) -> None:
         """Check that every rank holds the same control vector (schedule, counters, LRs, norm), bit for bit: for tests,

@@ -63,6 +63,7 @@ class DeviceSchedule:
     ) -> None:
         known = _DRIVEN.get(optimizer) if isinstance(optimizer, Optimizer) else None
         checks.check_optimizer(optimizer, None if known is None else known())
+        options.check_not_traced("DeviceSchedule()")
         options.check_schedule(schedule)
         if schedule is None:
             raise TypeError(
@@ -102,6 +103,7 @@ class DeviceSchedule:
             ValueError: the loss was given twice.
             TypeError: not one number.
         """
+        options.check_not_traced("DeviceSchedule.step()")
         self._check_groups()
         if loss is not None:
             losses.check_loss(loss)

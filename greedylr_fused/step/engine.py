@@ -14,7 +14,7 @@ from greedylr_fused.capture import capturing
 from greedylr_fused.control import Control
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import options
-from greedylr_fused.tensors import REBUILD, Copies, Entry, TensorTable, watching
+from greedylr_fused.tensors import REBUILD, Copies, Entry, TensorTable, check_memory, local, watching
 
 
 class Engine:
@@ -113,7 +113,15 @@ class Engine:
 
     @torch.inference_mode(False)
     def init_states(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> None:
-        """Create the state of every parameter that has a gradient, with the names, shapes and strides of torch's."""
+        """Create the state of every parameter that has a gradient, with the names, shapes and strides of torch's.
+
+        Raises:
+            RuntimeError, TypeError: a parameter is refused (see `check_memory`); then no state was made.
+        """
+        for group in groups:
+            for param in group["params"]:
+                if param.grad is not None or state.get(param):
+                    check_memory("a parameter", param)
         for group in groups:
             for param in group["params"]:
                 known = state.get(param)
@@ -151,7 +159,8 @@ class Engine:
         needs_loss = control.needs_loss
         asks = not needs_loss and not self.has_begun  # as every other rank asks, with gradients or without parameters
         if not needs_loss or control.observed:
-            grads = (param.grad for param in params if param.grad is not None)
+            # The part on this rank: on the whole of a DTensor all ranks would have to ask, which may not all be here.
+            grads = (local(param.grad) for param in params if param.grad is not None)
             real = any(grad.is_sparse or bool(grad.any()) for grad in grads)
             if self.ranks.any(params, real) if asks else real:
                 return False

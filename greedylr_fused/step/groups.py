@@ -43,7 +43,7 @@ class Groups:
         written = {}
         for index, (group, source) in enumerate(zip(groups, sources, strict=True)):
             if source is None:
-                check_new(group, index, state_dtype)
+                _check_new(group, index, state_dtype, None)
             elif group["lr"] is not self.then[source]["lr"]:
                 written[index] = group["lr"]
         lrs = [float(options.lr_of(group)) for group in groups]
@@ -57,18 +57,25 @@ class Groups:
         return next((index for index, params in enumerate(self._params) if _same(group["params"], params)), None)
 
 
-def check_new(group: dict[str, Any], index: int, state_dtype: Any = None, control: Control | None = None) -> None:
-    """Check a group before it joins others.
+def check_last(groups: list[dict[str, Any]], state_dtype: Any = None, control: Control | None = None) -> None:
+    """Check the group that joined last, and take it out again if it is not allowed.
 
     Args:
-        group: as torch completes it.
-        index: it will have.
+        groups: the last as torch has completed it.
         state_dtype: storage type of moments, None for the parameter's.
-        control: of the groups before it; None while an optimizer is constructed.
+        control: of the groups before; None while an optimizer is constructed.
 
     Raises:
         TypeError, ValueError: an option is not allowed, or the schedule has no bounds for the LR.
     """
+    try:
+        _check_new(groups[-1], len(groups) - 1, state_dtype, control)
+    except BaseException:
+        groups.pop()
+        raise
+
+
+def _check_new(group: dict[str, Any], index: int, state_dtype: Any, control: Control | None) -> None:
     options.check_group(group, index)
     options.check_params(group["params"], state_dtype)
     if any(param.is_complex() for param in group["params"]):

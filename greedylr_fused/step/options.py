@@ -17,6 +17,8 @@ from greedylr_fused.warning import warn
 
 #: How far rounding may bring a learning rate below zero, as a share of its starting value.
 _ROUNDING = 1e-12
+#: Modes under which operations are recorded, or tensors have no memory.
+_FOLLOWERS = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
 _STATE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -60,6 +62,28 @@ def check_not_in_zero(schedule: Any) -> None:
                 "DeviceSchedule(zero, schedule), and call its step(loss=loss) after zero.step()"
             )
         frame = frame.f_back
+
+
+def check_not_traced(what: str) -> None:
+    """Refuse what follows operations instead of running them: it would not see the kernels, and leave tensors behind
+    that have no memory.
+
+    Args:
+        what: is called.
+
+    Raises:
+        RuntimeError: names what follows.
+    """
+    follower = None
+    if torch._C._get_tracing_state() is not None:
+        follower = "torch.jit.trace"
+    elif any(torch._C._get_dispatch_mode(mode) is not None for mode in _FOLLOWERS):
+        follower = "torch.export, make_fx or FakeTensorMode"
+    if follower is not None:
+        raise RuntimeError(
+            f"{what}: expected a call that runs, got one within {follower}, which cannot follow kernels; export the "
+            "model alone, compile by torch.compile, or estimate memory with torch.optim.AdamW, whose state is as large"
+        )
 
 
 def needs_loss(schedule: Any) -> bool:

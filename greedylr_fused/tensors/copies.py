@@ -117,8 +117,8 @@ def check(param: Tensor, copy: Tensor) -> Tensor:
         )
     if copy.is_inference():
         raise TypeError(
-            "keep_copies: expected copies made outside of torch.inference_mode(), got one made within it, whose changes "
-            "autograd could not see; clone() it outside"
+            "keep_copies: expected copies made outside of torch.inference_mode(), got one made within it, which "
+            "autograd does not follow; clone() it outside"
         )
     return local(copy) if spec_of(param) is None else local_part("a copy", copy, param)
 

@@ -31,7 +31,6 @@ class Entry:
         # A parameter with holes, overlaps or a sign yet to be applied is not flat memory: a dense copy is updated.
         flat = self.strides == self.memory.stride() and not self.memory.is_neg() and not self.memory.is_conj()
         self.dense_copy = None if flat else torch.empty_like(self.memory)
-        self._check_memory("a parameter", param)
         for name in self.moments:
             state[name] = self._placed(name, state[name])
         state["step"] = self._counted(state["step"])
@@ -52,7 +51,7 @@ class Entry:
             )
         if moment.is_inference():
             moment = moment.clone()
-        self._check_memory(f"a state {name!r}", moment)
+        check_memory(f"a state {name!r}", moment)
         memory = moment if self.spec is None else local_part(f"a state {name!r}", moment, self.param)
         if memory.stride() == self.strides and not memory.is_neg() and not memory.is_conj():
             return moment
@@ -66,20 +65,6 @@ class Entry:
         if own and count.numel() == 1 and not (count.is_neg() or count.is_inference()) and count.data_ptr():
             return count  # type: ignore[no-any-return]
         return torch.as_tensor(count, dtype=torch.float32, device=self.param.device).detach().reshape(()).clone()
-
-    @staticmethod
-    def _check_memory(what: str, tensor: Tensor) -> None:
-        memory = local(tensor)
-        if memory.is_inference():
-            raise RuntimeError(
-                f"FusedAdamW: expected {what} made outside of torch.inference_mode(), got one of shape "
-                f"{tuple(tensor.shape)} made within it, whose changes autograd could not see; clone() it outside"
-            )
-        if memory.numel() and not memory.data_ptr():
-            raise TypeError(
-                f"FusedAdamW: got {what} of type {type(tensor).__name__} on {tensor.device} without memory of its "
-                "own, allowed are plain tensors with storage; materialise it, or step it with torch.optim.AdamW"
-            )
 
     @property
     def target(self) -> Tensor:
@@ -154,3 +139,23 @@ class Entry:
                 f"FusedAdamW: got a gradient of shape {tuple(grad.shape)} for a parameter of shape {tuple(self.shape)}"
                 ", allowed is the same shape; zero_grad() after giving a parameter new data"
             )
+
+
+def check_memory(what: str, tensor: Tensor) -> None:
+    """Refuse a tensor that kernels could not write to, or autograd not follow.
+
+    Raises:
+        RuntimeError: it was made within inference_mode.
+        TypeError: it has no memory of its own.
+    """
+    memory = local(tensor)
+    if memory.is_inference():
+        raise RuntimeError(
+            f"FusedAdamW: expected {what} made outside of torch.inference_mode(), got one of shape "
+            f"{tuple(tensor.shape)} made within it, whose changes autograd could not see; clone() it outside"
+        )
+    if memory.numel() and (memory.untyped_storage().device.type == "meta" or not memory.data_ptr()):
+        raise TypeError(
+            f"FusedAdamW: got {what} of type {type(tensor).__name__} on {tensor.device} without memory of its "
+            "own, allowed are plain tensors with storage; materialise it, or step it with torch.optim.AdamW"
+        )

@@ -199,9 +199,13 @@ class TensorTable:
             return EMPTY
         if grad._is_zerotensor():  # stands for zeros that it has no memory for
             return self._stage(i, grad).data_ptr()
+        if type(grad) is Tensor and grad.device.type != "meta":
+            raise RuntimeError(
+                "FusedAdamW: expected gradients with memory, got one whose memory is gone; run backward() again"
+            )
         raise RuntimeError(
-            f"FusedAdamW: got a gradient of type {type(grad).__name__} whose memory is gone, allowed are plain dense "
-            "tensors; run backward() again, or step this parameter with torch.optim.AdamW"
+            f"FusedAdamW: expected plain dense tensors as gradients, got a {type(grad).__name__} on {grad.device} "
+            "without memory of its own; convert it to one, or step its parameter with torch.optim.AdamW"
         )
 
     def _send_all(self, send: Send, captures: list[Any] | None) -> None:
