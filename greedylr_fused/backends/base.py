@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from greedylr_fused.capture import capturing
 from greedylr_fused.tensors import TensorTable
 
 
@@ -40,8 +41,7 @@ class Backend(Protocol):
     def control(self) -> None:
         """Count the step and decide the next LR (C1..C9, S1..S3); if `skip` is set, count a skipped step instead."""
 
-    @staticmethod
-    def send(target: Tensor, words: Tensor) -> Tensor | None:
+    def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         """Copy `words`, a contiguous CPU tensor of target's shape and 8-byte dtype, to the device without waiting.
 
         The caller may overwrite `words` as soon as this returns.
@@ -55,17 +55,34 @@ class Backend(Protocol):
         """Return why the backend cannot run on that device, or None if it can."""
 
 
-def staged(target: Tensor, words: Tensor) -> Tensor | None:
-    """Do what `Backend.send` does by torch's own means, through pinned memory.
+class Staging:
+    """`Backend.send` by torch's own means, through pinned memory.
 
-    The allocator of pinned memory hands a block out again only after the copy from it is done, so nothing waits.
+    The allocator of pinned memory hands a block out again only after the copy from it is done, so nothing waits. During
+    a capture PyTorch before 2.11 cannot pin: one block for each kind of words is pinned with the table, and another
+    when a graph has taken that.
+
+    Args:
+        table: what it sends are its gradient addresses and hyper-parameters.
     """
-    if target.device.type == "cpu":
-        target.copy_(words)
-        return None
-    staging = words.pin_memory()
-    target.copy_(staging, non_blocking=True)
-    return staging
+
+    def __init__(self, table: TensorTable) -> None:
+        on_gpu = table.device.type == "cuda"
+        self._spare = {words.shape: words.pin_memory() for words in table.words} if on_gpu else {}
+
+    def send(self, target: Tensor, words: Tensor) -> Tensor | None:
+        """Do what `Backend.send` does."""
+        if target.device.type == "cpu":
+            target.copy_(words)
+            return None
+        if capturing(target.device) and words.shape in self._spare:
+            staging = self._spare.pop(words.shape).copy_(words)
+        else:
+            staging = words.pin_memory()
+            if words.shape not in self._spare and not capturing(target.device):
+                self._spare[words.shape] = words.pin_memory()  # another: the copy from that one is under way
+        target.copy_(staging, non_blocking=True)
+        return staging
 
 
 def absent(device: torch.device) -> str | None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.backends import native
-from greedylr_fused.backends.base import staged
 from greedylr_fused.tensors import TensorTable
 
 _native, _reason = native.load("_cpu")
@@ -45,9 +44,9 @@ class CpuBackend:
     def control(self) -> None:
         self._native.control()
 
-    @staticmethod
-    def send(target: Tensor, words: Tensor) -> Tensor | None:
-        return staged(target, words)
+    def send(self, target: Tensor, words: Tensor) -> Tensor | None:
+        target.copy_(words)
+        return None
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:

@@ -56,8 +56,7 @@ class CudaBackend:
     def control(self) -> None:
         self._native.control(_stream(self._device))
 
-    @staticmethod
-    def send(target: Tensor, words: Tensor) -> Tensor | None:
+    def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         """Send as kernel parameters, which a captured graph copies: there is no staging memory to keep."""
         device = target.device
         _native.send(target.data_ptr(), words.data_ptr(), words.numel(), _index(device), _stream(device))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.backends.adamw import Scalars, adamw
-from greedylr_fused.backends.base import staged
+from greedylr_fused.backends.base import Staging
 from greedylr_fused.control import SLOT, block, ring_begin
 from greedylr_fused.schedules import CompareWith, Event, Kind
 from greedylr_fused.tensors import Row, TensorTable, real
@@ -26,6 +26,7 @@ class ReferenceBackend:
 
     def __init__(self, table: TensorTable) -> None:
         self.table = table
+        self._staging = Staging(table)
         self.slots = Slots(table.control, table.n_groups, table.curve)
 
     @staticmethod
@@ -89,9 +90,8 @@ class ReferenceBackend:
             entry.step.add_(taken)
         run_control(c)
 
-    @staticmethod
-    def send(target: Tensor, words: Tensor) -> Tensor | None:
-        return staged(target, words)
+    def send(self, target: Tensor, words: Tensor) -> Tensor | None:
+        return self._staging.send(target, words)
 
 
 def _total(values: Tensor) -> Tensor:

@@ -266,11 +266,8 @@ class Control:
         return made
 
     def regrouped(self, sources: Sequence[int | None], lrs: Sequence[float]) -> Control:
-        """Return a control in this state for other groups. Waits for the device.
-
-        Args:
-            sources: the group here that each group there is; None for a new one.
-            lrs: the LR that each group starts from, if it is new.
+        """Return a control in this state for other groups: each is the one here with its index in `sources` or, where
+        that is None, a new one that starts from its LR in `lrs`. Waits for the device.
         """
         known = self.numbers()
         groups = [

@@ -19,8 +19,13 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.utils import _pytree as pytree
 
+from greedylr_fused.capture import capturing
 from greedylr_fused.graphs.checks import Frozen, check_arguments, check_constant, check_input, check_nothing_observed
+from greedylr_fused.graphs.torch_graph import Graph, SideStream
 from greedylr_fused.optimizer import FusedAdamW
+
+#: What CapturedSteps held that were destroyed during a capture, in which nobody can wait for their last replay.
+_LEFT: list[Any] = []
 
 
 class CapturedStep:
@@ -34,7 +39,7 @@ class CapturedStep:
     Args:
         body: a function of tensors (in any nesting of lists and dictionaries) that computes the loss, calls
             `backward()` and `optimizer.step(loss=loss)`, and waits for nothing: no `loss.item()`, no shapes that
-            depend on values. What it returns is returned by each call; tensors in it are overwritten by the next one.
+            depend on values. What it returns is returned by each call, detached; the next one overwrites its tensors.
         optimizer: the one that the body steps, with parameters on a GPU.
         warmup: eager calls before the capture, >= 1, on another stream, as torch.cuda.graph needs them. Default: 3.
         pool: memory pool to share with other graphs, as `torch.cuda.graph_pool_handle()` returns it. Default: its own.
@@ -44,7 +49,7 @@ class CapturedStep:
         RuntimeError: the parameters are not on a GPU.
     """
 
-    _graph: _Graph | None = None
+    _graph: Graph | None = None
 
     def __init__(
         self, body: Callable[..., Any], optimizer: FusedAdamW, *, warmup: int = 3, pool: Any | None = None
@@ -57,6 +62,7 @@ class CapturedStep:
         self._frozen: Frozen | None = None
         self._result: Any = None
         self._reads: list[Any] = []  # memory that the graph reads
+        self._side: SideStream | None = None
 
     @property
     def captured(self) -> bool:
@@ -75,10 +81,7 @@ class CapturedStep:
         self._take(args, kwargs)
         if self._warmup_left > 0:
             self._warmup_left -= 1
-            with _SideStream(self._optimizer._control.device) as stream:
-                result = self._run()
-            stream.keep(result)
-            return result
+            return self._on_side().run(self._run)
         self._optimizer._take_written()
         graph, frozen = self._replayable()
         graph.replay()
@@ -92,25 +95,36 @@ class CapturedStep:
         """
         if self._optimizer._control.vector.is_cuda:
             torch.cuda.synchronize(self._optimizer._control.device)
+        _LEFT.clear()
         self._graph = self._frozen = self._result = None
         self._inputs, self._reads, self._layout = [], [], None
         self._warmup_left = max(self._warmup_left, 1)  # that step builds tables, which no capture may do
 
     def __del__(self) -> None:
-        if self._graph is not None:
+        if self._graph is not None and capturing(self._optimizer._control.device):
+            _LEFT.append((self._graph, self._inputs, self._result, self._reads))
+        elif self._graph is not None:
             self.reset()
+
+    def _on_side(self) -> SideStream:
+        """Return the stream of the parameters' device for eager steps and the capture."""
+        device = self._optimizer._control.device
+        if self._side is None or self._side.stream.device != device:
+            self._side = SideStream(device)
+        return self._side
 
     def _run(self) -> Any:
         self._optimizer.zero_grad()
         args, kwargs = pytree.tree_unflatten(self._inputs, self._layout)
-        return self._body(*args, **kwargs)
+        result = self._body(*args, **kwargs)
+        return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, result)
 
-    def _replayable(self) -> tuple[_Graph, Frozen]:
+    def _replayable(self) -> tuple[Graph, Frozen]:
         """Return the graph: checked if there is one, captured if not."""
         if self._graph is not None and self._frozen is not None:
             self._frozen.check()
             return self._graph, self._frozen
-        counted, graph, reads = _Counted(), _Graph(self._pool), list[Any]()
+        counted, graph, reads = _Counted(), Graph(self._pool, self._on_side()), list[Any]()
         self._optimizer._listeners.append(counted)
         try:
             with _Capturing(self._optimizer, reads):
@@ -180,48 +194,3 @@ class _Counted:
 
     def after_restart(self) -> None:
         """Do nothing: the count goes on."""
-
-
-class _Graph:
-    """torch's CUDA graph, with an error that helps if a body cannot be captured."""
-
-    def __init__(self, pool: Any) -> None:
-        self._graph, self._pool = torch.cuda.CUDAGraph(), pool
-
-    def capture(self, run: Callable[[], Any]) -> Any:
-        try:
-            # "thread_local": a DataLoader's thread may pin memory meanwhile.
-            with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
-                return run()
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"CapturedStep: the body could not be captured as a CUDA graph ({error}), allowed is one in which the "
-                "host never waits for the device; move .item(), float(), print() of tensors, .cpu(), boolean "
-                "indices and gradient scalers out of it"
-            ) from error
-
-    def replay(self) -> None:
-        self._graph.replay()
-
-
-class _SideStream:
-    """Stream for steps before a capture: it waits for the current stream, which afterwards waits for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._within = torch.cuda.stream(self._stream)
-
-    def __enter__(self) -> _SideStream:
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        self._within.__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *failure: Any) -> None:
-        self._within.__exit__(*failure)
-        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
-
-    def keep(self, result: Any) -> None:
-        """Tell the allocator that the current stream uses a result of this one."""
-        for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.is_cuda:
-                leaf.record_stream(torch.cuda.current_stream(leaf.device))

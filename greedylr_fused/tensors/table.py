@@ -162,6 +162,11 @@ class TensorTable:
         self._copies.finish()
 
     @property
+    def words(self) -> tuple[Tensor, Tensor]:
+        """Return what `refresh` sends, in host memory: gradient addresses and hyper-parameters."""
+        return self.row, self._hyper
+
+    @property
     def params_with_grad(self) -> list[Tensor]:
         """Return the parameters that had a gradient in the last step."""
         return self._params_with_grad

@@ -5,6 +5,7 @@ import io
 import re
 import sys
 import tokenize
+import types
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from support.paths import ROOT
 from support.tensors import parameter
 
 from greedylr_fused import FusedAdamW, GreedyLR, available_backends, backends
-from greedylr_fused.backends import BACKENDS, Choice, resolve
+from greedylr_fused.backends import BACKENDS, Choice, base, resolve
 from greedylr_fused.backends.base import Backend
 from greedylr_fused.control import slots
 from greedylr_fused.control.slots import BLOCKS, SLOTS
@@ -211,3 +212,34 @@ def test_every_form_has_the_same_steps_in_the_same_order(path):
     want = [f"{letter}{i}" for letter in FORMS[path] for i in range(1, COUNT[letter] + 1)]
     order = sorted(dict.fromkeys(found), key=lambda tag: FORMS[path].index(tag[0]))  # letters may come in any order
     assert order == want
+
+
+class Pinned(torch.Tensor):
+    """Words whose pinned copies are counted, with a target that seems to lie on a GPU."""
+
+    pinned = 0
+
+    def pin_memory(self):
+        Pinned.pinned += 1
+        return self.as_subclass(torch.Tensor).clone()
+
+
+def test_words_of_a_capture_lie_in_memory_that_was_pinned_before(monkeypatch):
+    """PyTorch before 2.11 pins none during a capture; and no graph shares its words with another or with a step."""
+    capturing = [False]
+    monkeypatch.setattr("greedylr_fused.backends.base.capturing", lambda device: capturing[0])
+    monkeypatch.setattr(Pinned, "pinned", 0)
+    words = torch.arange(3).as_subclass(Pinned)
+    device, received = types.SimpleNamespace(type="cuda"), []
+    target = types.SimpleNamespace(device=device, copy_=lambda staging, non_blocking: received.append(staging))
+    staging = base.Staging(types.SimpleNamespace(device=device, words=(words,)))
+    assert Pinned.pinned == 1
+    kept = []
+    for captures in (False, True, False, True):
+        capturing[0], before = captures, Pinned.pinned
+        words += 1
+        kept.append(staging.send(target, words))
+        assert Pinned.pinned == before or not captures
+    assert [own.tolist() for own in kept] == [[i, i + 1, i + 2] for i in range(1, 5)]
+    assert all(own is sent for own, sent in zip(kept, received, strict=True))
+    assert len({own.data_ptr() for own in kept}) == 4

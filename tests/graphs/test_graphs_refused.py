@@ -152,7 +152,7 @@ def test_a_capture_that_fails_leaves_no_loss_and_no_gradient(standing_in, monkey
         ours.opt._control.pending.zero_()  # on a GPU nothing has run
         raise RuntimeError("a wait")
 
-    monkeypatch.setattr(graphs._Graph, "capture", fails)
+    monkeypatch.setattr(graphs.Graph, "capture", fails)
     with pytest.raises(RuntimeError, match="a wait"):
         step(batch(1))
     assert ours.opt._control.observed == 0 and ours.params[0].grad is None

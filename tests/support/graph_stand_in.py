@@ -6,6 +6,8 @@ capture, gradients included.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils import _pytree as pytree
@@ -38,11 +40,11 @@ class Body:
 
 
 class StandIn:
-    """In the place of `graphs._Graph`."""
+    """In the place of `Graph`."""
 
     optimizer: FusedAdamW
 
-    def __init__(self, pool):
+    def __init__(self, pool, side):
         self.pool = pool
 
     def tensors(self):
@@ -75,26 +77,20 @@ class StandIn:
 
 
 class NoStream:
-    """In the place of `graphs._SideStream`."""
+    """In the place of `SideStream`."""
 
     def __init__(self, device):
-        pass
+        self.stream = SimpleNamespace(device=device)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def keep(self, result):
-        pass
+    def run(self, step):
+        return step()
 
 
 @pytest.fixture
 def standing_in(monkeypatch):
     monkeypatch.setattr(graph_checks, "_DEVICES", ("cpu",))
-    monkeypatch.setattr(graphs, "_Graph", StandIn)
-    monkeypatch.setattr(graphs, "_SideStream", NoStream)
+    monkeypatch.setattr(graphs, "Graph", StandIn)
+    monkeypatch.setattr(graphs, "SideStream", NoStream)
 
 
 @pytest.fixture

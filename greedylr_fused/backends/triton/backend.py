@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from greedylr_fused.backends.base import absent, staged
+from greedylr_fused.backends.base import Staging, absent
 from greedylr_fused.tensors import DType, TensorTable, real
 
 #: Types of the devices that Triton compiles for ("cuda" is also AMD's).
@@ -114,7 +114,7 @@ class TritonBackend:
         from greedylr_fused.backends.triton import control
 
         self._table, self._device = table, table.control.device
-        self._n_tensors = len(table.entries)
+        self._n_tensors, self._staging = len(table.entries), Staging(table)
         self._clip = _Kernel(control.clip_kernel, 1, (table.control,))
         steps = self._plan_steps()
         closing = (table.control, table.curve, table.ptrs, *steps)
@@ -198,9 +198,8 @@ class TritonBackend:
     def control(self) -> None:
         self._run(self._control)
 
-    @staticmethod
-    def send(target: Tensor, words: Tensor) -> Tensor | None:
-        return staged(target, words)
+    def send(self, target: Tensor, words: Tensor) -> Tensor | None:
+        return self._staging.send(target, words)
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:
