@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -22,6 +23,10 @@ class Backend(Protocol):
     """Elements per work item; the table is built with it."""
     writes_copies: ClassVar[bool]
     """True if `update` writes the copies that the rows COPY_* address; otherwise the table writes them afterwards."""
+
+    @property
+    def memory(self) -> Sequence[Tensor]:
+        """Return the device memory that the backend owns."""
 
     def __init__(self, table: TensorTable) -> None: ...
 

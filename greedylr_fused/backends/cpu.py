@@ -27,6 +27,7 @@ class CpuBackend:
     name: ClassVar[str] = "cpu"
     chunk_size: ClassVar[int] = 16384
     writes_copies: ClassVar[bool] = True
+    memory = ()
 
     def __init__(self, table: TensorTable) -> None:
         self._table = table  # keeps the memory behind the addresses

@@ -40,6 +40,7 @@ class CudaBackend:
         self._table = table  # keeps the memory behind the addresses
         self._device = table.device
         self._scratch = torch.zeros(_native.scratch_bytes(), dtype=torch.uint8, device=table.device)
+        self.memory = [self._scratch]
         self._native = _native.TensorTable(
             **native.described(table), scratch=self._scratch.data_ptr(), device=_index(table.device)
         )

@@ -28,6 +28,7 @@ class ReferenceBackend:
         self.table = table
         self._staging = Staging(table)
         self.slots = Slots(table.control, table.n_groups, table.curve)
+        self.memory = [self.slots.zero]
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:

@@ -108,7 +108,13 @@ class Engine:
         return len(self.captures) > 1
 
     def discard(self) -> None:
-        """Forget the table: parameters, groups or states were replaced."""
+        """Forget the table: parameters, groups or states were replaced. The current stream may still read its memory,
+        which another one allocated.
+        """
+        if self.table is not None and self.backend is not None and self.table.device.type == "cuda":
+            stream = torch.cuda.current_stream(self.table.device)
+            for memory in (*self.table.memory, *self.backend.memory):
+                memory.record_stream(stream)
         self.table = self.backend = self.watch = None
 
     @torch.inference_mode(False)

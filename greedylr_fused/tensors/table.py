@@ -162,6 +162,12 @@ class TensorTable:
         self._copies.finish()
 
     @property
+    def memory(self) -> list[Tensor]:
+        """Return the device memory that the table owns."""
+        own = [self.ptrs, self.numel, self.group, self.hyper, self.norm_weight, self.chunk_tensor, self.chunk_index]
+        return own + [entry.dense_copy for entry in self._copied if entry.dense_copy is not None]
+
+    @property
     def words(self) -> tuple[Tensor, Tensor]:
         """Return what `refresh` sends, in host memory: gradient addresses and hyper-parameters."""
         return self.row, self._hyper

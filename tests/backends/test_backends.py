@@ -243,3 +243,16 @@ def test_words_of_a_capture_lie_in_memory_that_was_pinned_before(monkeypatch):
     assert [own.tolist() for own in kept] == [[i, i + 1, i + 2] for i in range(1, 5)]
     assert all(own is sent for own, sent in zip(kept, received, strict=True))
     assert len({own.data_ptr() for own in kept}) == 4
+
+
+def test_more_launches_than_mixes_are_refused():
+    """Kernels have room for one of each."""
+    words = torch.zeros(8, dtype=torch.int64)
+    arrays = dict.fromkeys(
+        ("ptrs", "numel", "group", "hyper", "norm_weight", "chunk_tensor", "chunk_index", "control", "curve"),
+        words.data_ptr(),
+    )
+    sizes = dict(n_tensors=0, n_chunks=0, chunk=64, l1=False)
+    native().TensorTable(**arrays, **sizes, launches=[(0, 0, 0, 0, 0)] * 13)
+    with pytest.raises(ValueError, match="got 14 launches; there may be one per mix, 13 in all"):
+        native().TensorTable(**arrays, **sizes, launches=[(0, 0, 0, 0, 0)] * 14)

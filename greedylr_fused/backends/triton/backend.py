@@ -114,6 +114,7 @@ class TritonBackend:
         from greedylr_fused.backends.triton import control
 
         self._table, self._device = table, table.control.device
+        self.memory: list[Tensor] = []
         self._n_tensors, self._staging = len(table.entries), Staging(table)
         self._clip = _Kernel(control.clip_kernel, 1, (table.control,))
         steps = self._plan_steps()
@@ -124,13 +125,15 @@ class TritonBackend:
         self._updates = {then_control: self._plan_updates(steps, then_control) for then_control in (False, True)}
 
     def _zeros(self, count: int, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(count, dtype=dtype, device=self._device)
+        self.memory.append(torch.zeros(count, dtype=dtype, device=self._device))
+        return self.memory[-1]
 
     def _plan_steps(self) -> tuple[int, Tensor, int]:
         """Return the number of tensors, the list of those whose step `control` counts, and its length."""
         sizes = [real(entry.target).numel() for entry in self._table.entries]
         others = [i for i, size in enumerate(sizes) if not 0 < size <= self._table.chunk]
         listed = torch.tensor(others, dtype=torch.int32, device="cpu").to(self._device)
+        self.memory.append(listed)
         return self._n_tensors, listed, len(others)
 
     def _plan_updates(self, steps: tuple[int, Tensor, int], then_control: bool) -> list[_Kernel]:
