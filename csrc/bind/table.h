@@ -41,8 +41,9 @@ using LaunchTuple = std::tuple<int, int, int, int64_t, int64_t>;  // param, grad
 
 inline std::vector<Launch> checked_launches(const std::vector<LaunchTuple>& tuples, int64_t n_chunks) {
     if (tuples.size() > size_t(MIX_COUNT)) {  // kernels have room for one each
-        throw py::value_error("got " + std::to_string(tuples.size()) + " launches; there may be one per mix, " +
-                              std::to_string(MIX_COUNT) + " in all");
+        throw py::value_error("got " + std::to_string(tuples.size()) +
+                              " launches; there may be one per mix, " + std::to_string(MIX_COUNT) +
+                              " in all");
     }
     std::vector<Launch> launches;
     int64_t covered = 0;

@@ -30,7 +30,7 @@ HOST_DEVICE inline Coefficients<double> coefficients(const double* hyper, double
     const double beta1 = hyper[BETA1], beta2 = hyper[BETA2];
     Coefficients<double> k;
     k.grad_multiplier = hyper[MAXIMIZE] != 0.0 ? -grad_multiplier : grad_multiplier;
-    k.decay = 1.0 - mul(lr, hyper[WEIGHT_DECAY]);
+    k.decay = 1.0 - lr * hyper[WEIGHT_DECAY];
     k.beta1 = beta1;
     k.weight1 = 1.0 - beta1;
     k.beta2 = beta2;

@@ -11,7 +11,7 @@ inline namespace GREEDYLR_ISA {
 HOST_DEVICE inline void run_clip(double* c) {
     // G1
     const double inv = 1.0 / c[slot::grad_scale];
-    c[slot::grad_norm] = mul(sqrt(c[slot::grad_sq_sum]), inv);
+    c[slot::grad_norm] = sqrt(c[slot::grad_sq_sum]) * inv;
     // G2: torch.nn.utils.clip_grad_norm_; a NaN norm stays NaN.
     double clip = 1.0;
     if (is_finite(c[slot::max_grad_norm])) {
@@ -19,7 +19,7 @@ HOST_DEVICE inline void run_clip(double* c) {
         clip = ratio > 1.0 ? 1.0 : ratio;
     }
     // G3
-    c[slot::grad_multiplier] = mul(clip, inv);
+    c[slot::grad_multiplier] = clip * inv;
     // G4
     const bool nonfinite = c[slot::skip_nonfinite] != 0.0 && c[slot::grad_nonfinite] > 0.0;
     c[slot::skip] = c[slot::found_inf] != 0.0 || nonfinite ? 1.0 : 0.0;
@@ -36,12 +36,12 @@ HOST_DEVICE inline void set_lr(double* c, const double* curve) {
     if (step >= c[slot::decay_start]) {
         const double into = step - c[slot::decay_start];
         const double at = into < c[slot::decay_steps] ? into : c[slot::decay_steps];
-        curve_value = mul(curve_value, curve[int64_t(length + at)]);
+        curve_value *= curve[int64_t(length + at)];
     }
     c[slot::curve_value] = curve_value;
     // S3
     const LrBlocks b = lr_blocks(c);
-    for (int i = 0; i < b.groups; ++i) b.lr[i] = mul(b.level[i], curve_value);
+    for (int i = 0; i < b.groups; ++i) b.lr[i] = b.level[i] * curve_value;
 }
 
 // After the update: count the step; the observed loss, if any, and the step index decide the next learning

@@ -3,8 +3,8 @@
 // GreedyLR: arXiv 2512.14527, with the exact state machine of transformers.optimization.GreedyLR 5.17, to
 // which the result is bit-equal for finite losses. ReduceOnPlateau, bit-equal to
 // torch.optim.lr_scheduler 2.13, is the same machine with other slots: it raises nothing, never starts over,
-// and compares while it waits. Both need float64, this order of operations and no fused multiply-add, hence
-// `mul`.
+// and compares while it waits. Both need float64, this order of operations and no fused multiply-add, for
+// which no compiler is left room: -ffp-contract=off, -fmad=false.
 #pragma once
 
 #include "slots.h"
@@ -51,8 +51,8 @@ HOST_DEVICE inline double window_mean(double* c, double x) {
 HOST_DEVICE inline bool is_better(const double* c, double x) {
     const double best = c[slot::best], threshold = c[slot::threshold];
     const bool relative = c[slot::threshold_rel] != 0.0;
-    if (c[slot::mode_max] != 0.0) return x > (relative ? mul(best, 1.0 + threshold) : best + threshold);
-    return x < (relative ? mul(best, 1.0 - threshold) : best - threshold);
+    if (c[slot::mode_max] != 0.0) return x > (relative ? best * (1.0 + threshold) : best + threshold);
+    return x < (relative ? best * (1.0 - threshold) : best - threshold);
 }
 
 HOST_DEVICE inline double worst(const double* c) { return c[slot::mode_max] != 0.0 ? -HUGE_VAL : HUGE_VAL; }
@@ -75,7 +75,7 @@ HOST_DEVICE inline bool cut_level(double* c) {
     const LrBlocks b = lr_blocks(c);
     bool at_floor = true;
     for (int i = 0; i < b.groups; ++i) {
-        const double cut = mul(b.level[i], c[slot::factor]);
+        const double cut = b.level[i] * c[slot::factor];
         const double next = b.min_lr[i] > cut ? b.min_lr[i] : cut;
         if (b.level[i] - next > c[slot::eps]) {
             b.level[i] = next;

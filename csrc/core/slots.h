@@ -82,15 +82,6 @@ enum class Event : int { NONE, RAISE, CUT, RESET };
 
 inline namespace GREEDYLR_ISA {
 
-// A product that no compiler may contract with an addition. The host is compiled with -ffp-contract=off.
-HOST_DEVICE inline double mul(double a, double b) {
-#ifdef __CUDA_ARCH__
-    return __dmul_rn(a, b);
-#else
-    return a * b;
-#endif
-}
-
 // Where the values of a block begin, and after the last block the ring.
 HOST_DEVICE inline int block_begin(int which, int groups) { return slot::count + which * groups; }
 

@@ -55,7 +55,8 @@ struct Sums {
 
     __device__ __forceinline__ void add(typename Format<G>::Stored x) {
         const double g = widened<G>(x);
-        squares += g * g;
+        squares =
+            fma(g, g, squares);  // one instruction; of types narrower than a double the product is exact
         if (L1) absolute += fabs(g);
         if (G == F64) nonfinite |= !is_finite(g);
     }
@@ -128,8 +129,8 @@ __device__ __forceinline__ GradSum<L1> measure_chunk(const MeasureArgs<L1>& args
     int launch = 0;
     while (c >= args.launches[launch].end) ++launch;
     GradSum<L1> sum = measure_span_of<L1>(args.launches[launch].grad, at, span);
-    sum.squares = mul(sum.squares, t.norm_weight[tensor]);
-    if constexpr (L1) sum.absolute = mul(sum.absolute, t.norm_weight[tensor]);
+    sum.squares *= t.norm_weight[tensor];
+    if constexpr (L1) sum.absolute *= t.norm_weight[tensor];
     return sum;
 }
 

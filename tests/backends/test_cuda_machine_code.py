@@ -20,6 +20,7 @@ from support.machine_code import (
     each,
     elements,
     floor,
+    inner_loops,
     main_loops,
     matching,
     moved,
@@ -96,6 +97,19 @@ def test_update_code(kernels, target, mix, record_property):
         assert matching(loop, r"MEMBAR|LD\.|ST\.") == 0
 
 
+@each(CASES)
+def test_every_path_rounds_alike(kernels, target, mix):
+    """The bits of an element do not depend on its place in a pack, or on the alignment of its streams: each path, wide
+    and narrow, takes as many products, sums and fused ones for each element.
+    """
+    loops = inner_loops(update_kernels(kernels(target))[mix], r"MUFU\.RSQ(64H)?$")
+    assert len(loops) >= 4, "wide and narrow, with and without amsgrad"
+    letter = "D" if DType.F64 in mix else "F"
+    opcodes = [rf"{letter}{name}(\.|$)" for name in ("MUL", "ADD", "FMA")]
+    counts = {tuple(matching(loop, opcode) / elements(loop) for opcode in opcodes) for loop in loops}
+    assert len(counts) == 1 and all(count == int(count) for count in min(counts))
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_is_spilled(kernels, target):
     assert not {symbol: code.spills() for symbol, code in kernels(target).items() if code.spills()}
@@ -119,12 +133,13 @@ def test_measure_code(kernels, target, l1, record_property):
     assert sorted(read) == sorted(BYTES.values())
 
 
-@pytest.mark.parametrize("kernel", ["clip_kernel", "control_kernel"])
-def test_control_is_not_contracted(extracted, kernel):
-    """Its bits are those of every backend. The compiler contracts where it may; what it must not is written so that it
-    may not (`mul` in core/control.h).
+def test_nothing_is_contracted(extracted):
+    """No product or sum is left to the assembler to fuse, neither in elements nor in control, wherever it was inlined.
+    What is fused on purpose: the norm's squares, and what powers, roots and quotients are made of.
     """
     (source,) = extracted.glob("*.ptx")
-    body = re.search(rf"^\.visible \.entry \w*{kernel}\w*\(.*?^}}", source.read_text(), re.M | re.S)[0]
-    assert not re.search(r"\b(mul|mad)\.f64|(div|sqrt|rcp)\.(full|approx)", body)
-    assert not re.search(r"\bfma\.rn\.f64", body)
+    text = source.read_text()
+    assert not re.search(r"\b(mul|mad|add|sub|fma)\.(ftz\.)?f(32|64)\b", text)
+    for kernel in ("clip_kernel", "control_kernel"):
+        body = re.search(rf"^\.visible \.entry \w*{kernel}\w*\(.*?^}}", text, re.M | re.S)[0]
+        assert not re.search(r"\bfma\.rn\.f64|(div|sqrt|rcp)\.(full|approx)", body)

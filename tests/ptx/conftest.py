@@ -5,7 +5,7 @@ import pytest
 from ptx import libraries
 from ptx.device import Device
 from ptx.grid import Execution
-from ptx.rounding import AS_WRITTEN
+from ptx.rounding import AS_ON_THE_HOST
 from ptx.translating import Program
 
 
@@ -17,7 +17,7 @@ def ptx() -> str:
 
 @pytest.fixture(scope="session")
 def program(ptx) -> Program:
-    return Program(ptx, AS_WRITTEN)
+    return Program(ptx, AS_ON_THE_HOST)
 
 
 @pytest.fixture(scope="session")

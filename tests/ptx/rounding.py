@@ -17,21 +17,18 @@ class Rounding:
     """What is open in the rounding of a kernel.
 
     Attributes:
-        fuse: the machine's fma, which rounds once. Otherwise it multiplies and adds, as the source and the CPU do;
-            that of functions which kernels call stays fused, being part of their algorithm.
         host_pow: the C library's pow in place of the device's, which differs by 1 ulp in one case of six.
         ulps: by how much div.full, and rcp.approx in the upper half of its bits, is off at most: by something between
             that depends on the operands only, as on the machine.
     """
 
-    fuse: bool = True
     host_pow: bool = False
     ulps: int = 0
 
 
 MACHINE = Rounding()
-#: As the C++ source says, so that bits can be compared with the CPU's.
-AS_WRITTEN = Rounding(fuse=False, host_pow=True)
+#: So that bits can be compared with the CPU's.
+AS_ON_THE_HOST = Rounding(host_pow=True)
 
 
 def of_f32(values):
@@ -50,14 +47,6 @@ def fused32(a, b, c):
 
 def fused64(a, b, c):
     return of_f64(libraries.fused(a, b, c, np.float64))
-
-
-def multiplied_added32(a, b, c):
-    return of_f32(a * b + c)
-
-
-def multiplied_added64(a, b, c):
-    return of_f64(a * b + c)
 
 
 def host_pow(bases, exponents):
@@ -100,15 +89,14 @@ class Approximate:
         return bits & upper
 
 
-def names(rounding: Rounding, *, in_kernel: bool) -> dict[str, Callable]:
+def names(rounding: Rounding) -> dict[str, Callable]:
     """The operations by the names that translated code gives them."""
     approximate = Approximate(rounding.ulps)
-    fuse = rounding.fuse or not in_kernel
     return {
         "of_f32": of_f32,
         "of_f64": of_f64,
-        "fma32": fused32 if fuse else multiplied_added32,
-        "fma64": fused64 if fuse else multiplied_added64,
+        "fma32": fused32,
+        "fma64": fused64,
         "divide": approximate.divide,
         "invert": approximate.invert,
     }

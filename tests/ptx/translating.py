@@ -85,7 +85,7 @@ class Program:
     def translated(self, name: str) -> Translated:
         if name not in self._translated:
             function = self.module.function(name)
-            names = NAMES | rounding.names(self.rounding, in_kernel=function.is_kernel)
+            names = NAMES | rounding.names(self.rounding)
             self._translated[name] = Translated(function, self.module.shared | function.shared, names)
         return self._translated[name]
 

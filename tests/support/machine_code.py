@@ -94,6 +94,11 @@ def _output(tool: str, *arguments: object) -> str:
 
 def main_loops(code: Code) -> list[Loop]:
     """The innermost loops that load 16 bytes at a time, in order."""
+    return inner_loops(code, r"LDG?\.\S*128")
+
+
+def inner_loops(code: Code, pattern: str) -> list[Loop]:
+    """The loops without a loop in them that have such an instruction, in order."""
     labels = {name: i for i, (name, _) in enumerate(code.lines) if name.startswith(".L")}
     spans = []
     for end, (opcode, rest) in enumerate(code.lines):
@@ -103,8 +108,9 @@ def main_loops(code: Code) -> list[Loop]:
     inner = set()
     for i, (opcode, _) in enumerate(code.lines):
         around = [span for span in spans if span[0] < i < span[1]]
-        if re.match(r"LDG?\.\S*128", opcode) and around:
+        if re.match(pattern, opcode) and around:
             inner.add(min(around, key=lambda span: span[1] - span[0]))
+    inner = {one for one in inner if not any(one[0] < other[0] and other[1] < one[1] for other in inner)}
     return [Counter(opcode for opcode, _ in code.lines[begin:end]) for begin, end in sorted(inner)]
 
 
