@@ -25,7 +25,7 @@ help:
 	@echo "make test     run all tests, on all cores"
 	@echo "make ptx      the conformance suite on the CUDA kernels as nvcc emitted them, run on the CPU: minutes"
 	@echo "make bench    measure speed beside other optimizers and the memory's own: minutes; results in runs/bench"
-	@echo "make gpu-check   on a machine with a GPU: its tests, sanitizers and benchmarks, in 9 minutes; with the"
+	@echo "make gpu-check   on a machine with a GPU: its tests, sanitizers and benchmarks, in 8 minutes; with the"
 	@echo "              $(PYTHON) at hand, no network; results in \$$OUT or gpu-check-out"
 	@echo "make docs     build the documentation as a site in build/site"
 	@echo "make lint     check style, types and the rules of csrc/"

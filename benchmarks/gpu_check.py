@@ -1,4 +1,4 @@
-"""Checks and measurements that only a GPU can give, in one go of less than nine minutes: `make gpu-check`.
+"""Checks and measurements that only a GPU can give, in one go of eight minutes: `make gpu-check`.
 
 Needs a GPU, nvcc and a Python with PyTorch; no network and no environment of its own. What is missing of pytest,
 hypothesis, pytest-timeout, pybind11, ninja and setuptools is taken from wheels in the folder wheels/, filled elsewhere:
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import signal
@@ -31,7 +32,9 @@ from benchmarks.gpu.stages import ROOT, Machine
 #: Importable name and package of what stages need besides PyTorch.
 NEEDED = {name: name for name in ("pytest", "hypothesis", "pybind11", "ninja", "setuptools")}
 NEEDED |= {"pytest_timeout": "pytest-timeout"}
-MINUTES = 8.6
+#: Oldest major version that csrc/ is built with.
+OLDEST = {"pybind11": 3}
+MINUTES = 8.0
 #: Seconds that are kept for the last group, the figure.
 FOR_THE_LAST = 15.0
 
@@ -62,7 +65,7 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that an interrupted run ends its processes
     runner = Runner(ROOT, machine.env, 60 * arguments.minutes, lambda line: print(line, flush=True))
-    if missing := [package for name, package in NEEDED.items() if importlib.util.find_spec(name) is None]:
+    if missing := absent():
         runner.run([Stage("missing packages", lambda: install(machine, missing))])
     for workers, group in groups:
         chosen = [stage for stage in group if not arguments.only or any(word in stage.name for word in arguments.only)]
@@ -72,6 +75,15 @@ def main() -> int:
     print("\n" + "\n".join(machine.highlights()) + "\n")
     print(outcome.table(runner.results))
     return outcome.exit_code(runner.results)
+
+
+def absent(version: Callable[[str], str] = importlib.metadata.version) -> list[str]:
+    """The packages of `NEEDED` that cannot be imported, or are too old to build with."""
+    return [
+        package
+        for name, package in NEEDED.items()
+        if importlib.util.find_spec(name) is None or int(version(package).split(".")[0]) < OLDEST.get(package, 0)
+    ]
 
 
 def no_gpu(load: Callable[[str], Any] = importlib.import_module) -> str | None:
@@ -88,7 +100,7 @@ def no_gpu(load: Callable[[str], Any] = importlib.import_module) -> str | None:
 def install(machine: Machine, missing: list[str], wheels: Path = ROOT / "wheels") -> list[Command] | str:
     """What installs packages from the folder, beside the interpreter's own; without the folder, what is missing."""
     if not wheels.is_dir():
-        return f"{', '.join(missing)} cannot be imported, and there is no folder wheels/ to take them from"
+        return f"{', '.join(missing)} missing or too old, and there is no folder wheels/ to take them from"
     pip = ("-m", "pip", "install", "--quiet", "--no-index", "--no-cache-dir", "--upgrade")
     return [machine.python(*pip, "--find-links", wheels, "--target", machine.site, *missing, limit=60)]
 

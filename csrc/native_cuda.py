@@ -22,10 +22,11 @@ BINDING = "cuda/bind_cuda.cpp"
 # the driver compiles for later GPUs. The processors in between run the code of the one before (sm_86 that of sm_80).
 ARCHITECTURES = ("80", "90", "100")
 
-# No contraction, as on the CPU: the compiler would contract one element of a pack otherwise than its neighbours, so that
-# an element's last bits would depend on its place and alignment. Memory is the limit, and loses no time by it. The
-# update's float32 quotient may err by 2 ulp (div.full), well below what the roundings before it leave: a correctly rounded one
-# costs ten instructions more an element and the registers of its slow path. Square roots and float64 stay exact.
+# No contraction, as on the CPU: the compiler would contract one element of a pack otherwise than its neighbours, so
+# that an element's last bits would depend on its place and alignment. Memory is the limit, and loses no time by it.
+# The update's float32 quotient may err by 2 ulp (div.full), well below what the roundings before it leave: a correctly
+# rounded one costs ten instructions more an element and the registers of its slow path. Square roots and float64 stay
+# exact.
 FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-prec-div=false", "--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden")
 
 LAUNCHERS = ("ccache", "sccache", "distcc", "icecc")  # which nvcc cannot have before its host compiler

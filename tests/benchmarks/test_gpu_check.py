@@ -205,9 +205,14 @@ def test_a_backend_that_cannot_run_is_left_out(machine, monkeypatch):
 
 
 def test_missing_packages_come_from_wheels_or_are_named(machine, tmp_path):
-    assert "pytest, ninja cannot be imported" in gpu_check.install(machine, ["pytest", "ninja"], tmp_path / "wheels")
+    assert "pytest, ninja missing or too old" in gpu_check.install(machine, ["pytest", "ninja"], tmp_path / "wheels")
     (command,) = gpu_check.install(machine, ["pytest"], tmp_path)
     assert "--no-index" in command.argv and command.argv[-1] == "pytest"
+
+
+def test_a_pybind11_that_is_too_old_is_replaced():
+    assert gpu_check.absent() == []
+    assert gpu_check.absent(lambda package: "2.13.6") == ["pybind11"]
 
 
 def test_a_python_without_torch_is_said():
