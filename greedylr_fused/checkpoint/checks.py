@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.step import options
-from greedylr_fused.tensors import DTYPES, MOMENTS, alike, spec_of
+from greedylr_fused.tensors import DTYPES, MOMENTS, alike, has_memory, local, spec_of
 
 #: Options of a group that say how to compute. An optimizer keeps its own; torch's AdamW takes those of a checkpoint.
 _FLAGS = ("foreach", "capturable", "differentiable", "fused")
@@ -185,11 +185,12 @@ def _check_moment(where: str, moment: Any, param: Tensor) -> None:
             "load the checkpoint of the same model"
         )
     fits = moment.dtype.to_real() in DTYPES and moment.is_complex() == param.is_complex()
-    if not fits or moment.is_meta or moment.layout is not torch.strided:
+    if not fits or moment.layout is not torch.strided or not has_memory(local(moment)):
+        numbers = "complex" if param.is_complex() else "16, 32 or 64 bit float"
         raise TypeError(
-            f"checkpoint: {where} is a {moment.layout} tensor of {moment.dtype} on {moment.device}, allowed for a "
-            f"{param.dtype} parameter is a dense one of {'complex' if param.is_complex() else '16, 32 or 64 bit float'}"
-            " numbers with memory; load the checkpoint of the same model"
+            f"checkpoint: {where}: expected a dense Tensor of {numbers} numbers for a {param.dtype} parameter, got a "
+            f"{type(moment).__name__} of {moment.dtype} on {moment.device}, {moment.layout}; dequantize it if it holds "
+            "codes, or load the checkpoint of the same model"
         )
     if not alike(moment, param):
         spec, wanted = spec_of(moment), spec_of(param)

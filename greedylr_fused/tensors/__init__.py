@@ -12,7 +12,7 @@ where a Python tensor holds its pointer.
 from greedylr_fused.tensors import watch
 from greedylr_fused.tensors.copies import Copies
 from greedylr_fused.tensors.dtensor import alike, is_flattened, layout, local, sharded_dims, spec_of
-from greedylr_fused.tensors.entry import Entry, check_memory
+from greedylr_fused.tensors.entry import Entry, check_memory, has_memory
 from greedylr_fused.tensors.formats import DTYPES, MIXES, MOMENTS, DType, Hyper, Row, real
 from greedylr_fused.tensors.table import TensorTable
 from greedylr_fused.tensors.watch import NEEDS_COPY, REBUILD, watching

@@ -141,6 +141,11 @@ class Entry:
             )
 
 
+def has_memory(memory: Tensor) -> bool:
+    """Return whether there is memory behind a tensor, of which a DTensor must be given by its part on this rank."""
+    return not memory.numel() or (memory.untyped_storage().device.type != "meta" and bool(memory.data_ptr()))
+
+
 def check_memory(what: str, tensor: Tensor) -> None:
     """Refuse a tensor that kernels could not write to, or autograd not follow.
 
@@ -154,7 +159,7 @@ def check_memory(what: str, tensor: Tensor) -> None:
             f"FusedAdamW: expected {what} made outside of torch.inference_mode(), got one of shape "
             f"{tuple(tensor.shape)} made within it, whose changes autograd could not see; clone() it outside"
         )
-    if memory.numel() and (memory.untyped_storage().device.type == "meta" or not memory.data_ptr()):
+    if not has_memory(memory):
         raise TypeError(
             f"FusedAdamW: got {what} of type {type(tensor).__name__} on {tensor.device} without memory of its "
             "own, allowed are plain tensors with storage; materialise it, or step it with torch.optim.AdamW"
