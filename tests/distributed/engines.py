@@ -213,3 +213,5 @@ ENGINES = {
     3: [ddp, zero_in_buckets, fsdp2_ignores, fsdp1_originals, tensor_parallel],
     4: [zero, hsdp, fsdp1_hybrid, fsdp2, tensor_parallel_and_fsdp2, tensor_parallel_and_ddp],
 }
+if torch.__version__.startswith("2.9."):  # its DTensor cannot multiply what SequenceParallel has divided
+    ENGINES[2].remove(sequence_parallel)

@@ -41,6 +41,7 @@ def refreshed(opt, keeps):
     table.device, table.row = torch.device("cuda"), table.row.clone()
     opt._engine.backend.send = send
     assert opt._engine.ready(opt.param_groups, opt.state) is opt._engine.backend
+    table.device = torch.device("cpu")
     return sent
 
 
