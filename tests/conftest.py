@@ -88,10 +88,12 @@ def pytest_collection_modifyitems(config, items):
         items[:] = items[first::step]
     if hasattr(config, "workerinput"):
         items[:] = long_ones_first(items, config.workerinput["workercount"])
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+    on_gpu = config.getoption("--device") != "cpu"
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+        if item.get_closest_marker("gpu") or on_gpu:  # tests give numbers, for which a user would wait
+            item.add_marker(pytest.mark.filterwarnings("ignore:.* got a number as loss for parameters on"))
 
 
 def pytest_collection_finish():
