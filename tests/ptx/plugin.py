@@ -5,9 +5,11 @@
 
 import pytest
 
-from ptx.grid import SCHEDULES, Execution
-from ptx.rounding import Rounding
-from ptx.translating import Program
+pytest.register_assert_rewrite("support")
+
+from ptx.grid import SCHEDULES, Execution  # noqa: E402
+from ptx.rounding import Rounding  # noqa: E402
+from ptx.translating import Program  # noqa: E402
 
 DEVICE = pytest.StashKey()
 FOUND = pytest.StashKey[dict]()
