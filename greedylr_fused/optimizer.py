@@ -150,10 +150,9 @@ class FusedAdamW(Optimizer):
             self._take_written(for_step=True)
             backend = engine.ready(self.param_groups, self.state) or self._rebuilt()
             try:
-                if given is not None:
-                    control.observe(given, 1.0)
                 amp = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
-                flow.run(backend, control, engine.ranks, *amp)
+                flow.run(backend, control, engine.ranks, given, *amp)
+                engine.keep(given)
             finally:
                 engine.release()
             options.warn_of_frozen(self.param_groups, self.state)

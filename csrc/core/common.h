@@ -87,6 +87,12 @@ struct TensorTable {
     bool l1;              // whether a measurement adds up absolute values, too
 };
 
+// The loss of a step where it lies: one element of this type; no loss at address 0.
+struct Loss {
+    int64_t address;
+    int dtype;
+};
+
 inline namespace GREEDYLR_ISA {
 
 HOST_DEVICE inline float& step_count(const TensorTable& t, int64_t tensor) {

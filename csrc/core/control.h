@@ -44,6 +44,21 @@ HOST_DEVICE inline void set_lr(double* c, const double* curve) {
     for (int i = 0; i < b.groups; ++i) b.lr[i] = b.level[i] * curve_value;
 }
 
+template <DType D>
+HOST_DEVICE inline double value_at(int64_t address) {
+    return double(Format<D>::load(*reinterpret_cast<const typename Format<D>::Stored*>(address)));
+}
+
+// Adds the loss to those observed before, with weight 1.
+HOST_DEVICE inline void take(double* c, const Loss& loss) {
+    if (loss.address == 0) return;
+    c[slot::loss_sum] += loss.dtype == F32    ? value_at<F32>(loss.address)
+                         : loss.dtype == F64  ? value_at<F64>(loss.address)
+                         : loss.dtype == BF16 ? value_at<BF16>(loss.address)
+                                              : value_at<F16>(loss.address);
+    c[slot::loss_weight] += 1.0;
+}
+
 // After the update: count the step; the observed loss, if any, and the step index decide the next learning
 // rate.
 HOST_DEVICE inline void run_control(double* c, const double* curve) {

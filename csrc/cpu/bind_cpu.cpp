@@ -66,8 +66,18 @@ PYBIND11_MODULE(_cpu, m) {
              py::arg("curve"), py::arg("l1"), py::arg("launches"))
         .def("measure", &Stepper::measure, py::arg("threads"), py::arg("then_clip"), NoGil())
         .def("clip", &Stepper::clip)
-        .def("update", &Stepper::update, py::arg("threads"), py::arg("then_control"), NoGil())
-        .def("control", &Stepper::control);
+        .def(
+            "update",
+            [](Stepper& stepper, int threads, bool then_control, uintptr_t loss, int dtype) {
+                stepper.update(threads, then_control, {int64_t(loss), dtype});
+            },
+            py::arg("threads"), py::arg("then_control"), py::arg("loss") = 0, py::arg("dtype") = 0, NoGil())
+        .def(
+            "control",
+            [](const Stepper& stepper, uintptr_t loss, int dtype) {
+                stepper.control({int64_t(loss), dtype});
+            },
+            py::arg("loss") = 0, py::arg("dtype") = 0);
     m.def("isa", [] { return loops().isa; }, "Instruction set of the loops in use.");
     m.def("isas", &isa_names, "Instruction sets that this processor can run, best first.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use the loops of one instruction set (for tests).");

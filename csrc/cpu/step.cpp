@@ -176,18 +176,19 @@ void Stepper::measure(int threads, bool then_clip) {
 
 void Stepper::clip() const { greedylr::run_clip(table_.control); }
 
-void Stepper::update(int threads, bool then_control) {
+void Stepper::update(int threads, bool then_control, const Loss& loss) {
     if (table_.control[slot::skip] == 0.0) run(UpdateBody{table_, loops()}, threads);
-    if (then_control) control();
+    if (then_control) control(loss);
 }
 
-void Stepper::control() const {
+void Stepper::control(const Loss& loss) const {
     if (table_.control[slot::skip] == 0.0) {
         const int64_t* grads = table_.ptrs + GRAD * table_.n_tensors;
         for (int64_t i = 0; i < table_.n_tensors; ++i) {
             if (grads[i] != 0) step_count(table_, i) += 1.0f;
         }
     }
+    take(table_.control, loss);
     greedylr::run_control(table_.control, table_.curve);
 }
 

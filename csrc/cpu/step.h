@@ -25,9 +25,9 @@ class Stepper {
     void clip() const;
     // AdamW on every tensor with a gradient, unless the step is skipped; then, with `then_control`, what
     // `control` does.
-    void update(int threads, bool then_control);
+    void update(int threads, bool then_control, const Loss& loss = {});
     // The step counts, unless the step is skipped; then the learning rate.
-    void control() const;
+    void control(const Loss& loss = {}) const;
 
   private:
     int useful_threads(int wanted) const;

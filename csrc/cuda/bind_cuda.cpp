@@ -45,8 +45,18 @@ PYBIND11_MODULE(_cuda, m) {
              py::arg("curve"), py::arg("l1"), py::arg("launches"), py::arg("scratch"), py::arg("device"))
         .def("measure", &Stepper::measure, py::arg("stream"), py::arg("then_clip"), NoGil())
         .def("clip", &Stepper::clip, py::arg("stream"), NoGil())
-        .def("update", &Stepper::update, py::arg("stream"), py::arg("then_control"), NoGil())
-        .def("control", &Stepper::control, py::arg("stream"), NoGil());
+        .def(
+            "update",
+            [](const Stepper& stepper, uintptr_t stream, bool then_control, uintptr_t loss, int dtype) {
+                stepper.update(stream, then_control, {int64_t(loss), dtype});
+            },
+            py::arg("stream"), py::arg("then_control"), py::arg("loss") = 0, py::arg("dtype") = 0, NoGil())
+        .def(
+            "control",
+            [](const Stepper& stepper, uintptr_t stream, uintptr_t loss, int dtype) {
+                stepper.control(stream, {int64_t(loss), dtype});
+            },
+            py::arg("stream"), py::arg("loss") = 0, py::arg("dtype") = 0, NoGil());
     m.def(
         "send",
         [](uintptr_t target, uintptr_t words, int64_t n, int device, uintptr_t stream) {

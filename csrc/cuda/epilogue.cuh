@@ -57,11 +57,14 @@ __device__ __forceinline__ void advance_steps(const TensorTable& t) {
     }
 }
 
-// Closes the step.
-__device__ __forceinline__ void control_in_block(const TensorTable& t) {
+// Closes the step, whose loss is read where it lies.
+__device__ __forceinline__ void control_in_block(const TensorTable& t, const Loss& loss) {
     if (t.control[slot::skip] == 0.0) advance_steps(t);
     const double* curve = t.curve;
-    on_staged_control(t.control, [curve](double* c) { run_control(c, curve); });
+    on_staged_control(t.control, [curve, loss](double* c) {
+        take(c, loss);
+        run_control(c, curve);
+    });
 }
 
 // For what has no larger launch to be the epilogue of, or must wait for other ranks after one.
@@ -69,7 +72,14 @@ __global__ void clip_kernel(const __grid_constant__ TensorTable table) {
     on_staged_control(table.control, [](double* c) { run_clip(c); });
 }
 
-__global__ void control_kernel(const __grid_constant__ TensorTable table) { control_in_block(table); }
+struct ControlArgs {
+    TensorTable table;
+    Loss loss;
+};
+
+__global__ void control_kernel(const __grid_constant__ ControlArgs args) {
+    control_in_block(args.table, args.loss);
+}
 
 }  // namespace cuda
 }  // namespace greedylr

@@ -81,21 +81,21 @@ void Stepper::clip(uintptr_t stream) const {
     launch(clip_kernel, 1, WARP, stream_of(stream), table_);
 }
 
-void Stepper::update(uintptr_t stream, bool then_control) const {
+void Stepper::update(uintptr_t stream, bool then_control, const Loss& loss) const {
     const DeviceGuard guard(device_);
     for (size_t i = 0; i < launches_.size(); ++i) {
         const Launch& l = launches_[i];
         const bool closes = then_control && i + 1 == launches_.size();
         unsigned* arrived = closes ? &scratch_at(scratch_)->arrived_update : nullptr;
         launch(UPDATE_KERNELS[l.mix], grids_[i], THREADS, stream_of(stream),
-               UpdateArgs{table_, l.first, int(l.count), arrived});
+               UpdateArgs{table_, l.first, int(l.count), arrived, loss});
     }
-    if (then_control && launches_.empty()) control(stream);
+    if (then_control && launches_.empty()) control(stream, loss);
 }
 
-void Stepper::control(uintptr_t stream) const {
+void Stepper::control(uintptr_t stream, const Loss& loss) const {
     const DeviceGuard guard(device_);
-    launch(control_kernel, 1, THREADS, stream_of(stream), table_);
+    launch(control_kernel, 1, THREADS, stream_of(stream), ControlArgs{table_, loss});
 }
 
 void check_usable(int device) {

@@ -28,9 +28,9 @@ class Stepper {
     void clip(uintptr_t stream) const;
     // AdamW on every tensor with a gradient, nothing if the step is skipped; then, with `then_control`, what
     // `control` does.
-    void update(uintptr_t stream, bool then_control) const;
+    void update(uintptr_t stream, bool then_control, const Loss& loss = {}) const;
     // The step counts and the learning rate.
-    void control(uintptr_t stream) const;
+    void control(uintptr_t stream, const Loss& loss = {}) const;
 
   private:
     template <bool L1>

@@ -38,13 +38,18 @@ class Backend(Protocol):
     def clip(self) -> None:
         """Compute norm, clip coefficient, multiplier and skip flag (G1..G4)."""
 
-    def update(self, then_control: bool = True) -> None:
+    def update(self, then_control: bool = True, loss: Tensor | None = None) -> None:
         """Update every tensor that has a gradient (A1..A6), none if `skip` is set; with `then_control` do what
         `control` does. Without, `control` must follow, and nobody may read the step counts before it.
         """
 
-    def control(self) -> None:
-        """Count the step and decide the next LR (C1..C9, S1..S3); if `skip` is set, count a skipped step instead."""
+    def control(self, loss: Tensor | None = None) -> None:
+        """Count the step and decide the next LR (C1..C9, S1..S3); if `skip` is set, count a skipped step instead.
+
+        Args:
+            loss: read where it lies and observed with weight 1: one element of a type in `DTYPES`, on the table's
+                device. None if what is pending is all there is.
+        """
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         """Copy `words`, a contiguous CPU tensor of target's shape and 8-byte dtype, to the device without waiting.

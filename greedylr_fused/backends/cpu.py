@@ -39,11 +39,11 @@ class CpuBackend:
     def clip(self) -> None:
         self._native.clip()
 
-    def update(self, then_control: bool = True) -> None:
-        self._native.update(torch.get_num_threads(), then_control)
+    def update(self, then_control: bool = True, loss: Tensor | None = None) -> None:
+        self._native.update(torch.get_num_threads(), then_control, *native.place_of(loss))
 
-    def control(self) -> None:
-        self._native.control()
+    def control(self, loss: Tensor | None = None) -> None:
+        self._native.control(*native.place_of(loss))
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         target.copy_(words)

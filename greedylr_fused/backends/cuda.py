@@ -51,11 +51,11 @@ class CudaBackend:
     def clip(self) -> None:
         self._native.clip(_stream(self._device))
 
-    def update(self, then_control: bool = True) -> None:
-        self._native.update(_stream(self._device), then_control)
+    def update(self, then_control: bool = True, loss: Tensor | None = None) -> None:
+        self._native.update(_stream(self._device), then_control, *native.place_of(loss))
 
-    def control(self) -> None:
-        self._native.control(_stream(self._device))
+    def control(self, loss: Tensor | None = None) -> None:
+        self._native.control(_stream(self._device), *native.place_of(loss))
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         """Send as kernel parameters, which a captured graph copies: there is no staging memory to keep."""

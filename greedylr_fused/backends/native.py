@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from greedylr_fused.control import SLOTS
-from greedylr_fused.tensors import MIXES, Row, TensorTable
+from greedylr_fused.tensors import DTYPES, MIXES, Row, TensorTable
 
 #: Written by the installation: whether each module was built, and why not.
 BUILD_REPORT = Path(__file__).parent.parent / "_build.json"
@@ -58,6 +60,11 @@ def described(table: TensorTable) -> dict[str, Any]:
         "l1": table.l1,
         "launches": [(run.param, run.grad, run.state, run.first, run.count) for run in table.launches],
     }
+
+
+def place_of(loss: Tensor | None) -> tuple[int, int]:
+    """Return a loss's address and its dtype's code, as the compiled modules take it; address 0 for none."""
+    return (0, 0) if loss is None else (loss.data_ptr(), int(DTYPES[loss.dtype]))
 
 
 def not_built(name: str) -> str | None:

@@ -66,7 +66,7 @@ class ReferenceBackend:
         skip = (c["found_inf"] != 0) | ((c["skip_nonfinite"] != 0) & (c["grad_nonfinite"] > 0))  # G4
         c.set(grad_norm=norm, grad_multiplier=multiplier, skip=skip)
 
-    def update(self, then_control: bool = True) -> None:
+    def update(self, then_control: bool = True, loss: Tensor | None = None) -> None:
         c = self.slots
         keep = c["skip"] != 0
         for i, entry in enumerate(self.table.entries):
@@ -82,10 +82,12 @@ class ReferenceBackend:
             for old, value in zip(stored, new, strict=True):
                 old.copy_(torch.where(keep, old, value.to(old.dtype)))
         if then_control:
-            self.control()
+            self.control(loss)
 
-    def control(self) -> None:
+    def control(self, loss: Tensor | None = None) -> None:
         c = self.slots
+        if loss is not None:
+            c.set(loss_sum=c["loss_sum"] + loss.detach().reshape(()).double(), loss_weight=c["loss_weight"] + 1.0)
         more = ((self.table.ptrs[Row.GRAD] != 0) & (c["skip"] == 0)).to(torch.float32)
         for entry, taken in zip(self.table.entries, more.unbind(), strict=True):
             entry.step.add_(taken)

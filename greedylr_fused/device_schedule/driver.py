@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused.backends import resolve
+from greedylr_fused.capture import capturing
 from greedylr_fused.checkpoint import KEY, fitted, read_control, saved
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.device_schedule import checks
 from greedylr_fused.ranks import Ranks
-from greedylr_fused.step import Listener, Metrics, Mirror, losses, options, outside_graphs
+from greedylr_fused.step import Listener, Metrics, Mirror, flow, losses, options, outside_graphs
 from greedylr_fused.tensors import Copies, TensorTable
 
 #: The DeviceSchedule that drives each optimizer, for as long as both exist.
@@ -118,14 +119,15 @@ class DeviceSchedule:
                 "step(loss=loss), or observe(loss) per micro-batch and then step()"
             )
         try:
-            if loss is not None:
-                self._control.observe(loss, 1.0)
             if self._ranks.moved:
                 self._ranks.find(self._params())
             shared = self._ranks.shared(self._control, False)
+            in_place = flow.observed_or_in_place(loss, self._control, shared)
             if shared is not None:
                 self._ranks.add_up(shared, norm=False).wait()
-            self._backend.control()
+            self._backend.control(in_place)
+            if capturing(self._control.device):
+                self._captures.append(loss)
         except BaseException:
             self._control.discard_observed()
             raise

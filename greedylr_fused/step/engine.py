@@ -97,6 +97,11 @@ class Engine:
         if self.table is not None:
             self.table.release()
 
+    def keep(self, loss: Any) -> None:
+        """Keep a loss for the graph being captured, which reads it at each replay."""
+        if capturing(self.device):
+            self.captures[-1].append(loss)
+
     @property
     def captured(self) -> bool:
         """Return whether anybody captured a graph, which may be replayed."""

@@ -55,7 +55,7 @@ CASES = [(90, mix) for mix in sorted(MIXES)] + [(target, mix) for target in (80,
 POINTERS = {"numel": "*i64", "ptrs": "*i64", "hyper": "*fp64", "control": "*fp64", "c": "*fp64"}
 POINTERS |= {"group": "*i32", "chunk_tensor": "*i32", "chunk_index": "*i32", "nonfinite": "*i32", "others": "*i32"}
 POINTERS |= {"curve": "*fp64", "square_sums": "*fp64", "norm_weight": "*fp64", "counter": "*i32", "counters": "*i32"}
-POINTERS |= {"norms": "*fp32"}
+POINTERS |= {"norms": "*fp32", "loss": "*fp64"}
 KERNELS = [triton_elements.update_kernel, triton_measure.measure_kernel]
 KERNELS += [triton_control.conclude_kernel, triton_control.clip_kernel, triton_control.control_kernel]
 CONTROL_KERNELS = KERNELS[2:]
@@ -78,7 +78,7 @@ def compiled(kernel, target, **constants):
 def update(target, mix, closes=True):
     block, rest = blocks(mix)
     constants = dict(zip("PGS", (TYPES[dtype] for dtype in mix), strict=True))
-    constants |= {"CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest, "CLOSES": closes}
+    constants |= {"CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest, "CLOSES": closes, "HAS_LOSS": closes}
     return compiled(triton_elements.update_kernel, target, **constants)
 
 
@@ -92,7 +92,7 @@ def measure(target, dtype, l1=False):
 
 @cache
 def control(target, kernel):
-    return compiled(kernel, target, **dict.fromkeys({"DECIDES", "L1"} & set(kernel.arg_names), True))
+    return compiled(kernel, target, **dict.fromkeys({"DECIDES", "L1", "HAS_LOSS"} & set(kernel.arg_names), True))
 
 
 def machine_code(kernel, tmp_path):

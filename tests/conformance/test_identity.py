@@ -151,7 +151,7 @@ def test_a_step_that_fails_uses_up_its_loss(device, backend, monkeypatch):
     opt = FusedAdamW([param], schedule=GreedyLR(patience=0, smooth=False), backend=backend)
     opt.step(loss=1.0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(type(opt._engine.backend), "update", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(type(opt._engine.backend), "update", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         opt.step(loss=100.0)
     opt.step(loss=2.0)
     assert latest(opt).loss == 2.0

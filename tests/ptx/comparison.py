@@ -9,7 +9,7 @@ from support import emulated
 from ptx.arena import with_one_nan
 from ptx.device import Device
 from ptx.grid import Execution
-from ptx.names import SLOT
+from ptx.names import SLOT, DType
 from ptx.problem import Problem, name_of_slot
 
 SUMS = ("grad_sq_sum", "grad_abs_sum", "grad_nonfinite")
@@ -29,6 +29,7 @@ class Step:
         bad: a gradient element, if it is not to be a finite one.
         measures: whether the norm is.
         apart: whether clip and control are launches of their own, as where ranks are waited for.
+        lies: the type of a second loss, read in place, of the first one's value.
     """
 
     name: str
@@ -42,13 +43,14 @@ class Step:
     found_inf: bool = False
     measures: bool = True
     apart: bool = False
+    lies: DType | None = None
 
 
 STEPS = [
-    Step("plain", 2.0, gradients=None, measures=False),
-    Step("clipped", 0.9, limit=0.5, scale=4.0),
-    Step("skipped for one that is not finite", 3.1, bad=np.nan, skips=True),
-    Step("norm measured apart", 5.3, weight=0.0, limit=0.5, gradients=1e-2, apart=True),
+    Step("plain", 2.0, gradients=None, measures=False, lies=DType.F32),
+    Step("clipped", 0.9, limit=0.5, scale=4.0, lies=DType.BF16),
+    Step("skipped for one that is not finite", 3.1, bad=np.nan, skips=True, lies=DType.F64),
+    Step("norm measured apart", 5.3, weight=0.0, limit=0.5, gradients=1e-2, apart=True, lies=DType.F16),
     Step("found_inf", -0.2, found_inf=True, measures=False),
     Step("NaN, not skipped", 3.1, bad=np.nan),
 ]
@@ -86,11 +88,13 @@ class Comparison:
         if step.measures or step.found_inf:
             self.cpu_table.clip()
             self._check_vectors(f"{step.name}, decided")
-        self.device.run(self.table.update, 0, not step.apart)
-        self.cpu_table.update(1, not step.apart)
+        losses = [problem.loss(step.lies, step.loss) for problem in (self.ours, self.theirs)]
+        closing, cpu_closing = losses if not step.apart else [(0, 0)] * 2
+        self.device.run(self.table.update, 0, not step.apart, *closing)
+        self.cpu_table.update(1, not step.apart, *cpu_closing)
         if step.apart:
-            self.device.run(self.table.control, 0)
-            self.cpu_table.control()
+            self.device.run(self.table.control, 0, *losses[0])
+            self.cpu_table.control(*losses[1])
         self._check_vectors(step.name)
         self._check_elements(step.name)
         assert self.ours.arena.guards_intact(), f"{step.name}: something was written between the arrays"

@@ -103,6 +103,7 @@ class Problem:
         self._place("hyper", np.array([[group.get(column, 0.0) for column in Hyper] for group in GROUPS]))
         self._place("steps", (tensors // 5 % 3).astype(np.float32))
         self.views["ptrs"].reshape(len(Row), -1)[Row.STEP] = self.addresses["steps"] + 4 * tensors
+        self._place("loss", np.zeros(8, np.uint8))
         self._place("norm_weight", 1.0 / (1 + tensors % 3))
         self._place("chunk_tensor", np.repeat(tensors, counts).astype(np.int32))
         self._place("chunk_index", np.concatenate([np.arange(count) for count in counts]).astype(np.int32))
@@ -112,10 +113,20 @@ class Problem:
         launches = [(*self.mixes[0], 0, first), (*self.mixes[1], first, self.n_chunks - first)]
         self.launches = [launch for launch in launches if launch[-1]]
 
+    def loss(self, dtype: DType | None, value: float) -> tuple[int, int]:
+        """The address of a loss of that type and value, and the type's code; none for None."""
+        if dtype is None:
+            return 0, 0
+        bits = stored(dtype, np.array([value])).view(np.uint8)
+        self.views["loss"][: len(bits)] = bits
+        return self.addresses["loss"], int(dtype)
+
     def table(self) -> dict[str, object]:
         """Arguments of a backend's TensorTable, but for its scratch memory and device."""
         counts = {"n_tensors": len(self.sizes), "n_chunks": self.n_chunks, "chunk": CHUNK}
-        addresses = {name: address for name, address in self.addresses.items() if name not in ("scratch", "steps")}
+        addresses = {
+            name: address for name, address in self.addresses.items() if name not in ("scratch", "steps", "loss")
+        }
         return {**addresses, **counts, "l1": self.l1, "launches": self.launches}
 
     def __getitem__(self, slot: str) -> float:

@@ -69,19 +69,54 @@ class _Kernel:
 
     Later calls go straight to the launcher: `JITFunction.run` spends most of its time on finding out that it already
     has this kernel.
+
+    Args:
+        function: decorated by Triton.
+        programs: how many run.
+        args: its arguments.
+        loss_at: the place among them where each call puts the loss; None for a kernel that takes none.
     """
 
-    def __init__(self, function: Any, programs: int, args: Sequence[Any]) -> None:
-        self._function, self._grid, self._args = function, (programs, 1, 1), tuple(args)
+    def __init__(self, function: Any, programs: int, args: Sequence[Any], loss_at: int | None = None) -> None:
+        self._function, self._grid, self._args, self._loss_at = function, (programs, 1, 1), list(args), loss_at
         self._launch: Callable[..., None] | None = None
 
-    def __call__(self) -> None:
+    def __call__(self, loss: Tensor | None = None) -> None:
+        if self._loss_at is not None:
+            self._args[self._loss_at] = loss
         if self._launch is not None:
             self._launch(*self._args)
-            return
-        compiled = self._function[self._grid](*self._args, **OPTIONS)
-        if compiled is not None:  # the interpreter compiles nothing
-            self._launch = compiled[self._grid]
+        else:
+            compiled = self._function[self._grid](*self._args, **OPTIONS)
+            if compiled is not None:  # the interpreter compiles nothing
+                self._launch = compiled[self._grid]
+
+
+class _Closing:
+    """A kernel that closes the step: one without a loss, and one for each type that a loss had so far.
+
+    Args:
+        function, programs: as in `_Kernel`.
+        before: its arguments up to the loss.
+        after: those between the loss and the last, which says whether there is one.
+        control: stands for the loss where there is none.
+    """
+
+    def __init__(
+        self, function: Any, programs: int, before: Sequence[Any], after: Sequence[Any], control: Tensor
+    ) -> None:
+        self._bound = function, programs
+        self._before, self._after = before, after
+        self._kernels: dict[torch.dtype | None, _Kernel] = {
+            None: _Kernel(*self._bound, (*before, control, *after, False))
+        }
+
+    def __call__(self, loss: Tensor | None = None) -> None:
+        dtype = None if loss is None else loss.dtype
+        if dtype not in self._kernels:
+            args = (*self._before, loss, *self._after, True)
+            self._kernels[dtype] = _Kernel(*self._bound, args, len(self._before))
+        self._kernels[dtype](loss)
 
 
 @functools.cache
@@ -119,7 +154,7 @@ class TritonBackend:
         self._clip = _Kernel(control.clip_kernel, 1, (table.control,))
         steps = self._plan_steps()
         closing = (table.control, table.curve, table.ptrs, *steps)
-        self._control = _Kernel(control.control_kernel, 1, closing)
+        self._control = _Closing(control.control_kernel, 1, closing, (), table.control)
         # Kernels compile at their first call: those of a process of several ranks never do in a single one.
         self._measures = {then_clip: self._plan_measures(then_clip) for then_clip in (False, True)}
         self._updates = {then_control: self._plan_updates(steps, then_control) for then_control in (False, True)}
@@ -136,22 +171,24 @@ class TritonBackend:
         self.memory.append(listed)
         return self._n_tensors, listed, len(others)
 
-    def _plan_updates(self, steps: tuple[int, Tensor, int], then_control: bool) -> list[_Kernel]:
+    def _plan_updates(self, steps: tuple[int, Tensor, int], then_control: bool) -> list[_Kernel | _Closing]:
         """Plan one launch per mix; with `then_control` the last one closes the step."""
         from greedylr_fused.backends.triton.elements import update_kernel
 
         table = self._table
         if not table.launches:
             return [self._control] if then_control else []
-        kernels = []
+        kernels: list[_Kernel | _Closing] = []
         counter = self._zeros(1, torch.int32)
         for at in table.launches:
             mix = (at.param, at.grad, at.state)
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, at.first)
             scalars = (table.group, table.hyper, table.curve)
-            closes = then_control and at is table.launches[-1]
-            args = (*tensors, *scalars, *steps, counter, *_types(mix), *_shape(table, mix), closes)
-            kernels.append(_Kernel(update_kernel, at.count, args))
+            before, types = (*tensors, *scalars, *steps, counter), (*_types(mix), *_shape(table, mix))
+            if then_control and at is table.launches[-1]:
+                kernels.append(_Closing(update_kernel, at.count, before, (*types, True), table.control))
+            else:
+                kernels.append(_Kernel(update_kernel, at.count, (*before, table.control, *types, False, False)))
         return kernels
 
     def _plan_measures(self, then_clip: bool) -> list[_Kernel]:
@@ -184,10 +221,10 @@ class TritonBackend:
             kernels.append(_Kernel(measure_kernel, count, args))
         return kernels
 
-    def _run(self, *kernels: _Kernel) -> None:
+    def _run(self, *kernels: _Kernel | _Closing, loss: Tensor | None = None) -> None:
         with _guard(self._device):
             for kernel in kernels:
-                kernel()
+                kernel(loss)
 
     def measure(self, then_clip: bool = True) -> None:
         self._run(*self._measures[then_clip])
@@ -195,11 +232,11 @@ class TritonBackend:
     def clip(self) -> None:
         self._run(self._clip)
 
-    def update(self, then_control: bool = True) -> None:
-        self._run(*self._updates[then_control])
+    def update(self, then_control: bool = True, loss: Tensor | None = None) -> None:
+        self._run(*self._updates[then_control], loss=loss)
 
-    def control(self) -> None:
-        self._run(self._control)
+    def control(self, loss: Tensor | None = None) -> None:
+        self._run(self._control, loss=loss)
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         return self._staging.send(target, words)

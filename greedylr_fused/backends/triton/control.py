@@ -10,7 +10,7 @@ are compared with bit for bit.
 import triton
 import triton.language as tl
 
-from greedylr_fused.backends.triton.access import loop_bound, step_count
+from greedylr_fused.backends.triton.access import kernel, loop_bound, step_count
 from greedylr_fused.backends.triton.observe import EVENT, GROUPS, LEVEL, LR, observe, slots
 from greedylr_fused.tensors import Row
 
@@ -117,9 +117,14 @@ def _advance_steps(ptrs, n_tensors, others, n_others):
 
 
 @triton.jit
-def run_control(c, curve, ptrs, n_tensors, others, n_others):
-    """Close the step: count it for `others`, then let loss and step index decide the next LRs."""
+def run_control(c, curve, ptrs, n_tensors, others, n_others, loss, HAS_LOSS: tl.constexpr):
+    """Close the step: count it for `others`, then let loss and step index decide the next LRs. With HAS_LOSS the one
+    that `loss` points to is observed, with weight 1.
+    """
     loss_sum, loss_weight = tl.load(c + _LOSS_SUM), tl.load(c + _LOSS_WEIGHT)
+    if HAS_LOSS:
+        loss_sum += tl.load(loss).to(tl.float64)
+        loss_weight += 1
     tl.store(c + _LOSS_SUM, 0.0)
     tl.store(c + _LOSS_WEIGHT, 0.0)
     tl.store(c + EVENT, 0.0)
@@ -134,7 +139,7 @@ def run_control(c, curve, ptrs, n_tensors, others, n_others):
         _set_lr(c, curve, step)
 
 
-@triton.jit(do_not_specialize=["c", "curve", "ptrs", "n_tensors", "others", "n_others"])
-def control_kernel(c, curve, ptrs, n_tensors, others, n_others):
+@kernel
+def control_kernel(c, curve, ptrs, n_tensors, others, n_others, loss, HAS_LOSS: tl.constexpr):
     """Run `Backend.control`, for a table that has nothing to update or after the update."""
-    run_control(c, curve, ptrs, n_tensors, others, n_others)
+    run_control(c, curve, ptrs, n_tensors, others, n_others, loss, HAS_LOSS)

@@ -206,6 +206,7 @@ def update_kernel(
     others,
     n_others,
     counter,
+    loss,
     P: tl.constexpr,
     G: tl.constexpr,
     S: tl.constexpr,
@@ -213,6 +214,7 @@ def update_kernel(
     BLOCK: tl.constexpr,
     REST: tl.constexpr,
     CLOSES: tl.constexpr,
+    HAS_LOSS: tl.constexpr,
 ):
     """Update chunk `first_chunk + program` of the table; P, G, S: types of parameter, gradient, moments.
 
@@ -237,4 +239,4 @@ def update_kernel(
             _update_chunk(starts, begin, body, count, scalars, P, G, S, T, True, BLOCK, REST)
     if CLOSES:
         if last_to_finish(counter, tl.num_programs(0)):
-            run_control(control, curve, ptrs, n_tensors, others, n_others)
+            run_control(control, curve, ptrs, n_tensors, others, n_others, loss, HAS_LOSS)

@@ -1,0 +1,119 @@
+"""The loss as a tensor: read where it lies by the kernel that closes the step, without an operation of its own."""
+
+import pytest
+import torch
+from support.tensors import parameter
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from greedylr_fused import DeviceSchedule, FusedAdamW, GreedyLR
+
+VALUE = 2.71828
+RESTLESS = GreedyLR(patience=0, factor=0.5, window_size=4)
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "aten":
+            self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def build(device, backend, **options):
+    param = parameter(torch.ones(40, device=device), torch.ones(40, device=device))
+    return FusedAdamW([param], lr=0.1, schedule=RESTLESS, backend=backend, **options)
+
+
+def seen(opt, loss, **options):
+    opt.step(loss=loss, **options)
+    return opt.metrics().loss
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("clips", [None, 1.0])
+def test_every_type_and_shape(device, backend, dtype, shape, clips):
+    """A view into more is read where it begins, and gradients that it may have do not matter."""
+    opt = build(device, backend, max_grad_norm=clips)
+    values = torch.full((3,), VALUE, device=device).to(dtype)
+    for loss in (values[1].reshape(shape), values[2].reshape(shape).clone().requires_grad_()):
+        assert seen(opt, loss) == float(values[0])
+    closure = values[0].reshape(shape)
+    opt.step(lambda: closure)
+    assert opt.metrics().loss == float(values[0]) and opt.metrics().step == 3
+
+
+OTHERS = {
+    "int": lambda device: torch.tensor(3, device=device),
+    "bool": lambda device: torch.tensor(True, device=device),
+    "float8": lambda device: torch.tensor(3.0, device=device).to(torch.float8_e4m3fn),
+    "on the host": lambda device: torch.tensor(3.0),
+    "a parameter": lambda device: torch.nn.Parameter(torch.tensor(3.0, device=device)),
+    "a number": lambda device: 3.0,
+    "negated": lambda device: torch._neg_view(torch.tensor(-3.0, device=device)),
+    "expanded": lambda device: torch.tensor([3.0, 3.0], device=device)[:1].expand(1),
+    "zeros without memory": lambda device: torch._efficientzerotensor((), device=device),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_losses_that_are_not_read_in_place_count_the_same(device, backend, name):
+    loss = OTHERS[name](device)
+    assert seen(build(device, backend), loss) == float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+
+
+def test_what_was_observed_before_counts_with_it(device, backend):
+    """Nothing of it is left for the next step, and a step that is skipped drops it."""
+    opt = build(device, backend, skip_nonfinite=True)
+    assert seen(opt, torch.tensor(3.0, device=device)) == 3.0
+    opt.observe(torch.tensor(5.0, device=device))
+    opt.step()
+    assert opt.metrics().loss == 5.0
+    (param,) = opt.param_groups[0]["params"]
+    param.grad = torch.full_like(param, float("nan"))
+    opt.step(loss=torch.tensor(100.0, device=device))
+    assert opt.metrics().skipped == 1
+    param.grad = torch.ones_like(param)
+    assert seen(opt, torch.tensor(1.0, device=device)) == 1.0
+    for slot in ("loss_sum", "loss_weight"):
+        assert float(opt._control.slot(slot)) == 0.0
+
+
+def test_one_buffer_for_all_micro_batches(device, backend):
+    """`observe` reads the value at its call; `step`, in stream order."""
+    opt, buffer = build(device, backend), torch.zeros((), device=device)
+    for value in (1.0, 2.0, 6.0):
+        buffer.fill_(value)
+        opt.observe(buffer)
+    buffer.fill_(100.0)
+    opt.step()
+    assert opt.metrics().loss == 3.0
+    buffer.fill_(4.0)
+    opt.step(loss=buffer)
+    buffer.fill_(7.0)
+    assert opt.metrics().loss == 4.0
+
+
+def test_it_takes_no_operation(device, backend):
+    if backend in ("reference", "triton"):
+        pytest.skip("made of operations, or of others' launches")
+    opt, loss = build(device, backend, max_grad_norm=1.0), torch.tensor(2.0, device=device)
+    opt.step(loss=loss)
+    with Operations() as operations:
+        opt.step(loss=loss)
+    assert operations.names == ["aten.copy_.default"], "the snapshot"
+
+
+def test_a_device_schedule_reads_it_in_place(device, backend):
+    param = parameter(torch.ones(4, device=device), torch.ones(4, device=device))
+    opt = torch.optim.AdamW([param], lr=torch.tensor(0.1, device=device), fused=True)
+    schedule = DeviceSchedule(opt, RESTLESS, backend=backend)
+    for dtype in (torch.float32, torch.bfloat16):
+        loss = torch.tensor(VALUE, device=device).to(dtype)
+        schedule.step(loss=loss)
+        assert schedule.metrics().loss == float(loss)
+    schedule.step(loss=torch.tensor(3, device=device))
+    assert schedule.metrics().loss == 3.0
