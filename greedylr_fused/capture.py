@@ -1,8 +1,28 @@
-"""Detection of CUDA graph capture: a graph repeats what is enqueued, and capture must not wait."""
+"""Two modes of PyTorch: a CUDA graph is captured, which repeats what is enqueued, and must not wait; or inference mode,
+whose tensors nobody may write to afterwards.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def outside_inference(function: F) -> F:
+    """Make ordinary tensors of those that a function makes, whatever mode it is called in; grad mode stays as it is."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with_grad = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
+            return function(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
 
 
 def capturing(device: torch.device) -> bool:

@@ -139,15 +139,17 @@ class FusedAdamW(Optimizer):
         options.check_not_traced("FusedAdamW.step()")
         options.warn_of_scheduler(self)
         self._follow_groups()
+        result, given = losses.of_step(closure, loss, lambda: self._control)
+        if closure is not None:  # which may have changed them
+            self._follow_groups()
         control, engine = self._control, self._engine
-        result, given = losses.of_step(closure, loss, control)
         if given is None and engine.materialise(self.param_groups, self.state, self._rates.zeroed, control):
             return result  # distributed checkpointing wanted the state, not a step
         losses.check_given(given, control)
         try:
             if control.reads_gradients:
                 options.check_outside_backward()
-            self._take_written(for_step=True)
+            self._rates.push(self.param_groups, tensors=not engine.lent, for_step=True)
             backend = engine.ready(self.param_groups, self.state) or self._rebuilt()
             try:
                 amp = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
@@ -252,7 +254,7 @@ class FusedAdamW(Optimizer):
         With a schedule this waits for the device, and each group has its exact LR and, as "control", the schedule's
         numbers. Without one the keys are torch's, by which distributed checkpointing loads it into torch's AdamW.
         """
-        return checkpoint.save(self, None if self._schedule is None else self._numbers)
+        return checkpoint.save(self, None if self._schedule is None else self._numbers, self._engine.shown)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of FusedAdamW or of `torch.optim.AdamW`: all of it or, if anything fails, nothing.
@@ -354,15 +356,15 @@ class FusedAdamW(Optimizer):
         known = self._rates.groups
         if not known.are(self.param_groups):
             self._rates.push(known.then, tensors=not self._engine.lent)  # what was written before counts
-            control, written = known.regrouped(self.param_groups, self._control, self._engine.state_dtype)
+            control, written = known.regrouped(self.param_groups, self._control, self._engine.state_dtype, self.state)
             self._restart(control)
             for index, lr in written.items():
                 self.param_groups[index]["lr"] = lr
 
-    def _take_written(self, *, for_step: bool = False) -> None:
+    def _take_written(self) -> None:
         """Take over the learning rates that the host wrote to the groups."""
         self._follow_groups()
-        self._rates.push(self.param_groups, tensors=not self._engine.lent, for_step=for_step)
+        self._rates.push(self.param_groups, tensors=not self._engine.lent)
 
     def _numbers(self) -> list[dict[str, Any]]:
         self._take_written()

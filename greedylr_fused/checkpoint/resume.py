@@ -2,12 +2,11 @@
 
 A checkpoint of another optimizer has no numbers. Distributed checkpointing reads a file by the keys of the optimizer
 that loads, and leaves that optimizer's own values where the file has none: numbers of a schedule that has not run, and
-peaks that are the very objects of those numbers.
+the peaks that `step.peaks` made.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -20,14 +19,13 @@ from torch.optim.optimizer import Optimizer
 from greedylr_fused.checkpoint import checks
 from greedylr_fused.checkpoint.numbers import KEY, read_control
 from greedylr_fused.control import Control
-from greedylr_fused.step import lr_of
-
-#: Where torch's schedulers keep the LR that they multiply: OneCycleLR in the second, all others in the first.
-_PEAKS = ("initial_lr", "max_lr")
+from greedylr_fused.step import PEAKS, lr_of, peaks, started_at
 
 
-def loaded_control(loaded: Mapping[str, Any], optimizer: Optimizer, control: Control) -> Control:
-    """Return the control that a checkpoint describes, for an optimizer with this control.
+def loaded_control(
+    loaded: Mapping[str, Any], optimizer: Optimizer, control: Control, shown: Mapping[Tensor, Any]
+) -> Control:
+    """Return the control that a checkpoint describes, for an optimizer with this control that has shown these counts.
 
     Raises:
         TypeError, ValueError: not a checkpoint, or one that does not fit; nothing has been changed then.
@@ -35,13 +33,13 @@ def loaded_control(loaded: Mapping[str, Any], optimizer: Optimizer, control: Con
     checks.check_layout(loaded, optimizer.param_groups)
     checks.check_states(loaded, optimizer.param_groups)
     try:
-        return _control_of(loaded, control, is_own=_is_own(loaded, optimizer))
+        return _control_of(loaded, control, is_own=_is_own(loaded, optimizer, shown))
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith("checkpoint") else f"checkpoint: {error}") from None
 
 
 def _control_of(loaded: Mapping[str, Any], control: Control, *, is_own: bool) -> Control:
-    groups, counted = loaded["param_groups"], counted_in(loaded["state"])
+    groups, counted = loaded["param_groups"], counted_in(loaded)
     numbers = read_control(groups)
     if numbers is not None and is_own:
         counted = numbers[0]["counted"]  # later steps counted on in its tensors
@@ -52,8 +50,8 @@ def _control_of(loaded: Mapping[str, Any], control: Control, *, is_own: bool) ->
         result.load([own | {"step": 0.0 if begins else counted} for own in result.numbers()])
         return result
     check_decay(numbers[0], control)
-    # Another optimizer that trained on counted in the states alone.
-    step = numbers[0]["step"] + max(0.0, counted - max(numbers[0]["counted"], numbers[0]["step"]))
+    # Another optimizer that trained on counted in the states alone. A file from before this was kept has no number.
+    step = numbers[0]["step"] + max(0.0, counted - (numbers[0]["counted"] or numbers[0]["step"]))
     curve_value = control.curve.value_at(step, numbers[0]["decay_start"], numbers[0]["decay_steps"])
     for own, group in zip(numbers, groups, strict=True):
         own["step"] = step
@@ -68,25 +66,32 @@ def _control_of(loaded: Mapping[str, Any], control: Control, *, is_own: bool) ->
     return result
 
 
-def _is_own(loaded: Mapping[str, Any], optimizer: Optimizer) -> bool:
-    """Return whether this is a dictionary that the optimizer itself returned, with its own states, and that no file has
-    replaced the numbers in.
+def _is_own(loaded: Mapping[str, Any], optimizer: Optimizer, shown: Mapping[Tensor, Any]) -> bool:
+    """Return whether this is a dictionary that the optimizer itself returned, with step counts of its own, in which no
+    file has replaced anything: later steps have counted on in it.
+
+    Args:
+        loaded: the checkpoint.
+        optimizer: that loads it.
+        shown: the step counts that it ever returned.
     """
-    own = any(
-        loaded["state"].get(name) is optimizer.state.get(param, 0)
-        for name, param in checks.pairs(loaded, optimizer.param_groups)
-    )
-    return own and all(group["lr"] is (group.get(KEY) or {}).get("lr") for group in loaded["param_groups"])
+    counts = [state.get("step") for state in loaded["state"].values() if isinstance(state, Mapping)]
+    own = any(isinstance(count, Tensor) and count in shown for count in counts)
+    pairs = zip(loaded["param_groups"], optimizer.param_groups, strict=True)
+    return own and all(group["betas"] is live["betas"] for group, live in pairs)
 
 
-def counted_in(state: Mapping[Any, Any]) -> float:
+def counted_in(checkpoint: Mapping[str, Any]) -> float:
     """Return the steps that the states of a checkpoint have counted, the most of any parameter."""
-    counts = [own["step"] for own in state.values() if isinstance(own, Mapping) and "step" in own]
-    tensors = [count.detach().reshape(()).double() for count in counts if isinstance(count, Tensor)]
+    names = [name for group in checkpoint["param_groups"] for name in group["params"]]
+    states = [state for state in map(checkpoint["state"].get, names) if isinstance(state, Mapping)]
+    counts = [state["step"] for state in states if "step" in state]
+    by_kind: dict[Any, list[Tensor]] = {}
+    for count in counts:
+        if isinstance(count, Tensor):
+            by_kind.setdefault((count.device, count.dtype, count.shape), []).append(count)
     numbers = [float(count) for count in counts if not isinstance(count, Tensor)]
-    for _, found in itertools.groupby(tensors, key=lambda tensor: tensor.device):
-        numbers.append(float(torch.stack(list(found)).max()))
-    return max(numbers, default=0.0)
+    return max([*numbers, *(float(torch.stack(same).max()) for same in by_kind.values())], default=0.0)
 
 
 def _has_not_run(first: Mapping[str, Any], counted: float) -> bool:
@@ -96,26 +101,13 @@ def _has_not_run(first: Mapping[str, Any], counted: float) -> bool:
     return bool(first["step"] == 0.0 and counted > first["counted"])
 
 
-def peaks(lr: float) -> dict[str, float]:
-    """Return what a group shows of its starting LR under the names of `torch.optim.lr_scheduler`, so that distributed
-    checkpointing, which reads a file by the keys of the optimizer that loads, reads what a scheduler left there.
-    """
-    return dict.fromkeys(_PEAKS, lr)
-
-
 def _of_scheduler(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a group without the peaks that no scheduler of torch has left there: what no file has replaced are the
-    very objects of "control"; without "control" two equal ones are those of a schedule that is to start anew.
+    """Return a group without the peaks that no scheduler of torch has left there: those that distributed checkpointing
+    found nothing for in its file and, where "control" was deleted, those of the schedule that is to start anew.
     """
-    kept = (group.get(KEY) or {}).get("initial_lr")
-    if kept is None and _both_are_ours(group):
-        return {name: value for name, value in group.items() if name not in _PEAKS}
-    return {name: value for name, value in group.items() if name not in _PEAKS or value is not kept}
-
-
-def _both_are_ours(group: Mapping[str, Any]) -> bool:
-    """Return whether the peaks are those of `peaks`; OneCycleLR, which may have equal ones, leaves "min_lr", too."""
-    return "max_lr" in group and group["max_lr"] == group.get("initial_lr") and "min_lr" not in group
+    own = group.get(KEY) or {}
+    ours = peaks(own["initial_lr"]) if own else peaks(started_at(group) or 0.0)
+    return {name: value for name, value in group.items() if name not in PEAKS or value != ours[name]}
 
 
 def _peak(group: Mapping[str, Any]) -> float:
@@ -186,13 +178,14 @@ def mark(groups: Sequence[dict[str, Any]], lrs: Sequence[float] | None) -> None:
     for index, group in enumerate(groups):
         was_marked = group.pop(KEY, None) is not None
         if lrs is not None:
-            for name in _PEAKS:
+            for name in PEAKS:
                 group.pop(name, None)  # the order of keys is always the same
             group |= peaks(lrs[index]) | {KEY: {}}
-        elif was_marked and _both_are_ours(group):
-            del group["max_lr"]  # so that an "initial_lr" written later counts
+        elif was_marked and started_at(group) is not None:
+            for name in PEAKS:
+                del group[name]  # so that an "initial_lr" written later counts
 
 
 def without_marks(shown: str) -> str:
     """Return the repr of an optimizer without the keys that `mark` gives to its groups."""
-    return re.sub(rf" +({'|'.join((KEY, *_PEAKS))}): .*\n", "", shown)
+    return re.sub(rf" +({'|'.join((KEY, *PEAKS))}): .*\n", "", shown)

@@ -11,33 +11,38 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from greedylr_fused.capture import outside_inference
 from greedylr_fused.checkpoint import checks
 from greedylr_fused.checkpoint.numbers import KEY, saved
-from greedylr_fused.checkpoint.resume import counted_in, loaded_control, peaks
+from greedylr_fused.checkpoint.resume import counted_in, loaded_control
 from greedylr_fused.control import Control
-from greedylr_fused.step import Engine
+from greedylr_fused.step import Engine, peaks
 from greedylr_fused.tensors import DTYPES, MIXES, MOMENTS
 from greedylr_fused.warning import warn
 
 
-def save(optimizer: Optimizer, numbers: Callable[[], list[dict[str, Any]]] | None) -> dict[str, Any]:
+def save(
+    optimizer: Optimizer, numbers: Callable[[], list[dict[str, Any]]] | None, shown: MutableMapping[Tensor, Any]
+) -> dict[str, Any]:
     """Return torch's `state_dict` with the control state added; other hooks see both.
 
     Args:
         optimizer: the one to save.
         numbers: returns `Control.numbers()`; None without a schedule.
+        shown: takes the step counts that the dictionary holds, weakly.
     """
 
     def complete(_: Optimizer, packed: dict[str, Any]) -> None:
         if numbers is not None:
-            counted = counted_in(packed["state"])
+            counted = counted_in(packed)
+            shown.update((state["step"], True) for state in packed["state"].values() if _counts(state))
             for group, own in zip(packed["param_groups"], saved(numbers(), counted), strict=True):
                 group |= {"lr": own["lr"], KEY: own} | peaks(own["initial_lr"])
 
@@ -45,7 +50,7 @@ def save(optimizer: Optimizer, numbers: Callable[[], list[dict[str, Any]]] | Non
         return Optimizer.state_dict(optimizer)
 
 
-@torch.inference_mode(False)
+@outside_inference
 def load(
     optimizer: Optimizer, state_dict: dict[str, Any], control: Control, engine: Engine, restart: Callable[[], None]
 ) -> None:
@@ -66,7 +71,7 @@ def load(
     found: dict[str, Any] = {}
 
     def inspect(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-        found.update(loaded=loaded, control=loaded_control(loaded, optimizer, control))
+        found.update(loaded=loaded, control=loaded_control(loaded, optimizer, control, engine.shown))
         return for_torch(loaded, optimizer.param_groups)
 
     def complete(_: Optimizer) -> None:
@@ -83,6 +88,10 @@ def load(
     with before, after, all_or_nothing(optimizer, control, engine):
         checks.check_dictionary(state_dict)
         Optimizer.load_state_dict(optimizer, state_dict)
+
+
+def _counts(state: Any) -> bool:
+    return isinstance(state, Mapping) and isinstance(state.get("step"), Tensor)
 
 
 def warn_of_no_moments(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], control: Control) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from greedylr_fused.capture import outside_inference
 from greedylr_fused.schedules import WSD, LossSchedule, StepSchedule
 from greedylr_fused.warning import warn
 
@@ -35,7 +36,7 @@ class Curve:
         decay_room: steps that a late decay may take; 0 if there is none.
     """
 
-    @torch.inference_mode(False)
+    @outside_inference
     def __init__(self, schedule: Any, device: torch.device) -> None:
         self.base: StepSchedule | None = schedule.base if isinstance(schedule, LossSchedule) else schedule
         self.host = array("d", [1.0]) if self.base is None else _checked(self.base, self.base.curve())
@@ -95,7 +96,7 @@ class Curve:
                 f"step {step}; construct it with a larger total_steps to train on, or begin anew as docs/faq.md says"
             )
 
-    @torch.inference_mode(False)
+    @outside_inference
     def to(self, device: torch.device) -> None:
         self.values = self.values.to(device)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.capture import capturing
+from greedylr_fused.capture import capturing, outside_inference
 from greedylr_fused.control import numbers, pending
 from greedylr_fused.control.curve import Curve
 from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS, TABLE, block
@@ -53,7 +53,7 @@ class Control:
         observed: how many losses are pending, counted on the host.
     """
 
-    @torch.inference_mode(False)
+    @outside_inference
     def __init__(
         self,
         schedule: Schedule | None,
@@ -254,7 +254,7 @@ class Control:
                 slot.fill_(none) if value is None else slot.copy_(value.reshape(()), non_blocking=True)
         return before or self._scaled
 
-    @torch.inference_mode(False)
+    @outside_inference
     def to(self, device: torch.device) -> None:
         self.vector = self.vector.to(device)
         self.curve.to(device)
@@ -280,6 +280,8 @@ class Control:
         control.load(groups)
         control.pending.copy_(self.pending)
         control.observed = self.observed
+        if self.vector.is_cuda:  # what was enqueued above still reads it
+            self.vector.record_stream(torch.cuda.current_stream(self.device))
         return control
 
     def become(self, other: Control) -> None:

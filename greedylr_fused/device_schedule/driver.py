@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused.backends import resolve
-from greedylr_fused.capture import capturing
+from greedylr_fused.capture import capturing, outside_inference
 from greedylr_fused.checkpoint import KEY, fitted, read_control, saved
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.device_schedule import checks
@@ -58,7 +58,7 @@ class DeviceSchedule:
         RuntimeError: the optimizer has another scheduler, or the backend cannot run there.
     """
 
-    @torch.inference_mode(False)
+    @outside_inference
     def __init__(
         self, optimizer: Optimizer, schedule: Schedule, *, process_group: Any = None, backend: str = "auto"
     ) -> None:
@@ -192,7 +192,7 @@ class DeviceSchedule:
         """Return the schedule's state as numbers and texts, to save beside the optimizer's. Waits for the device."""
         return {KEY: saved(self._control.numbers())}
 
-    @torch.inference_mode(False)
+    @outside_inference
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict()` returned, to go on from there bit for bit; change nothing if that fails.
 

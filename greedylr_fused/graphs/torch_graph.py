@@ -61,7 +61,8 @@ class Graph:
             with torch.cuda.device(self._stream.device), torch.cuda.graph(self._graph, **options):
                 return run()
         except BaseException as error:
-            self._put_right(current)
+            with torch.cuda.device(torch.cuda.current_device()):  # which setting a stream changes
+                self._put_right(current)
             if not isinstance(error, RuntimeError):
                 raise
             raise RuntimeError(

@@ -10,7 +10,7 @@ over ranks, update and control. `mirror.py` asks for a snapshot of the device, a
 from greedylr_fused.step import flow, losses, options
 from greedylr_fused.step.engine import Engine
 from greedylr_fused.step.flow import outside_graphs
-from greedylr_fused.step.groups import check_last
+from greedylr_fused.step.groups import PEAKS, check_last, peaks, started_at
 from greedylr_fused.step.mirror import Listener, Metrics, Mirror
 from greedylr_fused.step.options import check_schedule, is_number, lr_of
 from greedylr_fused.step.rates import Rates

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from greedylr_fused.backends import Backend, Choice, resolve
-from greedylr_fused.capture import capturing
+from greedylr_fused.capture import capturing, outside_inference
 from greedylr_fused.control import Control
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import options
@@ -43,6 +44,7 @@ class Engine:
         self.watch: Any = None
         self.copies = Copies()
         self.captures: list[list[Any]] = [[]]
+        self.shown: Any = WeakTensorKeyDictionary()  # step counts that a state_dict() was returned with
         self.has_begun = False  # nothing was stepped, loaded or materialised yet
 
     def find_ranks(self, params: Sequence[Tensor]) -> None:
@@ -122,7 +124,7 @@ class Engine:
                 memory.record_stream(stream)
         self.table = self.backend = self.watch = None
 
-    @torch.inference_mode(False)
+    @outside_inference
     def init_states(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> None:
         """Create the state of every parameter that has a gradient, with the names, shapes and strides of torch's.
 
@@ -183,7 +185,7 @@ class Engine:
         dtype = param.dtype if param.is_complex() else self.state_dtype
         return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
 
-    @torch.inference_mode(False)
+    @outside_inference
     def _build(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], control: Control) -> None:
         owner: dict[Tensor, int] = {}  # a parameter listed twice is stepped once
         for index, group in enumerate(groups):

@@ -5,13 +5,18 @@ As with torch's optimizers, `param_groups` may be assigned, grown, shrunk or put
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from greedylr_fused.control import Control
 from greedylr_fused.schedules import LossSchedule
 from greedylr_fused.step import options
+
+#: Where torch's schedulers keep the LR that they multiply: OneCycleLR in the second, all others in the first.
+PEAKS = ("initial_lr", "max_lr")
 
 
 class Groups:
@@ -19,42 +24,63 @@ class Groups:
 
     def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
         self.then = list(groups)
-        self._params = [list(group["params"]) for group in groups]
+        # Weak: a framework may empty the groups and put in other parameters, and the old ones are to go.
+        self._params = [[weakref.ref(param) for param in group["params"]] for group in groups]
 
     def are(self, groups: Sequence[dict[str, Any]]) -> bool:
         """Return whether these are the same dictionaries in the same order."""
         return len(groups) == len(self.then) and all(map(operator.is_, groups, self.then))
 
     def regrouped(
-        self, groups: Sequence[dict[str, Any]], control: Control, state_dtype: Any
+        self, groups: Sequence[dict[str, Any]], control: Control, state_dtype: Any, state: Mapping[Any, Any]
     ) -> tuple[Control, dict[int, Any]]:
-        """Return the control for these groups, and the LRs that stand in replaced dictionaries of known groups, by
-        index: someone wrote those. A new group starts at its own LR. Waits for the device.
+        """Return the control for these groups, and the LRs by index that stand in dictionaries which were replaced or
+        come back: someone wrote those. A new group starts at its own LR; one of parameters that have `state`, as after
+        a split, where the dictionary shows that it started. Waits for the device.
 
         Raises:
-            RuntimeError: there is no group.
+            RuntimeError: there is no group, or the schedule has a bound for each.
             KeyError, TypeError, ValueError: a new group lacks an option, or has one that is not allowed.
         """
         if not groups:
             raise RuntimeError(
-                "FusedAdamW: got empty param_groups, allowed is at least one group; put one back, or step no longer"
+                "FusedAdamW: expected at least one group, got empty param_groups; put one back, or step no longer"
             )
-        sources = [self._source(group) for group in groups]
-        written = {}
+        sources = self._sources(groups)
+        schedule = control.schedule
+        if any(isinstance(getattr(schedule, name, None), tuple) for name in ("min_lr", "max_lr")):
+            if sources[: len(self.then)] != list(range(len(self.then))):
+                raise RuntimeError(
+                    "FusedAdamW: expected param_groups in their order, since each has bounds of its own in "
+                    f"{type(schedule).__name__}, got others; give one number as min_lr and max_lr"
+                )
+        starts, written = [], {}
         for index, (group, source) in enumerate(zip(groups, sources, strict=True)):
+            lr = options.lr_of(group)
+            start = started_at(group) if any(param in state for param in group["params"]) else None
             if source is None:
                 _check_new(group, index, state_dtype, None)
+                if start is not None:
+                    written[index] = lr
             elif group["lr"] is not self.then[source]["lr"]:
-                written[index] = group["lr"]
-        lrs = [float(options.lr_of(group)) for group in groups]
-        return control.regrouped(sources, lrs), written
+                written[index] = lr
+            starts.append(float(lr) if start is None else start)
+        return control.regrouped(sources, starts), written
 
-    def _source(self, group: dict[str, Any]) -> int | None:
-        """Return the index that a group had, None for a new one."""
-        for index, then in enumerate(self.then):
-            if group is then:
-                return index
-        return next((index for index, params in enumerate(self._params) if _same(group["params"], params)), None)
+    def _sources(self, groups: Sequence[dict[str, Any]]) -> list[int | None]:
+        """Return the index that each group had, None for a new one."""
+        found: list[int | None] = [self._index_of(group) for group in groups]
+        for index, group in enumerate(groups):
+            if found[index] is None and group["params"]:
+                found[index] = next(
+                    (i for i, params in enumerate(self._params) if _same(params, group["params"])), None
+                )
+                if found[index] in found[:index] + found[index + 1 :]:
+                    found[index] = None  # taken
+        return found
+
+    def _index_of(self, group: dict[str, Any]) -> int | None:
+        return next((index for index, then in enumerate(self.then) if then is group), None)
 
 
 def check_last(groups: list[dict[str, Any]], state_dtype: Any = None, control: Control | None = None) -> None:
@@ -85,5 +111,23 @@ def _check_new(group: dict[str, Any], index: int, state_dtype: Any, control: Con
         control.schedule.bounds(float(options.lr_of(group)), index)
 
 
-def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return len(a) == len(b) and all(map(operator.is_, a, b))
+def _same(refs: Sequence[weakref.ref[Any]], params: Sequence[Any]) -> bool:
+    return len(refs) == len(params) and all(ref() is param for ref, param in zip(refs, params, strict=True))
+
+
+def peaks(lr: float) -> dict[str, float]:
+    """Return what a group shows of its starting LR under the names of `torch.optim.lr_scheduler`, so that distributed
+    checkpointing, which reads a file by the keys of the optimizer that loads, reads what a scheduler left there.
+
+    It shows the next number: so it can be told, in any copy, whether a file has replaced it.
+    """
+    return dict.fromkeys(PEAKS, math.nextafter(lr, math.inf))
+
+
+def started_at(group: Mapping[str, Any]) -> float | None:
+    """Return the LR for which `peaks` made what a group shows; None if something else did, or has replaced it.
+    OneCycleLR, too, may leave equal peaks, and "min_lr" beside them.
+    """
+    shown = group.get(PEAKS[0])
+    ours = isinstance(shown, float) and shown == group.get(PEAKS[1]) and "min_lr" not in group
+    return math.nextafter(shown, -math.inf) if ours else None  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.control import Control
-from greedylr_fused.step.options import is_number
+from greedylr_fused.step.options import check_not_traced, is_number
 from greedylr_fused.warning import warn
 
 #: Each is called with the closure whose result is to be the loss of a step, and raises if that is not the whole loss.
@@ -40,7 +40,9 @@ def check_observed(loss: Any, weight: Any) -> None:
 
     Raises:
         TypeError, ValueError: not one number, or a negative weight.
+        RuntimeError: called where operations are only followed.
     """
+    check_not_traced("observe()")
     check_loss(loss)
     check_weight(weight)
 
@@ -63,23 +65,24 @@ def check_weight(weight: Any) -> None:
         raise ValueError(f"weight: got {weight!r}, allowed is a finite number >= 0; pass e.g. the number of tokens")
 
 
-def of_step(closure: Any, loss: Any, control: Control) -> tuple[Any, Any]:
+def of_step(closure: Any, loss: Any, control_now: Callable[[], Control]) -> tuple[Any, Any]:
     """Return what the closure returned, and the loss of this step: None if there is none, or if it was observed.
 
     Args:
         closure: argument of step().
         loss: argument of step().
-        control: holds the losses observed so far.
+        control_now: returns what holds the losses observed so far; a closure that adds groups has it replaced.
 
     Raises:
         TypeError, ValueError, RuntimeError: no closure; a loss that is not one number, given twice, or of a part alone.
     """
-    before = control.observed
+    before = control_now().observed
     try:
         result = None if closure is None else call(closure)
     except BaseException:
-        control.discard_observed()  # the next attempt observes anew
+        control_now().discard_observed()  # the next attempt observes anew
         raise
+    control = control_now()
     returned = result if control.observed == before else None  # otherwise the closure has observed it
     if returned is not None and control.needs_loss:
         for check in closure_checks:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from greedylr_fused.capture import capturing
+from greedylr_fused.capture import capturing, outside_inference
 from greedylr_fused.control import SLOT, STATE_BEGIN, Control, block
 
 
@@ -89,7 +89,7 @@ class Mirror:
         control: what to mirror; a rebuilt control needs a new mirror.
     """
 
-    @torch.inference_mode(False)
+    @outside_inference
     def __init__(self, control: Control) -> None:
         rates = block("lr", control.n_groups)
         self._source = control.vector[STATE_BEGIN : rates.stop]

@@ -17,8 +17,9 @@ from greedylr_fused.warning import warn
 
 #: How far rounding may bring a learning rate below zero, as a share of its starting value.
 _ROUNDING = 1e-12
-#: Modes under which operations are recorded, or tensors have no memory.
-_FOLLOWERS = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+#: Modes under which tensors have no memory, or operations are recorded.
+_FAKE, _PROXY = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
+_mode = torch._C._get_dispatch_mode
 _STATE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -77,7 +78,7 @@ def check_not_traced(what: str) -> None:
     follower = None
     if torch._C._get_tracing_state() is not None:
         follower = "torch.jit.trace"
-    elif any(torch._C._get_dispatch_mode(mode) is not None for mode in _FOLLOWERS):
+    elif _mode(_FAKE) is not None or _mode(_PROXY) is not None:
         follower = "torch.export, make_fx or FakeTensorMode"
     if follower is not None:
         raise RuntimeError(

@@ -124,6 +124,7 @@ class Rates:
 
     def set(self, groups: Sequence[dict[str, Any]], value: float | Tensor | Sequence[float]) -> None:
         """Write slots and groups at once: one number for all or one each; none if one of them is out of bounds."""
+        options.check_not_traced("set_lr()")
         lrs = per_group(value, len(groups))
         for index, lr in enumerate(lrs):
             self._check(index, lr)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from greedylr_fused.capture import outside_inference
 from greedylr_fused.control import SLOT, STATE_BEGIN, Control, ring_begin
 
 #: Value of "skip" in a row that is no step, but the state where steps begin.
@@ -31,7 +32,7 @@ class Ring:
         read: how many rows were taken from its copies so far, lost ones included.
     """
 
-    @torch.inference_mode(False)
+    @outside_inference
     def __init__(self, control: Control, capacity: int) -> None:
         self._source = _state_of(control)[None]
         width, device = self._source.shape[1], self._source.device
@@ -77,7 +78,7 @@ class Ring:
         """Take back the memory of a copy, for another one."""
         self._free.append(host)
 
-    @torch.inference_mode(False)
+    @outside_inference
     def _new_host(self) -> Tensor:
         return torch.empty(self._memory.shape, dtype=torch.float64, device="cpu", pin_memory=self._memory.is_cuda)
 

@@ -61,6 +61,7 @@ class Entry:
 
     def _counted(self, count: Any) -> Tensor:
         """Return the user's own tensor, which others may share, if kernels can count in it; or else a new one."""
+        count = local(count) if isinstance(count, Tensor) else count
         own = isinstance(count, Tensor) and count.dtype == torch.float32 and count.device == self.param.device
         if own and count.numel() == 1 and not (count.is_neg() or count.is_inference()) and count.data_ptr():
             return count  # type: ignore[no-any-return]

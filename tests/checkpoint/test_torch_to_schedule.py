@@ -86,7 +86,23 @@ def whole(net, old, net2, new, folder):
     new.load_state_dict(found["opt"])
 
 
-ROADS = {"template": _by_template(False), "flattened": _by_template(True), "full": full, "whole": whole}
+def saved_again(net, old, net2, new, folder):
+    """The filled template through another file, as a rank hands it to others."""
+    third = optimizer(net2, FusedAdamW, PEAK / 2, schedule=new.schedule)
+    dcp.save({"opt": get_optimizer_state_dict(net, old)}, checkpoint_id=folder, no_dist=True)
+    found = {"opt": get_optimizer_state_dict(net2, third)}
+    dcp.load(found, checkpoint_id=folder, no_dist=True, planner=dcp.DefaultLoadPlanner(allow_partial_load=True))
+    torch.save(found["opt"], folder / "again")
+    set_optimizer_state_dict(net2, new, torch.load(folder / "again"))
+
+
+ROADS = {
+    "again": saved_again,
+    "template": _by_template(False),
+    "flattened": _by_template(True),
+    "full": full,
+    "whole": whole,
+}
 
 
 def taken_over(road, scheduler, schedule, folder, lr=PEAK):
@@ -157,6 +173,33 @@ def test_such_a_run_counts_what_another_optimizer_trained_on(road, tmp_path):
     assert last.metrics().step == 3 + 7 and last.read_lr()[0] == PEAK * (1 - 10 / 100)
 
 
+@pytest.mark.parametrize("road", [direct, *ROADS.values()], ids=["direct", *ROADS])
+def test_a_schedule_that_never_ran_starts_where_torchs_adamw_was(road, tmp_path):
+    """A checkpoint of its step 0, on which torch's AdamW trained at another constant LR."""
+    net = network()
+    first = optimizer(net, FusedAdamW, 2 * PEAK, schedule=Linear(100))
+    between = optimizer(net, torch.optim.AdamW, PEAK)
+    get_optimizer_state_dict(net, first)  # creates the state
+    between.load_state_dict(copy.deepcopy(first.state_dict()))
+    for group, lr in zip(between.param_groups, (PEAK, PEAK / 3), strict=True):
+        group["lr"] = lr
+    train(net, between, 5)
+    net2 = copy.deepcopy(net)
+    last = optimizer(net2, FusedAdamW, PEAK, schedule=Linear(100))
+    road(net, between, net2, last, tmp_path)
+    assert last.metrics().step == 0 and last.read_lr() == [PEAK, PEAK / 3]
+
+
+def test_states_of_no_parameter_count_nothing(tmp_path):
+    _, net, opt = taken_over(direct, None, Linear(100), tmp_path)
+    saved = copy.deepcopy(opt.state_dict())
+    saved["state"] |= {"gone.weight": {"step": 500.0}, "note": {"step": "of another"}}
+    opt.load_state_dict(saved)
+    assert opt.metrics().step == 3
+    opt.state["mine"] = {"step": "of nobody"}
+    assert opt.state_dict()["param_groups"][0]["control"]["counted"] == STEPS + 3
+
+
 def test_without_its_numbers_a_checkpoint_starts_the_schedule_anew(tmp_path):
     """As the messages of a damaged checkpoint advise."""
     _, net, opt = taken_over(direct, SCHEDULERS["cosine"], Linear(100), tmp_path)
@@ -174,6 +217,7 @@ def test_a_plain_optimizer_keeps_no_peak_of_a_schedule(tmp_path):
     plain = optimizer(net, FusedAdamW, PEAK)
     plain.load_state_dict(opt.state_dict())
     train(net, plain, 2)
+    assert not {"initial_lr", "max_lr"} & plain.param_groups[0].keys()
     for group in plain.param_groups:
         group["initial_lr"] = 2 * PEAK
     last = optimizer(net, FusedAdamW, PEAK, schedule=Linear(100))

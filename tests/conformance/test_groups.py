@@ -1,6 +1,8 @@
 """`param_groups` that are assigned, grown, shrunk or put in another order between steps, as with torch's AdamW."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -187,3 +189,102 @@ def test_a_new_group_that_is_not_allowed_is_refused_and_changes_nothing(device, 
     opt.param_groups.pop()
     pair.step(1)
     assert opt.metrics().step == 2
+
+
+def halfway(device, backend, lrs=(1e-3, 2e-3)):
+    """Two groups in the middle of a curve."""
+    params = [parameter(torch.ones(3, device=device), torch.ones(3, device=device)) for _ in lrs]
+    groups = [{"params": [param], "lr": lr} for param, lr in zip(params, lrs, strict=True)]
+    opt = FusedAdamW(groups, schedule=Cosine(100), backend=backend)
+    for _ in range(50):
+        opt.step()
+    return opt, params
+
+
+def comes_back(opt, params):
+    group = opt.param_groups.pop()
+    opt.metrics()  # the optimizer has seen that it was gone
+    opt.param_groups.append(group)
+
+
+def split(opt, params):
+    group = opt.param_groups[1]
+    group["params"].append(parameter(torch.zeros(3)).to(params[0].device))
+    opt.metrics()
+    parts = [{**group, "params": [param]} for param in group["params"]]
+    opt.param_groups = [opt.param_groups[0], parts[0]]
+
+
+def grown(opt, params):
+    added = parameter(torch.zeros(3, device=params[0].device))
+    opt.param_groups = [{**group, "params": [*group["params"], added][:2]} for group in opt.param_groups[:1]] + [
+        opt.param_groups[1]
+    ]
+
+
+@pytest.mark.parametrize("change", [comes_back, split, grown])
+def test_a_group_of_known_parameters_keeps_its_peak(device, backend, change):
+    opt, params = halfway(device, backend)
+    before = opt.read_lr()
+    change(opt, params)
+    assert opt.read_lr() == before and opt._control.initial_lrs == [1e-3, 2e-3]
+
+
+def test_an_empty_group_is_none_of_the_others(device, backend):
+    opt, _ = halfway(device, backend, lrs=(1e-3,))
+    opt.add_param_group({"params": []})
+    opt.read_lr()
+    opt.add_param_group({"params": [], "lr": 4e-4})
+    opt.read_lr()
+    assert opt._control.initial_lrs == [1e-3, 1e-3, 4e-4]
+
+
+def test_bounds_of_each_group_refuse_another_order(device, backend):
+    params = [parameter(torch.ones(3, device=device), torch.ones(3, device=device)) for _ in range(2)]
+    schedule = GreedyLR(min_lr=[1e-4, 1e-3], smooth=False)
+    opt = FusedAdamW([{"params": [param]} for param in params], lr=0.01, schedule=schedule, backend=backend)
+    opt.step(loss=1.0)
+    opt.param_groups.reverse()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="bounds of its own in GreedyLR"):
+            opt.step(loss=1.0)
+    opt.param_groups.reverse()
+    opt.step(loss=1.0)
+    assert opt.metrics().step == 2
+
+
+def test_a_closure_that_adds_a_group_keeps_its_loss(device, backend):
+    opt = FusedAdamW(
+        [parameter(torch.ones(3, device=device), torch.ones(3, device=device))],
+        schedule=GreedyLR(smooth=False),
+        backend=backend,
+    )
+
+    def added():
+        opt.add_param_group({"params": [parameter(torch.ones(2, device=device))]})
+        return opt.read_lr()
+
+    def returns():
+        added()
+        return torch.tensor(0.25, device=device)
+
+    def observes():
+        added()
+        opt.observe(torch.tensor(0.5, device=device))
+
+    for closure, loss in ((returns, 0.25), (observes, 0.5)):
+        opt.step(closure)
+        assert opt.metrics().loss == loss
+    opt.step(loss=1.0)
+    assert opt.metrics().step == 3 and len(opt.metrics().lr) == 3
+
+
+def test_parameters_that_were_replaced_are_let_go(device, backend):
+    """As accelerate does where it shards a model after the optimizer was made."""
+    opt = FusedAdamW([parameter(torch.ones(3, device=device))], backend=backend)
+    old = [weakref.ref(param) for group in opt.param_groups for param in group["params"]]
+    for group in opt.param_groups:
+        group["params"] = [parameter(torch.ones(3, device=device), torch.ones(3, device=device))]
+    opt.step()
+    gc.collect()
+    assert [ref() for ref in old] == [None]

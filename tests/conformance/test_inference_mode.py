@@ -146,6 +146,19 @@ def test_a_step_within(device, backend):
         assert_same_bits(a, b)
 
 
+def test_grad_mode_is_left_alone(device, backend):
+    """Hooks of users see it as they would with torch's AdamW."""
+    params = params_on(device)
+    opt, seen = build(params, backend), []
+    step(opt, 0)
+    opt.register_load_state_dict_post_hook(lambda _: seen.append(torch.is_grad_enabled()))
+    saved = copy.deepcopy(opt.state_dict())
+    for mode in (torch.no_grad(), torch.enable_grad(), torch.inference_mode()):
+        with mode:
+            opt.load_state_dict(saved)
+    assert seen == [False, True, False]
+
+
 def test_a_device_schedule_built_within(device, backend):
     (param, _) = params_on(device)
     opt = torch.optim.AdamW([param], lr=torch.tensor(0.1, device=device), fused=True)

@@ -131,8 +131,12 @@ def test_a_kept_state_dict_takes_the_schedule_back(device, backend):
     for i in range(4):
         with_gradients(params, i)
         opt.step()
-    opt.load_state_dict(kept)
-    assert opt.metrics().step == 3 and opt.read_lr() == lrs
+    for _ in range(2):
+        opt.load_state_dict(kept)
+        assert opt.metrics().step == 3 and opt.read_lr() == lrs
+    kept["param_groups"][0]["lr"] = 0.01
+    opt.load_state_dict({**kept, "state": {key: dict(own) for key, own in kept["state"].items()}})
+    assert opt.metrics().step == 3 and opt.read_lr() == [0.01]
     assert {float(state["step"]) for state in opt.state.values()} == {7.0}
 
 

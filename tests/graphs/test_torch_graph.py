@@ -28,7 +28,7 @@ class Cuda:
     def __init__(self):
         self.default = self.current = Stream("cuda:1")
         self.capturing = self.invalid = self.generator_captures = False
-        self.captured_on = []
+        self.captured_on, self.device = [], 0
 
     def synchronize(self):
         if self.capturing:
@@ -39,7 +39,12 @@ class Cuda:
         return Within(self, stream)
 
     def set_stream(self, stream):
-        self.current = stream
+        """Of another device, it makes that one current."""
+        self.current, self.device = stream, stream.device.index
+
+    def on_device(self, device):
+        index = device if isinstance(device, int) else device.index
+        return OnDevice(self, index)
 
     def graph(self, graph, **options):
         return Capture(self, graph, options)
@@ -54,6 +59,14 @@ class Within:
 
     def __exit__(self, *_):
         self.cuda.current = self.before
+
+
+class OnDevice(Within):
+    def __enter__(self):
+        self.before, self.cuda.device = self.cuda.device, self.wanted
+
+    def __exit__(self, *_):
+        self.cuda.device = self.before
 
 
 class Capture(Within):
@@ -90,7 +103,8 @@ def cuda(monkeypatch):
         stream=cuda.stream,
         current_stream=lambda device: cuda.current,
         set_stream=cuda.set_stream,
-        device=lambda device: cuda.stream(cuda.current),
+        device=cuda.on_device,
+        current_device=lambda: cuda.device,
         graph=cuda.graph,
         synchronize=cuda.synchronize,
     )
@@ -106,7 +120,8 @@ def test_a_body_that_waits(cuda):
     torchs = weakref.ref(graph._graph)
     with pytest.raises(RuntimeError, match=r"could not be captured.*previous error during capture.*move .item\(\)"):
         graph.capture(cuda.synchronize)
-    assert cuda.current is cuda.default and not cuda.capturing and not cuda.generator_captures
+    assert cuda.current is cuda.default and cuda.device == 0
+    assert not cuda.capturing and not cuda.generator_captures
     del graph
     gc.collect()
     assert torchs() is not None, "its destruction is not safe"

@@ -76,6 +76,17 @@ def test_a_step_that_is_followed_is_refused_and_changes_nothing(options, way, be
     assert_same(snapshot(training.opts[0]), snapshot(twin.opts[0]))
 
 
+def test_what_else_writes_to_the_device_is_refused():
+    training = Training(OPTIONS["driven"])
+    (opt,) = training.opts
+    with FakeTensorMode():
+        for call in (lambda: opt.observe(1.0), lambda: opt.set_lr(5e-4)):
+            with pytest.raises(RuntimeError, match=r"(observe|set_lr)\(\): expected a call that runs"):
+                call()
+    training(torch.ones(1, 3))
+    assert opt.metrics().step == 1 and opt.read_lr() == [0.1 / OPTIONS["driven"]["schedule"].factor]
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_construction_where_tensors_have_no_memory(options):
     with FakeTensorMode():
