@@ -260,11 +260,12 @@ class FusedAdamW(Optimizer):
         """Load a checkpoint of FusedAdamW or of `torch.optim.AdamW`: all of it or, if anything fails, nothing.
 
         Moments get `state_dtype`, by default the wider of the checkpoint's and the parameter's dtype, but float64 only
-        for float64 parameters. The schedule keeps its own options; of a longer window it takes the newest losses. If
-        the checkpoint has no numbers of a schedule, the schedule starts anew from the LRs there, a step schedule at its
-        first step or, after a run that a torch scheduler drove, from that scheduler's peak and the steps taken.
-        (torch's AdamW writes no such numbers, but keeps those that it loaded.) Moments on the parameters' device are
-        copied, and the old ones stay until all is loaded: if memory is short, load with `map_location="cpu"`.
+        for float64 parameters. Those on the parameters' device are copied, and the old ones stay until all is loaded:
+        if memory is short, load with `map_location="cpu"`.
+
+        The schedule keeps its own options; of a longer window it takes the newest losses. Where the checkpoint has no
+        numbers of a schedule, as from torch's AdamW, it starts anew from the LRs there: a step schedule at its first
+        step or, after a run that a torch scheduler drove, at that run's step on the curve from the scheduler's peak.
 
         Args:
             state_dict: what `state_dict()` returned.
