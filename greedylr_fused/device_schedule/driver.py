@@ -126,8 +126,8 @@ class DeviceSchedule:
             if shared is not None:
                 self._ranks.add_up(shared, norm=False).wait()
             self._backend.control(in_place)
-            if capturing(self._control.device):
-                self._captures.append(loss)
+            if in_place is not None and capturing(self._control.device):
+                self._captures.append(in_place.detach())  # the memory that the graph reads
         except BaseException:
             self._control.discard_observed()
             raise

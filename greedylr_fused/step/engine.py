@@ -100,9 +100,9 @@ class Engine:
             self.table.release()
 
     def keep(self, loss: Any) -> None:
-        """Keep a loss for the graph being captured, which reads it at each replay."""
-        if capturing(self.device):
-            self.captures[-1].append(loss)
+        """Keep the memory of a loss for the graph being captured, which reads it at each replay."""
+        if capturing(self.device) and isinstance(loss, Tensor):
+            self.captures[-1].append(loss.detach())
 
     @property
     def captured(self) -> bool:

@@ -1,5 +1,7 @@
 """The loss as a tensor: read where it lies by the kernel that closes the step, without an operation of its own."""
 
+import weakref
+
 import pytest
 import torch
 from support.tensors import parameter
@@ -95,6 +97,17 @@ def test_one_buffer_for_all_micro_batches(device, backend):
     opt.step(loss=buffer)
     buffer.fill_(7.0)
     assert opt.metrics().loss == 4.0
+
+
+def test_nothing_keeps_a_loss_and_its_graph(device, backend):
+    opt = build(device, backend)
+    (param,) = opt.param_groups[0]["params"]
+    for _ in range(2):
+        loss = param.square().mean()
+        opt.step(loss=loss)
+        kept = weakref.ref(loss)
+        del loss
+        assert kept() is None
 
 
 def test_it_takes_no_operation(device, backend):

@@ -78,16 +78,16 @@ class _Kernel:
     """
 
     def __init__(self, function: Any, programs: int, args: Sequence[Any], loss_at: int | None = None) -> None:
-        self._function, self._grid, self._args, self._loss_at = function, (programs, 1, 1), list(args), loss_at
+        self._function, self._grid, self._args, self._loss_at = function, (programs, 1, 1), tuple(args), loss_at
         self._launch: Callable[..., None] | None = None
 
     def __call__(self, loss: Tensor | None = None) -> None:
-        if self._loss_at is not None:
-            self._args[self._loss_at] = loss
+        at = self._loss_at  # nothing keeps a loss longer than its call: it may hold a whole graph
+        args = self._args if at is None else (*self._args[:at], loss, *self._args[at + 1 :])
         if self._launch is not None:
-            self._launch(*self._args)
+            self._launch(*args)
         else:
-            compiled = self._function[self._grid](*self._args, **OPTIONS)
+            compiled = self._function[self._grid](*args, **OPTIONS)
             if compiled is not None:  # the interpreter compiles nothing
                 self._launch = compiled[self._grid]
 
@@ -114,7 +114,7 @@ class _Closing:
     def __call__(self, loss: Tensor | None = None) -> None:
         dtype = None if loss is None else loss.dtype
         if dtype not in self._kernels:
-            args = (*self._before, loss, *self._after, True)
+            args = (*self._before, None, *self._after, True)
             self._kernels[dtype] = _Kernel(*self._bound, args, len(self._before))
         self._kernels[dtype](loss)
 
