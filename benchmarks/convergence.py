@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.report:
         if not path.exists():
             raise SystemExit(
-                f"--report: got {arguments.out}, which has no {path.name}; give the folder of a run, or run"
+                f"--report: expected a folder with {path.name} in it, got {arguments.out}; give the folder of a run, "
+                "or run"
             )
         for written in write_report(arguments.out, Plan(preset, Results(path))):
             print(f"wrote {written}")

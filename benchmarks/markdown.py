@@ -73,7 +73,7 @@ def rewritten(document: str, name: str, content: str) -> str:
     """
     begin, end = f"<!-- {name}: written by benchmarks/markdown.py -->", f"<!-- end of {name} -->"
     if document.count(begin) != 1 or document.count(end) != 1 or document.index(begin) > document.index(end):
-        raise ValueError(f"got a document without the marks of {name!r}, allowed is one {begin} before one {end}")
+        raise ValueError(f"document: expected one {begin} before one {end}, got other marks of {name!r}")
     before, rest = document.split(begin)
     return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 

@@ -44,7 +44,7 @@ class Asked:
         given = vars(arguments)
         for name, value in given.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not value > 0:
-                raise SystemExit(f"--{name}: got {value}, allowed are numbers above 0")
+                raise SystemExit(f"--{name}: expected a number above 0, got {value}")
         where = device(arguments.device)
         config = {name: value for name, value in given.items() if name not in ("out", "device")}
         return cls(where, given.get("seconds") or math.inf, config | {"device": str(where)}, arguments.out)
@@ -97,10 +97,13 @@ def device(name: str) -> torch.device:
     except RuntimeError:
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
-        raise SystemExit(f"--device: got {name}, allowed are cpu, cuda, and cuda with a number, as in cuda:1")
+        raise SystemExit(f"--device: expected cpu, cuda, or cuda with a number, as in cuda:1, got {name}")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count() or "no"
-        raise SystemExit(f"--device: got {found}, and torch {torch.__version__} finds {count} GPU; use --device cpu")
+        raise SystemExit(
+            f"--device: expected a device that torch {torch.__version__} finds, with {count} GPU, got {found}; "
+            "use --device cpu"
+        )
     return found
 
 
@@ -118,7 +121,7 @@ def chosen(given: str | None, allowed: list[str], default: list[str], what: str)
     found = default if given is None else names(given)
     unknown = [name for name in found if name not in allowed]
     if unknown or not found:
-        raise SystemExit(f"--{what}: got {', '.join(unknown) or 'nothing'}, allowed are {', '.join(allowed)}")
+        raise SystemExit(f"--{what}: expected {', '.join(allowed)}, got {', '.join(unknown) or 'nothing'}")
     return found
 
 

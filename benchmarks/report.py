@@ -76,7 +76,9 @@ def load(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text())
     missing = {"benchmark", "environment", "config", "records", "left_out"} - set(content)
     if missing:
-        raise ValueError(f"{path}: got no {', '.join(sorted(missing))}, allowed is a file written by benchmarks.report")
+        raise ValueError(
+            f"{path}: expected a file written by benchmarks.report, got one without {', '.join(sorted(missing))}"
+        )
     return dict(content)
 
 

@@ -56,7 +56,7 @@ def wanted() -> bool | None:
     value = os.environ.get(SWITCH, "")
     if value not in ("", "0", "1"):
         raise BuildFailed(
-            f"{SWITCH}: got {value!r}, allowed are 0 (never), 1 (always); unset it to build if nvcc is found"
+            f"{SWITCH}: expected 0 (never) or 1 (always), got {value!r}; unset it to build if nvcc is found"
         )
     return None if value == "" else value == "1"
 

@@ -124,7 +124,7 @@ def schedule_options(parser: argparse.ArgumentParser) -> None:
 
 def _schedule(text: str) -> str:
     if text not in NAMES and not text.endswith(".json"):
-        raise argparse.ArgumentTypeError(f"got {text}, allowed is one of {', '.join(NAMES)}, or {FILE}")
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(NAMES)}, or {FILE}, got {text}")
     return text
 
 
@@ -151,7 +151,7 @@ def _whole(text: str, least: int, most: int) -> int:
     except ValueError:
         value = least - 1
     if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"got {text}, allowed is {allowed}")
+        raise argparse.ArgumentTypeError(f"expected {allowed}, got {text}")
     return value
 
 
@@ -173,5 +173,5 @@ def _number(text: str, allowed: str, fits: Callable[[float], bool]) -> float:
     except ValueError:
         value = math.nan
     if not fits(value):
-        raise argparse.ArgumentTypeError(f"got {text}, allowed is {allowed}")
+        raise argparse.ArgumentTypeError(f"expected {allowed}, got {text}")
     return value

@@ -170,13 +170,15 @@ def check_ranks(config: Config, ranks: Ranks) -> None:
         raise UsageError(f"{what}: the baseline decides from the loss of its own rank; run it without torchrun")
     if config.batch % ranks.size:
         raise UsageError(
-            f"--batch: got {config.batch} windows for {ranks.size} ranks, allowed is a multiple of {ranks.size}; "
-            "choose another --batch or --nproc-per-node"
+            f"--batch: expected a multiple of {ranks.size}, the number of ranks, got {config.batch} windows; choose "
+            "another --batch or --nproc-per-node"
         )
     if config.device == "cuda" and ranks.engine:
         here, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
         if here > found:
-            raise UsageError(f"--nproc-per-node: got {here} on a machine with {found} GPUs; allowed is one for each")
+            raise UsageError(
+                f"--nproc-per-node: expected at most {found}, one for each GPU of the machine, got {here}; start fewer"
+            )
 
 
 def _in_words(config: Config, name: str) -> Any:

@@ -50,7 +50,9 @@ def load_corpus(source: Path | None, context: int) -> Corpus:
     if tail < context + 1:
         needed = round((context + 1) / HELD_OUT)
         why = f" ({skipped} files with zero bytes in them were skipped as not text)" if skipped else ""
-        raise UsageError(f"corpus {root}: got {len(text):,} bytes of text{why}, at least {needed:,} are needed")
+        raise UsageError(
+            f"corpus {root}: expected at least {needed:,} bytes of text, got {len(text):,}{why}; name a larger one"
+        )
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return Corpus(data[:-tail], data[-tail:], hashlib.sha256(text).hexdigest())
 

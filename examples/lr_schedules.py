@@ -67,7 +67,7 @@ def check_baseline(config: Config) -> None:
     option = "--compare" if config.compare else "--optimizer torch"
     wrong = None
     if config.schedule not in HOST:
-        wrong = f"--schedule {config.schedule}; allowed are {', '.join(HOST)}"
+        wrong = f"--schedule {config.schedule}; write one of {', '.join(HOST)}"
     elif config.schedule == "linear" and config.min_lr_ratio:
         wrong = "a linear schedule with --min-lr-ratio; cosine and wsd may have one"
     elif config.schedule == "plateau" and config.warmup_steps:
@@ -117,7 +117,7 @@ def _refined(config: Config) -> Refined:
     """That of the file, stretched over the steps of this run."""
     steps = config.steps - config.warmup_steps
     if steps < 1:
-        raise ValueError(f"--warmup-steps: got {config.warmup_steps}, allowed is less than --steps {config.steps}")
+        raise ValueError(f"--warmup-steps: expected less than --steps {config.steps}, got {config.warmup_steps}")
     values = refinement.resample(torch.tensor(config.values, dtype=torch.float64), steps).tolist()
     return Refined(values, warmup_steps=config.warmup_steps, min_lr_ratio=config.min_lr_ratio)
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     if given.command not in _COMMANDS:
         allowed = ", ".join(map(repr, _COMMANDS))
-        parser.error(f"COMMAND: got {given.command!r}, allowed are {allowed}; --help says what each does")
+        parser.error(f"COMMAND: expected one of {allowed}, got {given.command!r}; --help says what each does")
     importlib.import_module(f"greedylr_fused.commands.{given.command}").main(given.rest)
 
 

@@ -93,7 +93,7 @@ def pytest_collection_modifyitems(config, items):
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
         if item.get_closest_marker("gpu") or on_gpu:  # tests give numbers, for which a user would wait
-            item.add_marker(pytest.mark.filterwarnings("ignore:.* got a number as loss for parameters on"))
+            item.add_marker(pytest.mark.filterwarnings("ignore:.* expected a tensor as loss for parameters on"))
 
 
 def pytest_collection_finish():

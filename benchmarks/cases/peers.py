@@ -46,8 +46,8 @@ class Contender:
         unknown = [option for option in options if option not in OPTIONS]
         if family not in FAMILIES or unknown:
             raise ValueError(
-                f"contender: got {name!r}, allowed is one of {', '.join(FAMILIES)}, followed by any of "
-                f"{', '.join('+' + option for option in OPTIONS)}"
+                f"contender: expected one of {', '.join(FAMILIES)}, followed by any of "
+                f"{', '.join('+' + option for option in OPTIONS)}, got {name!r}"
             )
         return cls(family, frozenset(options))
 

@@ -190,6 +190,6 @@ def shapes(name: str) -> Shapes:
         ValueError: unknown name.
     """
     if name not in _MAKE:
-        raise ValueError(f"shapes: got {name!r}, allowed are {', '.join(NAMES)}")
+        raise ValueError(f"shapes: expected one of {', '.join(NAMES)}, got {name!r}")
     about, make = _MAKE[name]
     return Shapes(name, about, tuple(make()))

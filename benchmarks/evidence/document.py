@@ -29,7 +29,7 @@ def write_report(folder: Path, plan: Plan) -> list[Path]:
     """
     results = Results(folder / "results.jsonl")
     if not results.records:
-        raise FileNotFoundError(f"{results.path}: got no finished run; run without --report first")
+        raise FileNotFoundError(f"{results.path}: expected a finished run, got none; run without --report first")
     evidence = Evidence(plan, results)
     drawn = pictures.draw(evidence, folder)
     path = folder / "REPORT.md"

@@ -35,8 +35,9 @@ class Results:
                 raise ValueError(f"{path} line {number}: {error!r}; drop that line, and it is run again") from None
             if commit is not None and record["commit"] != commit and not mix:
                 raise ValueError(
-                    f"{path}: got runs of commit {record['commit']} and this is {commit}; go on from a checkout of the "
-                    "former, begin another file with --out, or take these runs for done with --mix-commits"
+                    f"{path}: expected runs of this commit, {commit}, got ones of commit {record['commit']}; go on "
+                    "from a checkout of the latter, begin another file with --out, or take these runs for done with "
+                    "--mix-commits"
                 )
             self.records[key] = record
 

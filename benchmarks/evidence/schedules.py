@@ -53,7 +53,7 @@ def _wsd(run: Context) -> Any:
 def _refined(run: Context) -> Any:
     """As the authors do: the first norms, which are large, give it a warm-up of its own; the common one besides."""
     if run.norms is None:
-        raise ValueError("refined: got no norms, allowed are those of a finished run of linear; run that first")
+        raise ValueError("refined: expected the norms of a finished run of linear, got none; run that first")
     return schedules.Refined.from_norms(run.norms, total_steps=run.steps, warmup_steps=run.warmup)
 
 

@@ -39,7 +39,7 @@ def median(values: Sequence[float]) -> float:
         ValueError: no values.
     """
     if not values:
-        raise ValueError("median: got no values, allowed is at least one")
+        raise ValueError("median: expected at least one value, got none")
     ordered, half = sorted(values), len(values) // 2
     return ordered[half] if len(ordered) % 2 else _mean(ordered[half - 1], ordered[half])
 
@@ -104,7 +104,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
         ValueError: not as many of one as of the other.
     """
     if len(ours) != len(theirs):
-        raise ValueError(f"paired: got {len(ours)} and {len(theirs)} losses, allowed is as many of both")
+        raise ValueError(f"paired: expected as many losses of both, got {len(ours)} and {len(theirs)}")
     differences = [0.0 if a == b else a - b for a, b in zip(ours, theirs, strict=True)]
     wins, losses = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
     return Paired(bootstrap(differences), wins, losses, len(differences) - wins - losses)

@@ -132,7 +132,9 @@ def starting_point(task: str, folder: Path, device: torch.device) -> dict[str, T
         optimizer = _optimizer(trainee, run, SCHEDULES["linear"](Context(steps)))
         losses, _ = _train(trainee, optimizer, run, Evaluations(trainee, optimizer, steps))
         if not _all_finite(losses):
-            raise RuntimeError(f"{task}: got a starting point whose training failed; lower START_LR")
+            raise RuntimeError(
+                f"{task}: expected a starting point that trained, got losses that are not finite; lower START_LR"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(trainee.model.cpu().state_dict(), path)
     return dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = Asked.of(arguments)
     given = options.names(arguments.counts or "")
     if not all(n.isdigit() and int(n) for n in given):
-        raise SystemExit(f"--counts: got {arguments.counts}, allowed are numbers above 0 with commas between")
+        raise SystemExit(f"--counts: expected numbers above 0 with commas between, got {arguments.counts}")
     counts = [int(n) for n in given] or None
     kinds = options.chosen(arguments.kinds, list(COUNTS), list(COUNTS), "kinds")
     usual = FULL if arguments.full else COUNTS

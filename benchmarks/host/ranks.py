@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     asked = Asked.of(arguments)
     if asked.device.type == "cuda" and arguments.world > torch.cuda.device_count():
-        raise SystemExit(f"--world: got {arguments.world}, allowed are the {torch.cuda.device_count()} GPUs here")
+        raise SystemExit(f"--world: expected at most the {torch.cuda.device_count()} GPUs here, got {arguments.world}")
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(on_rank, (f"{folder}/meeting", asked), nprocs=arguments.world)
 

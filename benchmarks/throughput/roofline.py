@@ -80,7 +80,7 @@ def _on_cpu(workload: Workload, chunk: int) -> Roofline:
 
     def roofline() -> None:
         if call(torch.get_num_threads()):
-            raise RuntimeError(f"roofline.cpp: got the mix {mix.name!r}, which it was not compiled for; add it there")
+            raise RuntimeError(f"roofline.cpp: expected a mix that it was compiled for, got {mix.name!r}; add it there")
 
     return roofline
 

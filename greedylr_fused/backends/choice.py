@@ -63,4 +63,4 @@ def resolve(name: str, device: torch.device) -> Choice:
 def check_name(name: str) -> None:
     """Refuse an unknown backend name."""
     if name not in NAMES:
-        raise ValueError(f"backend: got {name!r}, allowed are {', '.join(NAMES)}; leave it out for auto")
+        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}; leave it out for auto")

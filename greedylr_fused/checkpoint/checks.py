@@ -1,6 +1,6 @@
 """Checks that a dictionary is a checkpoint of these parameters and groups, all made before anything is changed.
 
-All raise TypeError or ValueError, and name the place in the dictionary, the value there, and what is allowed.
+All raise TypeError or ValueError, and name the place in the dictionary, what is expected there, and the value there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def refuse(where: str, got: object, allowed: str, remedy: str, error: type[Excep
     """Raise an error in the form that all errors of a checkpoint have."""
     shown = repr(got)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    raise error(f"checkpoint: {where} is {shown}, allowed is {allowed}; {remedy}")
+    raise error(f"checkpoint: {where}: expected {allowed}, got {shown}; {remedy}")
 
 
 def check_dictionary(loaded: Any) -> None:
@@ -38,7 +38,9 @@ def check_dictionary(loaded: Any) -> None:
         TypeError: no dictionary.
     """
     if not isinstance(loaded, Mapping):
-        raise TypeError(f"checkpoint: got a {type(loaded).__name__}, allowed is what state_dict() returned; pass that")
+        raise TypeError(
+            f"checkpoint: expected the dictionary of state_dict(), got a {type(loaded).__name__}; pass that dictionary"
+        )
 
 
 def check_layout(loaded: Any, live: Sequence[Mapping[str, Any]]) -> None:
@@ -50,8 +52,8 @@ def check_layout(loaded: Any, live: Sequence[Mapping[str, Any]]) -> None:
     check_dictionary(loaded)
     if not {"state", "param_groups"} <= loaded.keys():
         raise ValueError(
-            f"checkpoint: got a dictionary with the keys {sorted(map(str, loaded))[:5]}, allowed is what state_dict() "
-            'of an optimizer returns; pass that part of the file, such as checkpoint["optimizer"]'
+            "checkpoint: expected what state_dict() of an optimizer returns, got a dictionary with the keys "
+            f'{sorted(map(str, loaded))[:5]}; pass that part of the file, such as checkpoint["optimizer"]'
         )
     if not isinstance(loaded["state"], Mapping):
         refuse("state", loaded["state"], "a dictionary", "load an earlier checkpoint", TypeError)
@@ -60,8 +62,8 @@ def check_layout(loaded: Any, live: Sequence[Mapping[str, Any]]) -> None:
         refuse("param_groups", groups, "a list of dictionaries", "load an earlier checkpoint", TypeError)
     if len(groups) != len(live):
         raise ValueError(
-            f"checkpoint: got {len(groups)} parameter groups, allowed are the {len(live)} of this optimizer; "
-            "construct it with the groups of the run that wrote the checkpoint"
+            f"checkpoint: expected the {len(live)} parameter groups of this optimizer, got {len(groups)}; construct it "
+            "with the groups of the run that wrote the checkpoint"
         )
     for index, (group, own) in enumerate(zip(groups, live, strict=True)):
         _check_group(with_flags(group, own), index, len(own["params"]))
@@ -73,15 +75,15 @@ def _check_group(group: Mapping[str, Any], index: int, n_params: int) -> None:
     for name in ("params", "lr", "betas", "eps", "weight_decay"):
         if name not in group:
             raise ValueError(
-                f'checkpoint: {where} has no "{name}" but {sorted(map(str, group))}, allowed are groups of AdamW; '
-                "load one that FusedAdamW or torch.optim.AdamW wrote"
+                f"checkpoint: {where}: expected a group of AdamW, got one with the keys {sorted(map(str, group))}, "
+                f'without "{name}"; load a checkpoint that FusedAdamW or torch.optim.AdamW wrote'
             )
     if not isinstance(group["params"], (list, tuple)):
         refuse(f'{where}["params"]', group["params"], "a list", "load an earlier checkpoint", TypeError)
     if len(group["params"]) != n_params:
         raise ValueError(
-            f'checkpoint: {where}["params"] has {len(group["params"])} parameters, allowed are the {n_params} of that '
-            "group of this optimizer; construct it with the groups of the run that wrote the checkpoint"
+            f'checkpoint: {where}["params"]: expected the {n_params} parameters of that group of this optimizer, got '
+            f"{len(group['params'])}; construct it with the groups of the run that wrote the checkpoint"
         )
     for name in ("amsgrad", "maximize"):
         value = group.get(name, False)
@@ -104,7 +106,7 @@ def _check_ids(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]]) -> 
             refuse('an entry of "params"', name, "a number or a name", "load an earlier checkpoint", TypeError)
         if of_name.setdefault(name, param) is not param or of_param.setdefault(param, name) != name:
             raise ValueError(
-                f'checkpoint: param_groups[...]["params"] has {name!r} in two places, allowed is each parameter once; '
+                f'checkpoint: param_groups[...]["params"]: expected each parameter once, got {name!r} in two places; '
                 "load an earlier checkpoint"
             )
 
@@ -125,8 +127,8 @@ def check_states(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]])
     for name in loaded["state"]:
         if isinstance(name, int) and name not in known:  # other names belong to no parameter, as in torch
             raise ValueError(
-                f"checkpoint: state[{name!r}] belongs to no parameter, allowed are those of param_groups: "
-                f"{sorted(map(str, known))[:5]}...; load an earlier checkpoint"
+                f"checkpoint: state[{name!r}]: expected one of the parameters of param_groups, "
+                f"{sorted(map(str, known))[:5]}..., got none of them; load an earlier checkpoint"
             )
     amsgrad = {name for group in loaded["param_groups"] if group.get("amsgrad") for name in group["params"]}
     for index, param in pairs(loaded, groups):
@@ -137,8 +139,8 @@ def check_states(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]])
         for name in ("step", *needed) if own else ():
             if name not in own:
                 raise ValueError(
-                    f'checkpoint: {where} has no "{name}" but {sorted(map(str, own))}, allowed are states of AdamW; '
-                    "load one that FusedAdamW or torch.optim.AdamW wrote"
+                    f"checkpoint: {where}: expected a state of AdamW, got one with the keys {sorted(map(str, own))}, "
+                    f'without "{name}"; load a checkpoint that FusedAdamW or torch.optim.AdamW wrote'
                 )
         if "step" in own:
             _check_step(f'{where}["step"]', own["step"])
@@ -181,7 +183,7 @@ def _check_moment(where: str, moment: Any, param: Tensor) -> None:
         refuse(where, moment, "a tensor", "it is damaged: load an earlier checkpoint", TypeError)
     if moment.shape != param.shape:
         raise ValueError(
-            f"checkpoint: {where} has shape {tuple(moment.shape)}, allowed is {tuple(param.shape)} like its parameter; "
+            f"checkpoint: {where}: expected shape {tuple(param.shape)} like its parameter, got {tuple(moment.shape)}; "
             "load the checkpoint of the same model"
         )
     fits = moment.dtype.to_real() in DTYPES and moment.is_complex() == param.is_complex()
@@ -197,7 +199,7 @@ def _check_moment(where: str, moment: Any, param: Tensor) -> None:
         got = "no DTensor" if spec is None else f"a DTensor with placements {spec.placements} on {spec.mesh}"
         allowed = "a plain tensor" if wanted is None else f"placements {wanted.placements} on {wanted.mesh}"
         raise ValueError(
-            f"checkpoint: {where} is {got}, allowed is {allowed} like its parameter; load it by "
+            f"checkpoint: {where}: expected {allowed} like its parameter, got {got}; load it by "
             "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, with "
             "StateDictOptions(full_state_dict=True) if it is whole"
         )

@@ -99,7 +99,7 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
             if name not in own:
                 key = _key(name)
                 raise ValueError(
-                    f'checkpoint: {where} has no "{key}", allowed is what FusedAdamW.state_dict() wrote; {_ANEW}'
+                    f'checkpoint: {where}: expected what FusedAdamW.state_dict() wrote, got no "{key}" in it; {_ANEW}'
                 )
         found.append(_checked(where, own))
         for name in (*SAVED, "window"):

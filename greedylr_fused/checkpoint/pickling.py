@@ -89,6 +89,6 @@ def _group_named(name: str | None) -> Any:
         return c10d._resolve_process_group(name)  # type: ignore[arg-type]
     except Exception as error:
         raise RuntimeError(
-            f"FusedAdamW: got a pickle of an optimizer with the process group {name!r}, which does not exist in this "
+            f"FusedAdamW: expected the process group {name!r} of the pickled optimizer, got none of that name in this "
             "process; create the groups in the same order before unpickling, or save state_dict() instead"
         ) from error

@@ -121,9 +121,9 @@ def check_decay(first: Mapping[str, Any], control: Control) -> None:
     """Refuse the numbers of a run in a late decay for which this schedule has no room."""
     if first["decay_steps"] > control.curve.decay_room:
         raise ValueError(
-            f"checkpoint: written in a decay of {first['decay_steps']:g} steps that start_decay() began, allowed for "
-            f"this schedule are {control.curve.decay_room}; construct it with the WSD(...) of the run that wrote it, "
-            f'or delete "{KEY}" from every group'
+            f"checkpoint: expected a decay of at most {control.curve.decay_room} steps, for which this schedule has "
+            f"room, got one of {first['decay_steps']:g} that start_decay() began; construct it with the WSD(...) of "
+            f'the run that wrote it, or delete "{KEY}" from every group'
         )
 
 
@@ -148,16 +148,16 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
         return [own | kept for own in fresh]
     if kind and first["mode_max"] != mode_max:
         raise ValueError(
-            f'checkpoint: written with mode="{"min" if mode_max else "max"}", this schedule has mode='
-            f'"{"max" if mode_max else "min"}"; construct it with the mode of the run that wrote it'
+            f'checkpoint: expected mode="{"max" if mode_max else "min"}", as this schedule has it, got one written '
+            f'with mode="{"min" if mode_max else "max"}"; construct it with the mode of the run that wrote it'
         )
     window, size = first["window"], control.window_size
     if window and not size or size and not window and math.isfinite(first["best"]):
         means, losses = "smooth=True", "smooth=False"
         raise ValueError(
-            f"checkpoint: written with {means if window else losses}, this schedule has "
-            f"{losses if window else means}, and their bests do not compare; construct it with the "
-            f'"smooth" of the run that wrote it, or delete "{KEY}" from every group'
+            f"checkpoint: expected {losses if window else means}, as this schedule has it, got one written with "
+            f'{means if window else losses}, whose best does not compare; construct it with the "smooth" of the run '
+            f'that wrote it, or delete "{KEY}" from every group'
         )
     if len(window) <= size:
         return list(numbers)

@@ -52,7 +52,9 @@ def load_pyplot() -> Any:
         importlib.import_module("matplotlib").use("agg")
         return importlib.import_module("matplotlib.pyplot")
     except ImportError as error:
-        raise ValueError(f"got no matplotlib ({error}), which draws the picture; run: pip install matplotlib") from None
+        raise ValueError(
+            f"expected matplotlib, which draws the picture, got none ({error}); run: pip install matplotlib"
+        ) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,16 +82,18 @@ def _chosen(given: argparse.Namespace) -> dict[str, Run]:
     runs = recorded_run.read(given.source)
     if given.run is not None:
         if given.run not in runs:
-            raise ValueError(f"--run: got {given.run!r}, allowed is one of {', '.join(runs)} in {given.source}")
+            raise ValueError(
+                f"--run: expected one of {', '.join(runs)} in {given.source}, got {given.run!r}; choose one of them"
+            )
         runs = {given.run: runs[given.run]}
     found = {name: run.between(given.first, given.last) for name, run in runs.items()}
     found = {name: run for name, run in found.items() if run.steps}
     if not found:
         begin, end = min(run.steps[0] for run in runs.values()), max(run.steps[-1] for run in runs.values())
         raise ValueError(
-            f"{given.source}: got no step from {'the first' if given.first is None else given.first} to "
-            f"{'the last' if given.last is None else given.last}, allowed are --from and --to that enclose some of "
-            f"{begin} to {end}"
+            f"{given.source}: expected --from and --to that enclose some of {begin} to {end}, got no step from "
+            f"{'the first' if given.first is None else given.first} to "
+            f"{'the last' if given.last is None else given.last}; choose others"
         )
     return found
 

@@ -88,7 +88,8 @@ def _column(norms: Tensor, given: argparse.Namespace) -> tuple[Tensor, str]:
         if other and not given.l2 and given.optimizer == "adam":
             remedy += "; or take the L2 norms that are there with --l2, which is not what the paper does for Adam"
         raise ValueError(
-            f"{given.source}: got {len(found)} steps without {name} norms, which {given.optimizer} needs; {remedy}"
+            f"{given.source}: expected {name} norms, which {given.optimizer} needs, got {len(found)} steps without; "
+            f"{remedy}"
         )
     return found, name
 

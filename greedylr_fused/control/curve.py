@@ -71,14 +71,14 @@ class Curve:
         if not self.decay_room:
             got = "no step schedule" if self.base is None else repr(self.base)
             raise RuntimeError(
-                f"start_decay(): got {got}, allowed is a schedule, or the base of one, that waits for it; construct it "
+                f"start_decay(): expected a schedule, or the base of one, that waits for it, got {got}; construct it "
                 "with WSD(warmup_steps=...), without total_steps"
             )
         if isinstance(steps, bool) or not isinstance(steps, int):
-            raise TypeError(f"start_decay(): got steps={steps!r}, allowed is an int; write start_decay(1000)")
+            raise TypeError(f"start_decay(): expected an int, got steps={steps!r}; write start_decay(1000)")
         if not 1 <= steps <= self.decay_room:
             raise ValueError(
-                f"start_decay(): got {steps} steps, allowed are 1 to {self.decay_room}; write the whole run as "
+                f"start_decay(): expected 1 to {self.decay_room} steps, got {steps}; write the whole run as "
                 "WSD(total_steps, decay_steps=...) to decay for longer"
             )
 
@@ -109,10 +109,12 @@ def _checked(schedule: StepSchedule, curve: Any) -> array[float]:
     """
     name = f"{type(schedule).__name__}.curve()"
     if not isinstance(curve, array) or curve.typecode != "d" or not curve:
-        raise TypeError(f'{name}: got {curve!r:.60}, allowed is a filled array("d", ...); wrap the values in one')
+        raise TypeError(
+            f'{name}: expected a filled array("d", ...), got {curve!r:.60}; wrap the values in such an array'
+        )
     values = torch.frombuffer(curve, dtype=torch.float64)
     wrong = ~((values >= 0) & values.isfinite())
     if bool(wrong.any()):
         step = int(wrong.nonzero()[0])
-        raise ValueError(f"{name}: got {curve[step]} for step {step}, allowed is a finite number >= 0; correct it")
+        raise ValueError(f"{name}: expected a finite number >= 0 for step {step}, got {curve[step]}; correct it")
     return curve

@@ -99,9 +99,9 @@ class Control:
             return [(0.0, math.inf)] * len(initial_lrs)
         if not any(initial_lrs):
             raise ValueError(
-                f"{type(self.schedule).__name__}: got a starting lr of 0 in every parameter group, allowed is at least "
-                "one above 0, since a schedule multiplies it; write lr=3e-4 (into the param_groups of the checkpoint, "
-                "if it ended at 0)"
+                f"{type(self.schedule).__name__}: expected a starting lr above 0 in at least one parameter group, "
+                "since a schedule multiplies it, got 0 in every one; write lr=3e-4 (into the param_groups of the "
+                "checkpoint, if it ended at 0)"
             )
         if self._loss_driven is None:
             return [(0.0, DEFAULT_MAX_RATIO * lr if lr else math.inf) for lr in initial_lrs]
@@ -147,8 +147,8 @@ class Control:
         for group, (saved, (low, high)) in enumerate(zip(groups, bounds, strict=True)):
             if not low <= saved["level"] <= high:
                 raise ValueError(
-                    f"checkpoint: learning rate of parameter group {group} is {saved['level']}, allowed is {low} to "
-                    f"{high} (min_lr to max_lr of this schedule); construct {type(self.schedule).__name__} with bounds "
+                    f"checkpoint: learning rate of parameter group {group}: expected {low} to {high} (min_lr to max_lr "
+                    f"of this schedule), got {saved['level']}; construct {type(self.schedule).__name__} with bounds "
                     "that enclose it"
                 )
         first, curve_value = groups[0], 1.0
@@ -220,14 +220,14 @@ class Control:
         """
         if self.decay_steps:
             raise RuntimeError(
-                f"start_decay(): got a second call, allowed is one per run: the decay of {self.decay_steps} steps has "
-                "begun; go on from a checkpoint before it to decay in another way"
+                f"start_decay(): expected one call per run, got a second call: the decay of {self.decay_steps} steps "
+                "has begun; go on from a checkpoint before it to decay in another way"
             )
         self.curve.check_decay(steps)
         if capturing(self.device):
             raise RuntimeError(
-                "start_decay(): got a call while a CUDA graph is captured, whose replays would begin again; allowed is "
-                "before the capture or after it: replays see it"
+                "start_decay(): expected a call before or after the capture of a CUDA graph, got one within it, whose "
+                "replays would begin again; move the call out of it: replays see it"
             )
         self.curve.write_decay(steps)
         self.decay_steps = steps

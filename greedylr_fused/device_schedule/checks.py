@@ -28,18 +28,18 @@ def check_optimizer(optimizer: Any, other: object) -> None:
     """
     if isinstance(optimizer, FusedAdamW):
         raise TypeError(
-            "DeviceSchedule: got a FusedAdamW, allowed are other optimizers, since it decides within its own step; "
-            "write FusedAdamW(..., schedule=schedule)"
+            "DeviceSchedule: expected an optimizer that does not decide within its own step, got a FusedAdamW; write "
+            "FusedAdamW(..., schedule=schedule)"
         )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
-            f"DeviceSchedule: got a {type(optimizer).__name__} as optimizer, allowed is a torch.optim.Optimizer; pass "
+            f"DeviceSchedule: expected a torch.optim.Optimizer as optimizer, got a {type(optimizer).__name__}; pass "
             "the optimizer first, then the schedule"
         )
     refuse_torch_scheduler(optimizer)
     if other is not None:
         raise RuntimeError(
-            f"DeviceSchedule: got an optimizer that is driven by {other}, allowed is one at a time; delete that one "
+            f"DeviceSchedule: expected one per optimizer at a time, got one that is driven by {other}; delete that one "
             "first, or pass it another's state with load_state_dict()"
         )
 
@@ -52,8 +52,8 @@ def refuse_torch_scheduler(optimizer: Optimizer) -> None:
     """
     if options.has_torch_scheduler(optimizer):
         raise RuntimeError(
-            "DeviceSchedule: got an optimizer that a torch.optim.lr_scheduler drives, allowed is one scheduler, since "
-            "each overwrites the other; drop it, and if it is gone, what it left behind: del optimizer.step"
+            "DeviceSchedule: expected one scheduler, since each overwrites the other, got an optimizer that a "
+            "torch.optim.lr_scheduler drives; drop that, and if it is gone, what it left behind: del optimizer.step"
         )
 
 
@@ -67,22 +67,24 @@ def lr_tensors(optimizer: Optimizer) -> list[Tensor]:
     found: list[Tensor] = []
     for index, group in enumerate(optimizer.param_groups):
         lr = group["lr"]
-        where = f"DeviceSchedule: got lr={lr!r} in parameter group {index}, allowed is"
+        where = f"DeviceSchedule: lr of parameter group {index}"
         if not isinstance(lr, Tensor) or not lr.is_floating_point() or lr.numel() != 1:
             raise TypeError(
-                f"{where} a floating-point tensor of one element, which the device can write; construct the optimizer "
-                f"with {_TENSOR_LR}"
+                f"{where}: expected a floating-point tensor of one element, which the device can write, got {lr!r}; "
+                f"construct the optimizer with {_TENSOR_LR}"
             )
         if not 0.0 <= float(lr) < math.inf:
-            raise ValueError(f"{where} a finite number >= 0; write lr=torch.tensor(3e-4, device=device)")
+            raise ValueError(
+                f"{where}: expected a finite number >= 0, got {lr!r}; write lr=torch.tensor(3e-4, device=device)"
+            )
         found.append(lr)
     devices = {lr.device for lr in found}
     homes = {param.device for group in optimizer.param_groups for param in group["params"]}
     if len(devices) > 1 or homes and not devices <= homes:
         raise ValueError(
-            f"DeviceSchedule: got LR tensors on {', '.join(sorted(map(str, devices)))} for parameters on "
-            f"{', '.join(sorted(map(str, homes)))}, allowed is one device, that of the parameters; construct the "
-            f"optimizer with {_TENSOR_LR}"
+            "DeviceSchedule: expected LR tensors on one device, that of the parameters "
+            f"({', '.join(sorted(map(str, homes)))}), got ones on {', '.join(sorted(map(str, devices)))}; construct "
+            f"the optimizer with {_TENSOR_LR}"
         )
     for index, lr in enumerate(found):
         if any(lr.data_ptr() == other.data_ptr() for other in found[:index]):

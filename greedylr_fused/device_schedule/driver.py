@@ -68,7 +68,7 @@ class DeviceSchedule:
         options.check_schedule(schedule)
         if schedule is None:
             raise TypeError(
-                "DeviceSchedule: got schedule=None, allowed is one such as GreedyLR(); construct none without"
+                "DeviceSchedule: expected a schedule such as GreedyLR(), got schedule=None; construct none without one"
             )
         options.check_ranks(process_group, None)
         tensors = checks.lr_tensors(optimizer)
@@ -110,13 +110,13 @@ class DeviceSchedule:
             losses.check_loss(loss)
             if self._control.observed:
                 raise ValueError(
-                    "DeviceSchedule.step(): got the loss more than once, allowed is step(loss=loss), or observe() "
-                    "before step(); drop one of them"
+                    "DeviceSchedule.step(): expected the loss once, got it more than once; drop one of step(loss=loss) "
+                    "and observe() before step()"
                 )
         elif self._control.needs_loss and not self._control.observed:
             raise RuntimeError(
-                f"DeviceSchedule.step(): got no loss, but {type(self.schedule).__name__} decides from it; write "
-                "step(loss=loss), or observe(loss) per micro-batch and then step()"
+                f"DeviceSchedule.step(): expected a loss, from which {type(self.schedule).__name__} decides, got none; "
+                "write step(loss=loss), or observe(loss) per micro-batch and then step()"
             )
         try:
             if self._ranks.moved:
@@ -208,12 +208,15 @@ class DeviceSchedule:
         own = state_dict.get(KEY) if isinstance(state_dict, Mapping) else None
         if not isinstance(own, Sequence) or isinstance(own, str) or len(own) != len(self._lrs):
             raise ValueError(
-                f'DeviceSchedule.load_state_dict(): got no "{KEY}" of {len(self._lrs)} parameter groups, allowed is '
-                "what state_dict() returned for an optimizer with as many; load that"
+                "DeviceSchedule.load_state_dict(): expected what state_dict() returned for an optimizer with "
+                f'{len(self._lrs)} parameter groups, got no "{KEY}" of as many; load that of such an optimizer'
             )
         numbers = read_control([{KEY: group} for group in own])
         if numbers is None:
-            raise ValueError(f'DeviceSchedule.load_state_dict(): got an empty "{KEY}"; take an earlier checkpoint')
+            raise ValueError(
+                f'DeviceSchedule.load_state_dict(): expected a filled "{KEY}", got an empty one; take an earlier '
+                "checkpoint"
+            )
         numbers = fitted(numbers, self._control)
         loaded = self._control.anew([group["initial_lr"] for group in numbers])
         loaded.load(numbers)
@@ -230,8 +233,8 @@ class DeviceSchedule:
 
     def __getstate__(self) -> NoReturn:
         raise TypeError(
-            "DeviceSchedule: got a request to copy or pickle it, allowed is its state_dict(); construct another one "
-            "for the copy of the optimizer, and load that"
+            "DeviceSchedule: expected a call of state_dict(), got a request to copy or pickle it; construct another "
+            "one for the copy of the optimizer, and load that dictionary into it"
         )
 
     def _put_back(self) -> None:
@@ -254,15 +257,15 @@ class DeviceSchedule:
                 continue
             if float(found) != float(own):
                 raise RuntimeError(
-                    f"DeviceSchedule: got lr={float(found)} written to parameter group {index}, where the schedule has "
-                    f"{float(own)}, allowed is what it decides; after optimizer.load_state_dict() load the schedule's "
-                    "state too, and to change the LR by hand construct another schedule"
+                    f"DeviceSchedule: expected lr={float(own)} in parameter group {index}, as the schedule decided, "
+                    f"got lr={float(found)} written there; after optimizer.load_state_dict() load the schedule's state "
+                    "too, and to change the LR by hand construct another schedule"
                 )
             group["lr"] = own  # the optimizer's loader has put a copy there
 
     def _check_number_of_groups(self) -> None:
         if (found := len(self.optimizer.param_groups)) != len(self._lrs):
             raise RuntimeError(
-                f"DeviceSchedule: got an optimizer with {found} parameter groups, allowed are the {len(self._lrs)} "
-                "that it had; add groups first, and construct the schedule then"
+                f"DeviceSchedule: expected an optimizer with the {len(self._lrs)} parameter groups that it had, got "
+                f"one with {found}; add groups first, and construct the schedule then"
             )

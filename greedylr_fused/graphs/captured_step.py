@@ -133,8 +133,8 @@ class CapturedStep:
             self._optimizer._listeners.remove(counted)
         if not counted.steps:
             raise RuntimeError(
-                "CapturedStep: got a body that does not step the optimizer it was given, allowed is one that calls "
-                "optimizer.step(loss=loss); add the call, or pass the optimizer that it steps"
+                "CapturedStep: expected a body that calls optimizer.step(loss=loss), got one that does not step the "
+                "optimizer given beside it; add the call, or pass the optimizer that it steps"
             )
         self._graph, self._frozen, self._reads = graph, Frozen(self._optimizer), reads
         return self._graph, self._frozen
@@ -152,8 +152,8 @@ class CapturedStep:
             return
         if layout != self._layout:
             raise ValueError(
-                f"CapturedStep: got inputs nested as {layout}, allowed is {self._layout}, as at the first call; "
-                "make a CapturedStep for each kind of batch"
+                f"CapturedStep: expected inputs nested as {self._layout}, as at the first call, got {layout}; make a "
+                "CapturedStep for each kind of batch"
             )
         for place, (own, leaf) in enumerate(zip(self._inputs, leaves, strict=True)):
             check_input(place, own, leaf)

@@ -25,20 +25,20 @@ def check_arguments(body: Any, optimizer: Any, warmup: Any) -> None:
     """
     if not isinstance(optimizer, FusedAdamW):
         raise TypeError(
-            f"CapturedStep: got a {type(optimizer).__name__} as optimizer, allowed is a FusedAdamW; write "
+            f"CapturedStep: expected a FusedAdamW as optimizer, got a {type(optimizer).__name__}; write "
             "CapturedStep(body, optimizer)"
         )
     if not callable(body):
         raise TypeError(
-            f"CapturedStep: got a {type(body).__name__} as body, allowed is a function of the batch that computes the "
-            "loss, calls backward() and optimizer.step(loss=loss)"
+            f"CapturedStep: expected a function of the batch as body, got a {type(body).__name__}; write one that "
+            "computes the loss, calls backward() and optimizer.step(loss=loss)"
         )
     if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 1:
-        raise ValueError(f"CapturedStep: got warmup={warmup!r}, allowed is an integer >= 1; leave it out for 3")
+        raise ValueError(f"CapturedStep: expected an integer >= 1 as warmup, got {warmup!r}; leave it out for 3")
     if (device := optimizer._device()).type not in _DEVICES:
         raise RuntimeError(
-            f"CapturedStep: got parameters on {device}, allowed is a GPU, since a CUDA graph is one of GPU launches; "
-            "call the body itself, or move the model first and then construct optimizer and CapturedStep"
+            "CapturedStep: expected parameters on a GPU, since a CUDA graph is one of GPU launches, got ones on "
+            f"{device}; call the body itself, or move the model first and then construct optimizer and CapturedStep"
         )
 
 
@@ -56,9 +56,9 @@ def check_input(place: int, own: Any, given: Any) -> None:
         got, own_is = repr(given), repr(own)
     if got:
         raise ValueError(
-            f"CapturedStep: got {got} as input number {place}, allowed is {own_is}, as at the first call, whose shapes "
-            "and constants the graph has; leave an incomplete last batch out (drop_last=True), pass what changes as a "
-            f"tensor, or {_ANEW}"
+            f"CapturedStep: expected {own_is} as input number {place}, as at the first call, whose shapes and "
+            f"constants the graph has, got {got}; leave an incomplete last batch out (drop_last=True), pass what "
+            f"changes as a tensor, or {_ANEW}"
         )
 
 
@@ -70,7 +70,7 @@ def check_constant(leaf: Any) -> None:
     """
     if hasattr(leaf, "__array__") and not isinstance(leaf, (Tensor, Real)):
         raise TypeError(
-            f"CapturedStep: got a {type(leaf).__name__} as input, allowed are tensors and constants; pass "
+            f"CapturedStep: expected tensors and constants as inputs, got a {type(leaf).__name__}; pass "
             "torch.from_numpy(x)"
         )
 
@@ -83,8 +83,8 @@ def check_nothing_observed(optimizer: FusedAdamW) -> None:
     """
     if observed := optimizer._control.observed:
         raise RuntimeError(
-            f"CapturedStep: got {observed} losses observed outside of the body, allowed are those observed in it, "
-            "which the graph repeats; move opt.observe(loss) into the body"
+            f"CapturedStep: expected losses observed in the body, which the graph repeats, got {observed} observed "
+            "outside of it; move opt.observe(loss) into the body"
         )
 
 
@@ -136,8 +136,9 @@ class Frozen:
         for param, before, now in zip(self._optimizer._params(), self._grads, self._addresses(), strict=True):
             if now not in (0, before):
                 raise RuntimeError(
-                    f"CapturedStep: got a gradient of a parameter of shape {tuple(param.shape)} in other memory than "
-                    f"at the capture, where the graph computes it; call opt.zero_grad() if it is done with, or {_ANEW}"
+                    f"CapturedStep: expected the gradient of a parameter of shape {tuple(param.shape)} in the memory "
+                    "it had at the capture, where the graph computes it, got it in other memory; call opt.zero_grad() "
+                    f"if it is done with, or {_ANEW}"
                 )
 
     def _look(self) -> int:

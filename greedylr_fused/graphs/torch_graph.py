@@ -66,8 +66,8 @@ class Graph:
             if not isinstance(error, RuntimeError):
                 raise
             raise RuntimeError(
-                f"CapturedStep: the body could not be captured as a CUDA graph ({error}), allowed is one in which the "
-                "host never waits for the device; move .item(), float(), print() of tensors, .cpu(), boolean "
+                "CapturedStep: expected a body in which the host never waits for the device, got one that could not be "
+                f"captured as a CUDA graph ({error}); move .item(), float(), print() of tensors, .cpu(), boolean "
                 "indices and gradient scalers out of it"
             ) from error
 

@@ -16,7 +16,7 @@ def check_whole(closure: Any) -> None:
     parts = getattr(getattr(module, "_trainer", None), "accumulate_grad_batches", 1)
     if parts > 1:
         raise RuntimeError(
-            f"FusedAdamW.step() got from Lightning the loss of the last of {parts} micro-batches alone, divided by "
-            f"{parts}, allowed is that of the whole step; pass Trainer(callbacks=[ObserveLoss()]), from "
+            f"FusedAdamW.step(): expected the loss of the whole step, got from Lightning that of the last of {parts} "
+            f"micro-batches alone, divided by {parts}; pass Trainer(callbacks=[ObserveLoss()]), from "
             "greedylr_fused.integrations.lightning"
         )

@@ -32,8 +32,8 @@ def _bases() -> tuple[Any, ...]:
         except ModuleNotFoundError as error:
             reasons.append(str(error))
     raise ImportError(
-        f"greedylr_fused.integrations.lightning: found no Lightning ({'; '.join(reasons)}), needed is lightning or "
-        'pytorch_lightning, version 2; run pip install "lightning>=2,<3"'
+        "greedylr_fused.integrations.lightning: expected lightning or pytorch_lightning, version 2, got no Lightning "
+        f'({"; ".join(reasons)}); run pip install "lightning>=2,<3"'
     )
 
 
@@ -101,14 +101,13 @@ def _driven(trainer: Any, optimizers: list[Any]) -> FusedAdamW | None:
     names = ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "no optimizer"
     if driven and len(optimizers) > 1:
         raise ValueError(
-            f"ObserveLoss: got {len(optimizers)} optimizers ({names}), allowed is one FusedAdamW alone, since a "
-            "backward pass does not tell whose loss it is of; drop the callback and write opt.step(loss=loss) in "
-            "training_step"
+            "ObserveLoss: expected one FusedAdamW alone, since a backward pass does not tell whose loss it is of, got "
+            f"{len(optimizers)} optimizers ({names}); drop the callback and write opt.step(loss=loss) in training_step"
         )
     if not driven and trainer.is_global_zero:
         warn(
-            f"ObserveLoss: got {names} and no FusedAdamW whose schedule needs the loss, such as GreedyLR, so it has no "
-            "effect; drop the callback, or construct FusedAdamW(..., schedule=GreedyLR())"
+            f"ObserveLoss: expected a FusedAdamW whose schedule needs the loss, such as GreedyLR, got {names}, so it "
+            "has no effect; drop the callback, or construct FusedAdamW(..., schedule=GreedyLR())"
         )
     return driven[0] if driven else None
 
@@ -118,13 +117,13 @@ def _check_strategy(trainer: Any) -> None:
     name = type(trainer.strategy).__name__
     if trainer.strategy.handles_gradient_accumulation:
         raise ValueError(
-            f"ObserveLoss: got the strategy {name}, which accumulates, scales and steps by itself, on parameters of "
-            'its own, allowed are a single device, DDP, FSDP and ModelParallelStrategy; write strategy="ddp" or "fsdp"'
+            f"ObserveLoss: expected a single device, DDP, FSDP or ModelParallelStrategy, got the strategy {name}, "
+            'which accumulates, scales and steps by itself, on parameters of its own; write strategy="ddp" or "fsdp"'
         )
     if type(_scaler(trainer)).__name__ == "ShardedGradScaler":
         raise ValueError(
-            f'ObserveLoss: got the strategy {name} with precision="16-mixed", where the ranks would come to different '
-            'loss scales (each unscales its own part); allowed is another precision; write precision="bf16-mixed"'
+            f"ObserveLoss: expected a precision without a loss scale under the strategy {name}, whose ranks would come "
+            'to different ones (each unscales its own part), got precision="16-mixed"; write precision="bf16-mixed"'
         )
 
 
@@ -135,15 +134,15 @@ def _check_clipping(trainer: Any, optimizer: FusedAdamW) -> None:
         return
     if optimizer.max_grad_norm is not None:
         raise ValueError(
-            f"ObserveLoss: got Trainer(gradient_clip_val={value}) and FusedAdamW(max_grad_norm="
-            f"{optimizer.max_grad_norm}), which clip one after the other, allowed is one of them; drop "
-            "gradient_clip_val: max_grad_norm is folded into the update"
+            f"ObserveLoss: expected one clipping, got Trainer(gradient_clip_val={value}) and "
+            f"FusedAdamW(max_grad_norm={optimizer.max_grad_norm}), one after the other; drop gradient_clip_val: "
+            "max_grad_norm is folded into the update"
         )
     if _scaler(trainer) is not None:
         raise ValueError(
-            f"ObserveLoss: got Trainer(gradient_clip_val={value}) with a loss scale, which FusedAdamW divides out in "
-            "its step, after the clipping, allowed is its own clipping; drop gradient_clip_val and write "
-            f"FusedAdamW(..., max_grad_norm={value})"
+            "ObserveLoss: expected FusedAdamW's own clipping with a loss scale, which it divides out in its step, got "
+            f"Trainer(gradient_clip_val={value}), which clips before; drop gradient_clip_val and write FusedAdamW(..., "
+            f"max_grad_norm={value})"
         )
 
 
@@ -152,7 +151,7 @@ def _check_schedulers(trainer: Any, optimizer: FusedAdamW) -> None:
     for config in trainer.lr_scheduler_configs:
         if optimizer.schedule is not None and config.scheduler.optimizer is optimizer:
             raise ValueError(
-                f"ObserveLoss: got a {type(config.scheduler).__name__} for a FusedAdamW whose "
-                f"{type(optimizer.schedule).__name__} also decides the LR, allowed is one of them; return the "
-                "optimizer alone from configure_optimizers, or construct it with schedule=None (as for the LR finder)"
+                f"ObserveLoss: expected one alone to decide the LR, got a {type(config.scheduler).__name__} for a "
+                f"FusedAdamW whose {type(optimizer.schedule).__name__} also decides it; return the optimizer alone "
+                "from configure_optimizers, or construct it with schedule=None (as for the LR finder)"
             )

@@ -53,31 +53,31 @@ def check_trainer(trainer: Any, methods: Sequence[str]) -> None:
     """
     if not isinstance(trainer, Trainer):
         raise TypeError(
-            f"use_fused_adamw() got {trainer!r}, allowed is an object of transformers.Trainer or a subclass; pass "
-            "the trainer itself, before its train()"
+            f"use_fused_adamw(): expected an object of transformers.Trainer or a subclass, got {trainer!r}; pass the "
+            "trainer itself, before its train()"
         )
     if missing := [name for name in methods if not hasattr(trainer, name)]:
         raise RuntimeError(
-            f"use_fused_adamw() got a Trainer of transformers {transformers_version} without {', '.join(missing)}, "
-            "allowed are those of transformers 5.17 or later; upgrade transformers"
+            "use_fused_adamw(): expected a Trainer of transformers 5.17 or later, got one of transformers "
+            f"{transformers_version} without {', '.join(missing)}; upgrade transformers"
         )
     if vars(trainer).keys() >= set(methods):
-        raise _refused("was given to it before", "one call", "drop the second call")
+        raise _refused("that was not given to it before", "was", "drop the second call")
     if trainer.optimizer is not None or trainer.lr_scheduler is not None or trainer.optimizer_cls_and_kwargs:
         remedy = "leave out optimizers= and optimizer_cls_and_kwargs=, and call it before train()"
-        raise _refused("has an optimizer or a scheduler", "one without", remedy)
+        raise _refused("without optimizer and scheduler", "has an optimizer or a scheduler", remedy)
     if trainer.is_deepspeed_enabled:
-        raise _refused("trains with DeepSpeed, which steps by itself", "one without", "use FSDP, or DDP")
+        raise _refused("without DeepSpeed", "trains with DeepSpeed, which steps by itself", "use FSDP, or DDP")
     if trainer.is_model_parallel:
         remedy = "load the model on one device, or use FSDP"
-        raise _refused("has its model on several devices", "one device per process", remedy)
+        raise _refused("with one device per process", "has its model on several devices", remedy)
     if (optim := _text(trainer.args.optim)) not in _ADAMW:
-        allowed = f"optim={' or '.join(map(repr, _ADAMW))}, which FusedAdamW replaces"
-        raise _refused(f"was told optim={optim!r}", allowed, "leave optim out")
+        allowed = f"with optim={' or '.join(map(repr, _ADAMW))}, which FusedAdamW replaces"
+        raise _refused(allowed, f"was told optim={optim!r}", "leave optim out")
 
 
-def _refused(got: str, allowed: str, remedy: str) -> RuntimeError:
-    return RuntimeError(f"use_fused_adamw() got a Trainer that {got}, allowed is {allowed}; {remedy}")
+def _refused(allowed: str, got: str, remedy: str) -> RuntimeError:
+    return RuntimeError(f"use_fused_adamw(): expected a Trainer {allowed}, got one that {got}; {remedy}")
 
 
 def check_options(options: dict[str, Any]) -> None:
@@ -90,11 +90,11 @@ def check_options(options: dict[str, Any]) -> None:
     for name in options:
         if name in _OF_ARGUMENTS:
             raise TypeError(
-                f"use_fused_adamw() got {name}=, allowed is to give it to the TrainingArguments; write "
+                f"use_fused_adamw(): expected {name} in the TrainingArguments, got {name}= beside them; write "
                 f"{_OF_ARGUMENTS[name]} there"
             )
         if name not in known:
-            raise TypeError(f"use_fused_adamw() got {name}=, allowed are schedule, {', '.join(known)}; correct it")
+            raise TypeError(f"use_fused_adamw(): expected one of schedule, {', '.join(known)}, got {name}=; correct it")
 
 
 def is_function(schedule: Any) -> bool:
@@ -110,8 +110,9 @@ def steps_of(trainer: Trainer) -> int:
     """
     if trainer.state.max_steps <= 0:
         raise RuntimeError(
-            "use_fused_adamw(schedule=...) got a function of the number of training steps, which is not known before "
-            "train(); leave it to train() to create the optimizer, or pass a schedule, such as Cosine(10_000)"
+            "use_fused_adamw(schedule=...): expected a schedule where the optimizer is created before train(), got a "
+            "function of the number of training steps, not yet known; leave it to train() to create the optimizer, or "
+            "pass a schedule, such as Cosine(10_000)"
         )
     return int(trainer.state.max_steps)
 
@@ -124,7 +125,7 @@ def check_returned(schedule: Any) -> None:
     """
     if schedule is None:
         raise TypeError(
-            "use_fused_adamw(schedule=...) got a function that returned None, allowed is one that returns a schedule; "
+            "use_fused_adamw(schedule=...): expected a function that returns a schedule, got one that returned None; "
             "let it return one, or pass schedule=None"
         )
     check_schedule(schedule)
@@ -138,9 +139,9 @@ def check_created(trainer: Trainer, optimizer: Any) -> None:
     """
     if not isinstance(optimizer, FusedAdamW):
         raise RuntimeError(
-            f"{type(trainer).__name__}.create_optimizer() made a {type(optimizer).__name__}, allowed after "
-            "use_fused_adamw() is the FusedAdamW of self.optimizer_cls_and_kwargs; let it call "
-            "super().create_optimizer(), or construct that class with those arguments"
+            f"{type(trainer).__name__}.create_optimizer(): expected the FusedAdamW of self.optimizer_cls_and_kwargs, "
+            f"as after use_fused_adamw(), got a {type(optimizer).__name__}; let it call super().create_optimizer(), or "
+            "construct that class with those arguments"
         )
 
 

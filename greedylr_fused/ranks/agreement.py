@@ -37,9 +37,9 @@ def check_parameters(params: Sequence[Tensor], group: Any) -> None:
     if len(different) < len(held):
         first, second = next([different[part], rank] for part, rank in held if different[part] != rank)
         raise RuntimeError(
-            f"FusedAdamW: got the same part of FSDP1's parameters on the ranks {first} and {second} of the process "
-            f"group, allowed is another part on each of its {len(found)} ranks; pass partitions={len(different)}, the "
-            "number of ranks that hold one copy together"
+            f"FusedAdamW: expected another part of FSDP1's parameters on each of the {len(found)} ranks of the process "
+            f"group, got the same part on the ranks {first} and {second}; pass partitions={len(different)}, the number "
+            "of ranks that hold one copy together"
         )
 
 
@@ -49,8 +49,8 @@ def _refuse_others(what: str, prints: Sequence[str], places: Sequence[str]) -> N
     for rank, (own, place) in enumerate(zip(prints, places, strict=True)):
         if own != prints[first.setdefault(place, rank)]:
             raise RuntimeError(
-                f"FusedAdamW: got {what} on rank {rank} of the process group that differ from those on rank "
-                f"{first[place]}, allowed are replicas; pass partitions=, how many ranks hold different ones: "
+                f"FusedAdamW: expected replicas in the process group, got {what} on rank {rank} that "
+                f"differ from those on rank {first[place]}; pass partitions=, how many ranks hold different ones: "
                 "world size under ZeRO, stages of a pipeline, 1 for replicas"
             )
 

@@ -64,8 +64,8 @@ class Ranks:
             self.size = dist.get_world_size(self.group)
         if self.size < 1 or (self.given is not None and self._world_when_found is None):
             raise RuntimeError(
-                "FusedAdamW(process_group=...) got a group that this rank is not in or that exists no more, allowed is "
-                "one that encloses all ranks which step together; pass each rank its own group"
+                "FusedAdamW(process_group=...): expected a group that encloses all ranks which step together, got one "
+                "that this rank is not in or that exists no more; pass each rank its own group"
             )
         if self.given is not None:
             self._check_enclosed(params)
@@ -73,8 +73,8 @@ class Ranks:
         shards = {self.partitions or 1 if self.size > 1 else 1, *map(self._shards, params)}
         if wrong := next((n for n in shards if self.size % n), None):
             raise RuntimeError(
-                f"FusedAdamW got parameters in {wrong} parts (mesh dimensions that shard, times partitions="
-                f"{self.partitions}) for a group of {self.size} ranks, allowed are divisors of its size; pass the "
+                f"FusedAdamW: expected parameters in a number of parts that divides the {self.size} ranks of the "
+                f"group, got {wrong} parts (mesh dimensions that shard, times partitions={self.partitions}); pass the "
                 "process_group of all ranks that hold a part, or correct partitions"
             )
         self._sharded = max(shards) > 1
@@ -88,8 +88,8 @@ class Ranks:
                 ranks = dist.get_process_group_ranks(spec.mesh.get_group(dim))
                 if not set(ranks) <= own:
                     raise RuntimeError(
-                        f"FusedAdamW(process_group=...) got a group of the ranks {sorted(own)} for parameters with "
-                        f"parts on the ranks {sorted(ranks)}, allowed is one that encloses them; leave process_group "
+                        f"FusedAdamW(process_group=...): expected a group that encloses the ranks {sorted(ranks)}, "
+                        f"which hold parts of a parameter, got one of the ranks {sorted(own)}; leave process_group "
                         "out, or pass a larger group"
                     )
 
@@ -124,8 +124,8 @@ class Ranks:
         largest, root = max(zip(members, roots, strict=True), key=lambda found: len(found[0]))
         if any(not set(ranks) <= set(largest) for ranks in members):
             raise RuntimeError(
-                f"FusedAdamW got DTensor parameters on meshes of the ranks {sorted(members)}, none of which encloses "
-                "the others; pass process_group=, the group of all ranks that step together"
+                "FusedAdamW: expected DTensor parameters on meshes one of which encloses the others, got meshes of the "
+                f"ranks {sorted(members)}; pass process_group=, the group of all ranks that step together"
             )
         if root.ndim == 1:
             return root.get_group()

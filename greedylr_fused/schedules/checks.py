@@ -1,4 +1,4 @@
-"""Checks of a schedule's options: each message says what was got, what is allowed and what to do.
+"""Checks of a schedule's options: each message says what is expected, what was got and what to do.
 
 A check reads the option of that name from a frozen dataclass, and names the schedule by its class.
 """
@@ -18,12 +18,12 @@ OPTION: Any = object()
 
 def refuse(schedule: object, name: str, got: object, allowed: str, remedy: str) -> NoReturn:
     """Raise the ValueError of an option outside its range."""
-    raise ValueError(f"{type(schedule).__name__} {name}: got {got!r}, allowed is {allowed}; {remedy}")
+    raise ValueError(f"{type(schedule).__name__} {name}: expected {allowed}, got {got!r}; {remedy}")
 
 
 def mistype(schedule: object, name: str, got: object, allowed: str, remedy: str) -> NoReturn:
     """Raise the TypeError of an option of the wrong type."""
-    raise TypeError(f"{type(schedule).__name__} {name}: got {got!r}, allowed is {allowed}; {remedy}")
+    raise TypeError(f"{type(schedule).__name__} {name}: expected {allowed}, got {got!r}; {remedy}")
 
 
 def whole(schedule: object, name: str, *, least: int, most: int = MAX_STEPS, value: Any = OPTION) -> int:
@@ -53,10 +53,10 @@ def number(schedule: object, name: str, *, allowed: str, example: float, default
     """
     got: Any = getattr(schedule, name)
     if isinstance(got, bool) or not isinstance(got, (int, float)):
-        mistype(schedule, name, got, f"a number, {allowed}", f"write {name}={example:g}")
+        mistype(schedule, name, got, f"a number ({allowed})", f"write {name}={example:g}")
     if not math.isfinite(got):
         remedy = f"leave {name} out for its default" if default else f"write {name}={example:g}"
-        refuse(schedule, name, got, f"a finite number, {allowed}", remedy)
+        refuse(schedule, name, got, f"a finite number ({allowed})", remedy)
     object.__setattr__(schedule, name, float(got))
     return float(got)
 

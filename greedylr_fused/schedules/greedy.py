@@ -119,7 +119,7 @@ class GreedyLR(LossSchedule):
         if ratio is None:
             return
         if getattr(self, bound) is not None:
-            checks.refuse(self, name, ratio, f"one of {name} and {bound}", "drop one of them")
+            checks.refuse(self, name, ratio, f"None beside {bound}", "drop one of them")
         if not least <= checks.number(self, name, allowed=allowed, example=least) <= most:
             checks.refuse(self, name, ratio, allowed, f"leave {name} out for its default")
 
@@ -140,8 +140,8 @@ class GreedyLR(LossSchedule):
                 for bound, ratio in zip((self.min_lr, self.max_lr), ratios, strict=True)
             ]
             raise ValueError(
-                f"GreedyLR: got a starting lr of {lr!r} in parameter group {group}, allowed is from min_lr={low!r}"
-                f"{derived[0]} to max_lr={high!r}{derived[1]}; change that lr, or pass min_lr= and max_lr= around it"
+                f"GreedyLR: expected a starting lr from min_lr={low!r}{derived[0]} to max_lr={high!r}{derived[1]}, got "
+                f"{lr!r} in parameter group {group}; change that lr, or pass min_lr= and max_lr= around it"
             )
         return low, high
 

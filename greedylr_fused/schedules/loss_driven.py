@@ -82,8 +82,8 @@ class LossSchedule:
             value = getattr(self, name, None)
             if isinstance(value, tuple) and len(value) != n_groups:
                 raise ValueError(
-                    f"{type(self).__name__} {name}: got {len(value)} values, allowed is one number or one per "
-                    f"parameter group ({n_groups}); pass a single number to use it for every group"
+                    f"{type(self).__name__} {name}: expected one number or one per parameter group ({n_groups}), got "
+                    f"{len(value)} values; pass a single number to use it for every group"
                 )
 
     def slots(self) -> dict[str, float]:

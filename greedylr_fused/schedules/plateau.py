@@ -73,8 +73,8 @@ class ReduceOnPlateau(LossSchedule):
         low = self.bound_of("min_lr", group, 0.0)
         if lr < low:
             raise ValueError(
-                f"ReduceOnPlateau: got a starting lr of {lr!r} in parameter group {group}, allowed is min_lr={low!r} "
-                "or more; raise that lr, or lower min_lr"
+                f"ReduceOnPlateau: expected a starting lr of min_lr={low!r} or more, got {lr!r} in parameter group "
+                f"{group}; raise that lr, or lower min_lr"
             )
         return low, math.inf
 

@@ -82,7 +82,7 @@ class Refined(Table):
         found = refinement.as_norms(norms, optimizer)
         for name, value, allowed, least in (("tau", tau, "[0, 1]", 0.0), ("floor", floor, "(0, 1]", math.ulp(0.0))):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= 1.0:
-                raise ValueError(f"Refined {name}: got {value!r}, allowed is a number in {allowed}; leave it out")
+                raise ValueError(f"Refined {name}: expected a number in {allowed}, got {value!r}; leave it out")
         schedule = refinement.refine(found, optimizer=optimizer, tau=float(tau), floor=float(floor))
         made = {"optimizer": optimizer, "tau": float(tau), "floor": float(floor), "norms": len(found), "source": source}
         options: dict[str, Any] = dict(warmup_steps=warmup_steps, min_lr_ratio=min_lr_ratio, provenance=made)
@@ -115,15 +115,15 @@ class Refined(Table):
         try:
             kept = json.loads(Path(path).read_text())
             if not isinstance(kept, dict) or kept.get("schedule") != cls.__name__:
-                raise ValueError(f'got no "schedule": "{cls.__name__}" in it')
+                raise ValueError(f'no "schedule": "{cls.__name__}" in it')
             if wrong := _ENTRIES ^ kept.keys():
-                raise ValueError(f"got entries too many or missing: {', '.join(sorted(wrong))}")
+                raise ValueError(f"entries too many or missing: {', '.join(sorted(wrong))}")
             if not isinstance(kept["provenance"], dict) or not isinstance(kept["values"], list):
-                raise ValueError('got no dictionary as "provenance", or no list as "values"')
+                raise ValueError('no dictionary as "provenance", or no list as "values"')
             del kept["schedule"]
             return cls(kept.pop("values"), **kept)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}: {error}; allowed is a file that Refined.save() or `python -m greedylr_fused refine` wrote, "
-                "unchanged: make it anew"
+                f"{path}: expected a file that Refined.save() or `python -m greedylr_fused refine` wrote, unchanged, "
+                f"got another ({error}); make it anew"
             ) from None

@@ -31,7 +31,7 @@ def as_norms(norms: Any, optimizer: str) -> Tensor:
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(
-            f'refinement: got optimizer={optimizer!r}, allowed is "adam" (AdamW too; L1 norms) or "sgd" (L2 norms); '
+            f'refinement: expected optimizer="adam" (AdamW too; L1 norms) or "sgd" (L2 norms), got {optimizer!r}; '
             'write optimizer="adam"'
         )
     column, name, _ = OPTIMIZERS[optimizer]
@@ -40,21 +40,21 @@ def as_norms(norms: Any, optimizer: str) -> Tensor:
         found = given.detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"refinement: got norms that are not numbers ({error}), allowed is a list, array or tensor of one {name} "
-            "norm per step, or of both, [steps, 2]"
+            f"refinement: expected a list, array or tensor of one {name} norm per step, or of both, [steps, 2], got "
+            f"norms that are not numbers ({error}); pass numbers"
         ) from None
     if found.dim() == 2 and found.shape[1] == 2:
         found = found[:, column]
     if found.dim() != 1:
         raise ValueError(
-            f"refinement: got norms of shape {tuple(found.shape)}, allowed is [steps], or [steps, 2] with L2 and L1 "
-            "norms; pass one of both, a row per step"
+            "refinement: expected norms of shape [steps], or [steps, 2] with L2 and L1 norms, got shape "
+            f"{tuple(found.shape)}; pass one of both, a row per step"
         )
     if bool((found < 0).any()):
         step = int((found < 0).nonzero()[0])
         raise ValueError(
-            f"refinement: got a norm of {found[step].item()} at step {step}, allowed are numbers >= 0; pass norms, not "
-            "their logarithms or differences"
+            f"refinement: expected norms >= 0, got {found[step].item()} at step {step}; pass norms, not their "
+            "logarithms or differences"
         )
     return found
 
@@ -112,14 +112,14 @@ def smoothed(norms: Tensor, tau: float) -> Tensor:
     finite = norms[norms.isfinite()]
     if len(finite) < 2:
         raise ValueError(
-            f"refinement: got {len(finite)} finite gradient norms of {len(norms)}, allowed are 2 or more; record those "
-            "of a whole run, by Recorder(opt, path, grad_norms=True)"
+            f"refinement: expected 2 or more finite gradient norms, got {len(finite)} of {len(norms)}; record those of "
+            "a whole run, by Recorder(opt, path, grad_norms=True)"
         )
     found = median_filter(finite, filter_width(len(finite), tau))
     if not bool(found.any()):
         raise ValueError(
-            "refinement: got gradient norms of which most are 0 wherever one looks, allowed is a run with gradients; "
-            "record the norms of one that trained"
+            "refinement: expected the norms of a run with gradients, got ones of which most are 0 wherever one looks; "
+            "record the norms of a run that trained"
         )
     return found
 

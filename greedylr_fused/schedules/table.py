@@ -68,7 +68,7 @@ class Table(StepSchedule):
         if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
             checks.mistype(self, "values", type(given), kind, remedy)
         if not 1 <= len(values) <= checks.MAX_STEPS:
-            checks.refuse(self, "values", f"{len(values)} values", f"from 1 to {checks.MAX_STEPS} values", remedy)
+            checks.refuse(self, "values", f"{len(values)} values", f"1 to {checks.MAX_STEPS} values", remedy)
         for index, value in enumerate(values):
             if isinstance(value, bool) or not isinstance(value, Real):
                 checks.mistype(self, f"values[{index}]", value, kind, remedy)

@@ -66,8 +66,8 @@ class Engine:
         assert self.backend is not None
         if not self._refreshed(groups, state):
             raise RuntimeError(
-                "FusedAdamW.step(): got parameters or states that changed while they were read, allowed is to change "
-                "them between steps; stop what changes them, such as another thread, and step again"
+                "FusedAdamW.step(): expected parameters and states that change between steps alone, got ones that "
+                "changed while they were read; stop what changes them, such as another thread, and step again"
             )
         return self.backend
 

@@ -27,12 +27,14 @@ def check_loss(loss: Any) -> None:
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
             raise ValueError(
-                f"loss: got a tensor of shape {tuple(loss.shape)}, allowed is one element; use loss.mean()"
+                f"loss: expected a tensor of one element, got one of shape {tuple(loss.shape)}; use loss.mean()"
             )
         if loss.is_complex():
-            raise TypeError(f"loss: got a {loss.dtype} tensor, allowed is a real number; use loss.abs() or loss.real")
+            raise TypeError(f"loss: expected a real number, got a {loss.dtype} tensor; use loss.abs() or loss.real")
     elif not is_number(loss):
-        raise TypeError(f"loss: got {type(loss).__name__}, allowed is a number or a tensor of one element")
+        raise TypeError(
+            f"loss: expected a number or a tensor of one element, got {type(loss).__name__}; pass the loss itself"
+        )
 
 
 def check_observed(loss: Any, weight: Any) -> None:
@@ -57,12 +59,15 @@ def check_weight(weight: Any) -> None:
     if isinstance(weight, Tensor):
         if weight.numel() != 1:
             raise ValueError(
-                f"weight: got a tensor of shape {tuple(weight.shape)}, allowed is one element; use weight.sum()"
+                f"weight: expected a tensor of one element, got one of shape {tuple(weight.shape)}; use weight.sum()"
             )
     elif not is_number(weight):
-        raise TypeError(f"weight: got {type(weight).__name__}, allowed is a number or a tensor of one element")
+        raise TypeError(
+            f"weight: expected a number or a tensor of one element, got {type(weight).__name__}; pass e.g. the number "
+            "of tokens"
+        )
     elif not 0.0 <= weight < math.inf:
-        raise ValueError(f"weight: got {weight!r}, allowed is a finite number >= 0; pass e.g. the number of tokens")
+        raise ValueError(f"weight: expected a finite number >= 0, got {weight!r}; pass e.g. the number of tokens")
 
 
 def of_step(closure: Any, loss: Any, control_now: Callable[[], Control]) -> tuple[Any, Any]:
@@ -110,8 +115,9 @@ def one_loss(loss: Any, result: Any, *, observed: bool, needs_loss: bool) -> Any
     given = [value for value in (loss, result) if value is not None]
     if len(given) + observed > 1:
         raise ValueError(
-            "FusedAdamW.step() got the loss more than once, allowed is once: step(loss=loss), the closure's return "
-            "value, or observe() before step(); drop all but one, or call discard_observed() where a step was given up"
+            "FusedAdamW.step(): expected the loss once, got it more than once; drop all but one of step(loss=loss), "
+            "the closure's return value and observe() before step(), or call discard_observed() where a step was given "
+            "up"
         )
     for value in given:
         check_loss(value)
@@ -127,8 +133,8 @@ def check_given(loss: Any, control: Control) -> None:
     if loss is not None or control.observed or not control.needs_loss:
         return
     raise RuntimeError(
-        f"FusedAdamW.step() got no loss, but its schedule {type(control.schedule).__name__} decides from the loss; "
-        "give it in one of three ways: step(loss=loss), step(closure), or observe(loss) and then step(); for "
+        f"FusedAdamW.step(): expected a loss, from which its schedule {type(control.schedule).__name__} decides, got "
+        "none; give it in one of three ways: step(loss=loss), step(closure), or observe(loss) and then step(); for "
         "frameworks, and losses of evaluations alone, see docs/faq.md"
     )
 
@@ -141,8 +147,8 @@ def call(closure: Any) -> Any:
     """
     if not callable(closure):
         raise TypeError(
-            f"FusedAdamW.step() got a {type(closure).__name__} as closure, allowed is a function that returns the "
-            "loss; write step(loss=loss)"
+            f"FusedAdamW.step(): expected as closure a function that returns the loss, got a {type(closure).__name__}; "
+            "write step(loss=loss)"
         )
     with torch.enable_grad():
         return closure()
@@ -152,6 +158,6 @@ def warn_of_number(loss: Any, device: torch.device) -> None:
     """Warn of a loss that is a number on an asynchronous device: the host has waited for it."""
     if device.type != "cpu" and is_number(loss):
         warn(
-            f"FusedAdamW.step() got a number as loss for parameters on {device}: loss.item() and "
+            f"FusedAdamW.step(): expected a tensor as loss for parameters on {device}, got a number: loss.item() and "
             "float(loss) wait for the device at each step; pass the tensor itself, step(loss=loss)"
         )

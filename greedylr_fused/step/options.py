@@ -1,4 +1,4 @@
-"""Checks of the optimizer's options: what was got, what is allowed, what to do."""
+"""Checks of the optimizer's options: what is expected, what was got, what to do."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def check_schedule(schedule: Any) -> None:
         return
     if isinstance(schedule, type) and issubclass(schedule, (LossSchedule, StepSchedule)):
         name = schedule.__name__
-        raise TypeError(f"schedule: got the class {name}, allowed is one of its objects; write {name}(...)")
+        raise TypeError(f"schedule: expected one of its objects, got the class {name}; write {name}(...)")
     kind = type(schedule)
     if isinstance(schedule, torch.optim.lr_scheduler.LRScheduler) or kind.__name__ == "GreedyLR":
         raise TypeError(
-            f"schedule: got a {kind.__module__}.{kind.__name__}, which steps on the host, allowed is a schedule of "
-            "greedylr_fused; write from greedylr_fused import GreedyLR and schedule=GreedyLR(...), or pass "
-            "schedule=None and drive the optimizer by the one you have"
+            f"schedule: expected a schedule of greedylr_fused, got a {kind.__module__}.{kind.__name__}, which steps on "
+            "the host; write from greedylr_fused import GreedyLR and schedule=GreedyLR(...), or pass schedule=None and "
+            "drive the optimizer by the one you have"
         )
     raise TypeError(
-        f"schedule: got {type(schedule).__name__}, allowed is a schedule of greedylr_fused, such as GreedyLR() or "
-        "Cosine(total_steps=10_000), or None; a torch.optim.lr_scheduler drives the optimizer with schedule=None"
+        "schedule: expected a schedule of greedylr_fused, such as GreedyLR() or Cosine(total_steps=10_000), or None, "
+        f"got {type(schedule).__name__}; a torch.optim.lr_scheduler drives the optimizer with schedule=None"
     )
 
 
@@ -115,7 +115,7 @@ def check_group(group: dict[str, Any], index: int) -> None:
     """
 
     def refuse(name: str, allowed: str, remedy: str) -> None:
-        raise ValueError(f"{name} of parameter group {index}: got {group[name]!r}, allowed is {allowed}; {remedy}")
+        raise ValueError(f"{name} of parameter group {index}: expected {allowed}, got {group[name]!r}; {remedy}")
 
     for name in ("lr", "eps", "weight_decay"):
         shown = name == "lr" and isinstance(group[name], Tensor)  # the user's own tensor stays there
@@ -123,8 +123,8 @@ def check_group(group: dict[str, Any], index: int) -> None:
             group[name] = group[name].item()
         if not shown and not is_number(group[name]):
             raise TypeError(
-                f"{name} of parameter group {index}: got {group[name]!r}, allowed is a number; write {name}=1e-3 "
-                "without quotes"
+                f"{name} of parameter group {index}: expected a number, got {group[name]!r}; write {name}=1e-3 without "
+                "quotes"
             )
     if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
         refuse("lr", "a number or a tensor of one element", "pass one LR per parameter group")
@@ -152,14 +152,14 @@ def check_extras(max_grad_norm: float | None, skip_nonfinite: bool | None, state
     """
     if max_grad_norm is not None and not (is_number(max_grad_norm) and 0.0 < max_grad_norm < math.inf):
         raise ValueError(
-            f"max_grad_norm: got {max_grad_norm!r}, allowed is None (no clipping) or a finite number > 0; write 1.0"
+            f"max_grad_norm: expected None (no clipping) or a finite number > 0, got {max_grad_norm!r}; write 1.0"
         )
     if skip_nonfinite not in (None, True, False):
-        raise ValueError(f"skip_nonfinite: got {skip_nonfinite!r}, allowed is True, False or None; leave it out")
+        raise ValueError(f"skip_nonfinite: expected True, False or None, got {skip_nonfinite!r}; leave it out")
     if state_dtype not in _STATE_DTYPES:
         raise ValueError(
-            f"state_dtype: got {state_dtype!r}, allowed is None (the parameter's dtype) or a floating-point dtype of "
-            "16, 32 or 64 bits; write state_dtype=torch.float32"
+            "state_dtype: expected None (the parameter's dtype) or a floating-point dtype of 16, 32 or 64 bits, got "
+            f"{state_dtype!r}; write state_dtype=torch.float32"
         )
 
 
@@ -172,8 +172,8 @@ def check_device(params: Sequence[Tensor]) -> torch.device | None:
     devices = {param.device for param in params}
     if len(devices) > 1:
         raise RuntimeError(
-            f"FusedAdamW got parameters on {', '.join(sorted(map(str, devices)))}, allowed is one device per "
-            "optimizer; construct one FusedAdamW for the parameters of each device"
+            f"FusedAdamW: expected parameters on one device, got ones on {', '.join(sorted(map(str, devices)))}; "
+            "construct one FusedAdamW for the parameters of each device"
         )
     return next(iter(devices), None)
 
@@ -186,13 +186,13 @@ def check_ranks(process_group: Any, partitions: int | None) -> None:
     """
     if process_group is not None and not isinstance(process_group, torch.distributed.ProcessGroup):
         raise TypeError(
-            f"process_group: got {process_group!r}, allowed is None (found from the parameters) or a group that this "
-            "rank is in, as torch.distributed.new_group() and DeviceMesh.get_group() return it"
+            "process_group: expected None (found from the parameters) or a group that this rank is in, got "
+            f"{process_group!r}; pass one as torch.distributed.new_group() and DeviceMesh.get_group() return it"
         )
     if partitions is not None and (isinstance(partitions, bool) or not isinstance(partitions, int) or partitions < 1):
         raise ValueError(
-            f"partitions: got {partitions!r}, allowed is None or an integer >= 1, the number of parts that parameters "
-            "are divided into beyond what DTensor placements say; leave it out unless they are"
+            "partitions: expected None or an integer >= 1, the number of parts that parameters are divided into beyond "
+            f"what DTensor placements say, got {partitions!r}; leave it out unless they are"
         )
 
 
@@ -238,9 +238,9 @@ def check_params(params: Sequence[Tensor], state_dtype: torch.dtype | None) -> N
         moments = own if state_dtype is None or param.is_complex() else DTYPES[state_dtype]
         if param.requires_grad and (own, own, moments) not in MIXES:
             raise TypeError(
-                f"FusedAdamW: got a {param.dtype} parameter and state_dtype={state_dtype}, allowed are float32, "
-                "float64, bfloat16 and float16 parameters with moments of their own dtype, 16-bit ones with float32 "
-                "moments and float32 ones with bfloat16 moments; convert the parameter or change state_dtype"
+                "FusedAdamW: expected float32, float64, bfloat16 and float16 parameters with moments of their own "
+                f"dtype, 16-bit ones with float32 moments and float32 ones with bfloat16 moments, got a {param.dtype} "
+                f"parameter and state_dtype={state_dtype}; convert the parameter or change state_dtype"
             )
 
 

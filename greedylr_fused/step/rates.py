@@ -155,25 +155,27 @@ class Rates:
 
     def _check(self, index: int, lr: float) -> None:
         if not options.is_number(lr):
-            raise TypeError(f"learning rate of parameter group {index}: got {lr!r}, allowed is a number or a tensor")
+            raise TypeError(
+                f"learning rate of parameter group {index}: expected a number or a tensor, got {lr!r}; write e.g. 1e-3"
+            )
         low, high = self._control.bounds[index]
         bounded = self._control.needs_loss and not self._control.follows_steps
         if not 0.0 <= lr < math.inf:
             raise ValueError(
-                f"learning rate of parameter group {index}: got {lr!r}, allowed is a finite number >= 0; correct what "
+                f"learning rate of parameter group {index}: expected a finite number >= 0, got {lr!r}; correct what "
                 "wrote it, such as your call of set_lr() or a function given to LambdaLR"
             )
         if bounded and not low <= lr <= high:
             raise ValueError(
-                f"learning rate of parameter group {index}: got {lr!r}, allowed is {low:g} to {high:g} (the schedule's "
-                "min_lr and max_lr); write one within, or construct the schedule with bounds that enclose it"
+                f"learning rate of parameter group {index}: expected {low:g} to {high:g} (the schedule's min_lr and "
+                f"max_lr), got {lr!r}; write one within, or construct the schedule with bounds that enclose it"
             )
         at = self._mirror.curve_value if self._control.follows_steps else 0.0
         if at > 0.0 and not low * (1 - _SLACK) <= lr / at <= high * (1 + _SLACK):
             raise ValueError(
-                f"learning rate of parameter group {index}: got {lr!r} where the schedule's curve is at {at:g}, "
-                f"so that its peak would be {lr / at:g}, allowed is {low:g} to {high:g}; write one within, "
-                "or construct an optimizer with another lr"
+                f"learning rate of parameter group {index}: expected a peak of {low:g} to {high:g}, got {lr!r} where "
+                f"the schedule's curve is at {at:g}, so that its peak would be {lr / at:g}; write one within, or "
+                "construct an optimizer with another lr"
             )
 
     def _warn_of_writes(self) -> None:
@@ -202,8 +204,9 @@ class Rates:
         self._warn_of_peak(index, lr)
         if capturing(self._control.device):
             raise RuntimeError(
-                f"learning rate of parameter group {index}: got {lr!r} while a CUDA graph is captured, whose replays "
-                "would write it again; allowed is before the capture, by set_lr(), or after it, which replays see"
+                f"learning rate of parameter group {index}: expected a write before or after the capture of a CUDA "
+                f"graph, got {lr!r} within it, whose replays would write it again; call set_lr() before the "
+                "capture, or after it, which replays see"
             )
         self._control.write_lr(index, lr)
         self._known[index], self._snapshot[index] = lr, False
@@ -222,10 +225,12 @@ def per_group(value: float | Tensor | Sequence[float], n_groups: int) -> list[fl
     if isinstance(value, torch.Tensor):
         value = value.tolist()
     if not isinstance(value, Sequence) or not all(options.is_number(x) or isinstance(x, Tensor) for x in value):
-        raise TypeError(f"learning rate: got {value!r}, allowed is a number, or a sequence of one per parameter group")
+        raise TypeError(
+            f"learning rate: expected a number, or a sequence of one per parameter group, got {value!r}; pass e.g. 1e-3"
+        )
     values = [float(item) for item in value]
     if len(values) != n_groups:
         raise ValueError(
-            f"learning rate: got {len(values)} of them, allowed is one, or one per parameter group; pass {n_groups}"
+            f"learning rate: expected one, or one per parameter group, got {len(values)} of them; pass {n_groups}"
         )
     return values

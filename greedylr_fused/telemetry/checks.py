@@ -21,8 +21,8 @@ def refuse_capture(what: str, device: torch.device) -> None:
     """
     if capturing(device):
         raise RuntimeError(
-            f"{what}: got a call while a CUDA graph is captured, allowed is before or after; construct the recorder "
-            "before the warm-up steps, and close it when all is trained"
+            f"{what}: expected a call before or after the capture of a CUDA graph, got one within it; construct the "
+            "recorder before the warm-up steps, and close it when all is trained"
         )
 
 
@@ -34,7 +34,7 @@ def check(opt: Any, sinks: tuple[Any, ...], capacity: Any, every: Any, seconds: 
     """
     if not isinstance(opt, (FusedAdamW, DeviceSchedule)):
         raise TypeError(
-            f"Recorder: got {type(opt).__name__}, allowed is a FusedAdamW or a DeviceSchedule; pass the optimizer "
+            f"Recorder: expected a FusedAdamW or a DeviceSchedule, got {type(opt).__name__}; pass the optimizer "
             "itself, not what a framework has wrapped around it (its .optimizer or .optim)"
         )
     if not isinstance(grad_norms, bool):
@@ -45,15 +45,15 @@ def check(opt: Any, sinks: tuple[Any, ...], capacity: Any, every: Any, seconds: 
             "leave it out, or train with FusedAdamW(..., schedule=schedule)"
         )
     if not sinks and not grad_norms:
-        raise TypeError('Recorder: got no sink, allowed are paths and loggers; write Recorder(opt, "run.jsonl")')
+        raise TypeError('Recorder: expected paths and loggers as sinks, got none; write Recorder(opt, "run.jsonl")')
     for sink in sinks:
         if not callable(sink) and not isinstance(sink, (str, os.PathLike)):
             raise TypeError(
-                f"Recorder: got {sink!r} as a sink, allowed is a path or log(metrics, step); write "
-                "tensorboard(writer) for a SummaryWriter, run.log for a run of W&B"
+                f"Recorder: expected a path or log(metrics, step) as a sink, got {sink!r}; write tensorboard(writer) "
+                "for a SummaryWriter, run.log for a run of W&B"
             )
     for name, value, least in (("capacity", capacity, 2), ("every", every, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: got {value!r}, allowed is an integer >= {least}; leave it out for its default")
+            raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}; leave it out for its default")
     if not is_number(seconds) or not seconds >= 0:
-        raise ValueError(f"seconds: got {seconds!r}, allowed is a number >= 0; leave it out for its default")
+        raise ValueError(f"seconds: expected a number >= 0, got {seconds!r}; leave it out for its default")

@@ -23,7 +23,7 @@ def tensorboard(writer: Any) -> Log:
     """
     if not callable(getattr(writer, "add_scalar", None)):
         raise TypeError(
-            f"tensorboard(): got {type(writer).__name__}, allowed is a SummaryWriter; write "
+            f"tensorboard(): expected a SummaryWriter, got {type(writer).__name__}; write "
             'tensorboard(torch.utils.tensorboard.SummaryWriter("runs/first"))'
         )
 

@@ -127,16 +127,17 @@ def read(path: str | os.PathLike[str]) -> dict[str, Run]:
             runs[name].add(row)
         except (TypeError, ValueError, OverflowError):
             raise ValueError(
-                f"{path}, line {number}: got {str(row)[:80]}, allowed is an integer as step and numbers or null as the "
-                "rest; correct the line"
+                f"{path}, line {number}: expected an integer as step and numbers or null as the rest, got "
+                f"{str(row)[:80]}; correct the line"
             ) from None
     runs = {name: run for name, run in runs.items() if run.steps}
     for run in runs.values():
         run.find_decisions()
     if not runs:
         raise ValueError(
-            f'{path}: got no line of a step, allowed are JSON objects with "step", "loss" and "lr", one per line, '
-            "as greedylr_fused.telemetry.Recorder(opt, path) writes them"
+            f'{path}: expected JSON objects with "step", "loss" and "lr", one per line, as '
+            "greedylr_fused.telemetry.Recorder(opt, path) writes them, got no line of a step; name the run.jsonl of a "
+            "run"
         )
     return runs
 
@@ -156,7 +157,7 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             row = parsed_line(line)
             if row is None:
                 damaged = (
-                    f"{path}, line {number}: got {line[:60].rstrip()!r}, allowed is one JSON object; correct the line, "
+                    f"{path}, line {number}: expected one JSON object, got {line[:60].rstrip()!r}; correct the line, "
                     "or name the run.jsonl of a run"
                 )
             else:

@@ -219,9 +219,9 @@ class Recorder:
         if self._lost:
             lost = "1 step was" if self._lost == 1 else f"{self._lost} steps were"
             problems.append(
-                f"{lost} lost: overwritten before drain() was called, or replayed from a graph that was captured "
-                f"before; allowed are {self._capacity} steps between two calls; call it more often, or construct the "
-                "recorder with a larger capacity, before the capture"
+                f"{lost} lost: expected drain() at least every {self._capacity} steps, got steps overwritten before "
+                "it, or replayed from a graph captured before the recorder; call it more often, or construct one "
+                "with a larger capacity, before the capture"
             )
             self._lost = 0
         if not closing:
@@ -244,8 +244,8 @@ class Recorder:
             except Exception as error:
                 self._feeds.remove(feed)
                 problems.append(
-                    f"the logger {feed.log!r} raised {error!r}, allowed is log(metrics, step) that takes a dictionary "
-                    "of floats and an int; it gets no more steps; correct it and construct another Recorder"
+                    f"the logger {feed.log!r}: expected log(metrics, step) that takes a dictionary of floats and an "
+                    f"int, got {error!r} raised by it; it gets no more steps: correct it and construct another Recorder"
                 )
         return problems
 

@@ -104,8 +104,8 @@ def _check_end(path: Path) -> None:
         first = file.read(1)
         if first not in (b"", b"{"):
             raise ValueError(
-                f"{path}: got a file that begins with {first!r}, allowed is a new one or a run.jsonl, whose lines are "
-                "JSON objects; choose another name"
+                f"{path}: expected a new file or a run.jsonl, whose lines are JSON objects, got one that begins with "
+                f"{first!r}; choose another name"
             )
         size = file.seek(0, os.SEEK_END)
         begin = max(0, size - _TAIL)

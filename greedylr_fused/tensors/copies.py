@@ -46,13 +46,13 @@ class Copies:
             param, copy = _both(pair)
             if param not in params:
                 raise ValueError(
-                    f"keep_copies: got a parameter of shape {tuple(param.shape)} that is not in the optimizer, "
-                    "allowed are those in its param_groups; put the optimizer's parameter first and its copy second"
+                    "keep_copies: expected parameters in the optimizer's param_groups, got one of shape "
+                    f"{tuple(param.shape)} that is not; put the optimizer's parameter first and its copy second"
                 )
             if param in chosen or any(copy is other for other in chosen.values()):
                 raise ValueError(
-                    f"keep_copies: got a tensor of shape {tuple(copy.shape)} in two pairs, allowed is one copy of "
-                    "each parameter; leave tied parameters out after their first"
+                    f"keep_copies: expected one copy of each parameter, got a tensor of shape {tuple(copy.shape)} in "
+                    "two pairs; leave tied parameters out after their first"
                 )
             check(param, copy)
             chosen[param] = copy
@@ -107,13 +107,13 @@ def check(param: Tensor, copy: Tensor) -> Tensor:
     """
     if param.dtype != torch.float32 or copy.dtype not in ROWS:
         raise TypeError(
-            f"keep_copies: got a {copy.dtype} copy of a {param.dtype} parameter, allowed are bfloat16 and float16 "
-            "copies of float32 parameters; convert one of them"
+            f"keep_copies: expected bfloat16 and float16 copies of float32 parameters, got a {copy.dtype} copy of a "
+            f"{param.dtype} parameter; convert one of them"
         )
     if copy.shape != param.shape or copy.device != param.device:
         raise ValueError(
-            f"keep_copies: got a copy of shape {tuple(copy.shape)} on {copy.device} for a parameter of shape "
-            f"{tuple(param.shape)} on {param.device}, allowed is the same shape and device; use torch.empty_like"
+            f"keep_copies: expected the shape {tuple(param.shape)} and device {param.device} of the parameter, got a "
+            f"copy of shape {tuple(copy.shape)} on {copy.device}; use torch.empty_like"
         )
     if copy.is_inference():
         raise TypeError(
@@ -127,8 +127,8 @@ def _both(pair: Any) -> tuple[Tensor, Tensor]:
     if isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(tensor, Tensor) for tensor in pair):
         return pair[0], pair[1]
     raise TypeError(
-        f"keep_copies: got a {type(pair).__name__}, allowed are pairs (parameter, copy) of tensors; write "
-        "zip(masters, model.parameters())"
+        f"keep_copies: expected pairs (parameter, copy) of tensors, got a {type(pair).__name__}; write zip(masters, "
+        "model.parameters())"
     )
 
 

@@ -62,9 +62,9 @@ def local_part(what: str, tensor: Any, param: Tensor) -> Tensor:
         spec, wanted = spec_of(tensor), spec_of(param)
         got = "that is no DTensor" if spec is None else f"with placements {spec.placements} on {spec.mesh}"
         raise RuntimeError(
-            f"FusedAdamW: got {what} {got} for a DTensor parameter, allowed are the placements of the parameter: "
-            f"{wanted.placements} on {wanted.mesh}; redistribute it, as in "
-            "param.grad = param.grad.redistribute(param.device_mesh, param.placements)"
+            f"FusedAdamW: expected {what} with the placements of its DTensor parameter, {wanted.placements} on "
+            f"{wanted.mesh}, got one {got}; redistribute it, as in param.grad = "
+            "param.grad.redistribute(param.device_mesh, param.placements)"
         )
     return local(tensor)
 

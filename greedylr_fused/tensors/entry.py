@@ -40,14 +40,14 @@ class Entry:
     def _placed(self, name: str, moment: Tensor) -> Tensor:
         if moment.device != self.param.device or moment.shape != self.param.shape:
             raise RuntimeError(
-                f"FusedAdamW state {name!r}: got shape {tuple(moment.shape)} on {moment.device}, allowed is "
-                f"{tuple(self.param.shape)} on {self.param.device} like its parameter; move it back before step()"
+                f"FusedAdamW state {name!r}: expected shape {tuple(self.param.shape)} on {self.param.device} like its "
+                f"parameter, got {tuple(moment.shape)} on {moment.device}; move it back before step()"
             )
         if moment.dtype != self.state["exp_avg"].dtype or moment.is_complex() != self.param.is_complex():
             raise TypeError(
-                f"FusedAdamW state {name!r}: got {moment.dtype} beside exp_avg in {self.state['exp_avg'].dtype} for a "
-                f"{self.param.dtype} parameter, allowed are moments of one dtype, complex if the parameter is; convert "
-                "them, or load them by load_state_dict(), which does"
+                f"FusedAdamW state {name!r}: expected moments of one dtype, complex if the parameter is, got "
+                f"{moment.dtype} beside exp_avg in {self.state['exp_avg'].dtype} for a {self.param.dtype} parameter; "
+                "convert them, or load them by load_state_dict(), which does"
             )
         if moment.is_inference():
             moment = moment.clone()
@@ -93,8 +93,8 @@ class Entry:
             return None
         if grad.layout is not torch.strided:
             raise RuntimeError(
-                f"FusedAdamW: got a gradient of layout {grad.layout}, allowed are dense gradients; use "
-                "torch.optim.SparseAdam for that parameter, or sparse=False in the embedding"
+                f"FusedAdamW: expected dense gradients, got one of layout {grad.layout}; use torch.optim.SparseAdam "
+                "for that parameter, or sparse=False in the embedding"
             )
         return arrived(grad) if self.spec is None else local_gradient(grad, self.param)
 
@@ -114,9 +114,10 @@ class Entry:
     def mix(self) -> tuple[DType, DType, DType]:
         if not self.computes(self.grad_dtype):
             raise TypeError(
-                f"FusedAdamW: got a {self.param.dtype} parameter with {self.state['exp_avg'].dtype} moments, allowed "
-                "are float32, float64, bfloat16 and float16 parameters with moments of their own dtype, 16-bit ones "
-                "with float32 moments and float32 ones with bfloat16 moments; convert the parameter or set state_dtype"
+                "FusedAdamW: expected float32, float64, bfloat16 and float16 parameters with moments of their own "
+                "dtype, 16-bit ones with float32 moments and float32 ones with bfloat16 moments, got a "
+                f"{self.param.dtype} parameter with {self.state['exp_avg'].dtype} moments; convert the parameter or "
+                "set state_dtype"
             )
         return self._codes(self.grad_dtype)  # type: ignore[return-value]
 
@@ -137,8 +138,8 @@ class Entry:
         """
         if grad.shape != self.shape:
             raise RuntimeError(
-                f"FusedAdamW: got a gradient of shape {tuple(grad.shape)} for a parameter of shape {tuple(self.shape)}"
-                ", allowed is the same shape; zero_grad() after giving a parameter new data"
+                f"FusedAdamW: expected a gradient of shape {tuple(self.shape)} like its parameter, got one of shape "
+                f"{tuple(grad.shape)}; zero_grad() after giving a parameter new data"
             )
 
 
@@ -162,6 +163,6 @@ def check_memory(what: str, tensor: Tensor) -> None:
         )
     if not has_memory(memory):
         raise TypeError(
-            f"FusedAdamW: got {what} of type {type(tensor).__name__} on {tensor.device} without memory of its "
-            "own, allowed are plain tensors with storage; materialise it, or step it with torch.optim.AdamW"
+            f"FusedAdamW: expected plain tensors with storage, got {what} of type {type(tensor).__name__} on "
+            f"{tensor.device} without memory of its own; materialise it, or step it with torch.optim.AdamW"
         )

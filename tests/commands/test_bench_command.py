@@ -202,11 +202,11 @@ def test_what_was_measured_before_an_interrupt_is_kept(monkeypatch, capsys, tmp_
 @pytest.mark.parametrize(
     "options, says",
     [
-        (["--device", "tpu"], "--device: got 'tpu', allowed here are cpu"),
-        (["--elements", "0"], "--elements: got '0', allowed are numbers above 0"),
-        (["--seconds", "soon"], "--seconds: got 'soon', allowed are numbers above 0"),
-        (["--seconds", "inf"], "--seconds: got 'inf', allowed are numbers above 0"),
-        (["--elements", str(10**15)], "--elements: got 1,000,000,000,000,000, allowed here are up to"),
+        (["--device", "tpu"], "--device: expected cpu..., got 'tpu'"),
+        (["--elements", "0"], "--elements: expected a number above 0, got '0'"),
+        (["--seconds", "soon"], "--seconds: expected a number above 0, got 'soon'"),
+        (["--seconds", "inf"], "--seconds: expected a number above 0, got 'inf'"),
+        (["--elements", str(10**15)], "--elements: expected up to ..., got 1,000,000,000,000,000"),
         (["--device", "cpu", "--backend", "cuda"], 'backend="cuda" cannot run on cpu'),
         (["--json", "absent/bench.json"], "No such file or directory"),
     ],
@@ -215,7 +215,8 @@ def test_what_cannot_be_measured_is_refused_at_once(options, says, capsys, tmp_p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(["bench", *options])
-    assert ended.value.code == 2 and says in capsys.readouterr().err
+    pattern = ".*".join(map(re.escape, says.split("...")))
+    assert ended.value.code == 2 and re.search(pattern, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("load", "said"), [(0.5, 0), (99.0, 1)])

@@ -130,4 +130,4 @@ def test_an_unknown_command_is_refused_with_the_names_of_all(capsys):
         main(["doctr"])
     said = capsys.readouterr().err
     assert ended.value.code == 2
-    assert "got 'doctr', allowed are 'doctor', 'refine', 'bench', 'plot'; --help says what each does" in said
+    assert "expected one of 'doctor', 'refine', 'bench', 'plot', got 'doctr'; --help says what each does" in said

@@ -91,7 +91,7 @@ def test_a_part_of_a_run(tmp_path, capsys, figures):
     assert lower.get_yscale() == "log" and (tmp_path / "part.png").exists()
     every = [x for axes in (upper, lower) for line in shown(axes).values() for x, _ in line]
     assert min(every) == 40 and max(every) == 60
-    says = "got no step from 101 to the last, allowed are --from and --to that enclose some of 1 to 100"
+    says = "expected --from and --to that enclose some of 1 to 100, got no step from 101 to the last"
     assert says in refused(capsys, path, "--from", 101)
 
 
@@ -107,7 +107,7 @@ def test_several_runs(tmp_path, capsys, figures):
     colors = {line.get_color() for line in both.axes[0].get_lines()}
     assert len(colors) == 2, "one for each run, marks included"
     assert len(shown(one.axes[0])["smoothed"]) == 18
-    assert "--run: got 'c', allowed is one of a, b" in refused(capsys, path, "--run", "c")
+    assert f"--run: expected one of a, b in {path}, got 'c'" in refused(capsys, path, "--run", "c")
 
 
 def test_the_main_jobs_lines(tmp_path, capsys, figures):
@@ -174,7 +174,7 @@ def test_averaged():
     ("text", "says"),
     [
         ("", "got no line of a step"),
-        ('{"step": 1, "lr": [1]}\noh\n{"step": 2, "lr": [1]}\n', "line 2: got 'oh"),
+        ('{"step": 1, "lr": [1]}\noh\n{"step": 2, "lr": [1]}\n', "line 2: expected one JSON object, got 'oh"),
         (None, "No such file or directory; name a file that is there"),
     ],
 )

@@ -201,14 +201,17 @@ def test_mistakes_are_answered(backend, device):
     params, copies, opt = build(backend, device)
     param, half = params[1], copies[1]
     cases = {
-        "not in the optimizer.*its copy second": (ValueError, [(half, param)]),
+        "expected parameters in the optimizer's param_groups, got one .*its copy second": (ValueError, [(half, param)]),
         "torch.float32 copy of a torch.float32": (TypeError, [(param, torch.zeros_like(param))]),
-        r"shape \(999,\).*\(1000,\)": (ValueError, [(param, half[1:])]),
-        "on meta for": (ValueError, [(param, half.to("meta"))]),
+        r"expected the shape \(1000,\) .*, got a copy of shape \(999,\)": (ValueError, [(param, half[1:])]),
+        "and device .*, got a copy .* on meta": (ValueError, [(param, half.to("meta"))]),
         r"in two pairs": (ValueError, [(param, half), (param, half.clone())]),
-        "in two pairs, allowed": (ValueError, [(params[0], copies[0]), (param, half), (param, half)]),
-        "got a Tensor, allowed are pairs": (TypeError, [half]),
-        "got a tuple, allowed are pairs": (TypeError, [(param, None)]),
+        "expected one copy of each parameter, got .* in two pairs": (
+            ValueError,
+            [(params[0], copies[0]), (param, half), (param, half)],
+        ),
+        r"expected pairs .*, got a Tensor": (TypeError, [half]),
+        r"expected pairs .*, got a tuple": (TypeError, [(param, None)]),
     }
     for message, (error, pairs) in cases.items():
         with pytest.raises(error, match=message):

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import re
 
 import pytest
 import torch
@@ -65,12 +66,12 @@ def with_a_torch_scheduler():
 
 
 REFUSED = [
-    (without_a_tensor, {}, TypeError, ("lr=0.1 in parameter group 0", "lr=torch.tensor(1e-3, device=device)")),
+    (without_a_tensor, {}, TypeError, ("lr of parameter group 0", "got 0.1", "lr=torch.tensor(1e-3, device=device)")),
     (with_a_negative_lr, {}, ValueError, ("-1.", "parameter group 1", ">= 0")),
     (lambda: optimizer(dtype=torch.int64, lrs=(1,)), {}, TypeError, ("tensor(1)", "floating-point")),
-    (on_other_devices, {}, ValueError, ("on cpu for parameters on meta", "one device")),
+    (on_other_devices, {}, ValueError, ("one device, that of the parameters (meta)", "got ones on cpu")),
     (lambda: FusedAdamW([torch.nn.Parameter(torch.zeros(1))]), {}, TypeError, ("FusedAdamW(..., schedule=schedule)",)),
-    (lambda: torch.nn.Linear(1, 1), {}, TypeError, ("a Linear as optimizer",)),
+    (lambda: torch.nn.Linear(1, 1), {}, TypeError, ("as optimizer, got a Linear",)),
     (with_a_torch_scheduler, {}, RuntimeError, ("torch.optim.lr_scheduler", "del optimizer.step")),
     (optimizer, {"schedule": None}, TypeError, ("None",)),
     (optimizer, {"schedule": GreedyLR}, TypeError, ("GreedyLR(...)",)),
@@ -78,7 +79,7 @@ REFUSED = [
         optimizer,
         {"schedule": GreedyLR(min_lr=0.5, max_lr=1.0, smooth=False)},
         ValueError,
-        ("starting lr of 0.001", "0.5"),
+        ("a starting lr from min_lr=0.5", "got 0.001"),
     ),
     (optimizer, {"backend": "fast"}, ValueError, ("'fast'", "auto")),
     (optimizer, {"process_group": 1}, TypeError, ("process_group",)),
@@ -90,14 +91,13 @@ def test_refused(made, options, error, says):
     opt = made()
     with pytest.raises(error) as caught:
         DeviceSchedule(opt, **{"schedule": Constant()} | options)
-    for part in ("got", "allowed", *says):
-        assert part in str(caught.value)
+    assert re.search("expected .*, got ", str(caught.value)) and all(part in str(caught.value) for part in says)
 
 
 def test_one_schedule_at_a_time():
     opt = optimizer()
     first = DeviceSchedule(opt, Constant())
-    with pytest.raises(RuntimeError, match="one at a time"):
+    with pytest.raises(RuntimeError, match="expected one per optimizer at a time"):
         DeviceSchedule(opt, Constant())
     del first
     gc.collect()
@@ -112,7 +112,7 @@ def test_one_schedule_at_a_time():
 def test_mistakes_in_a_step():
     opt = optimizer()
     schedule = DeviceSchedule(opt, GREEDY)
-    with pytest.raises(RuntimeError, match="got no loss"):
+    with pytest.raises(RuntimeError, match="expected a loss, .*got none"):
         schedule.step()
     schedule.observe(1.0)
     with pytest.raises(ValueError, match="more than once"):
@@ -124,7 +124,7 @@ def test_mistakes_in_a_step():
         with pytest.raises(error):
             schedule.observe(wrong)
     opt.param_groups[0]["lr"] = 0.5
-    with pytest.raises(RuntimeError, match="lr=0.5 written to parameter group 0"):
+    with pytest.raises(RuntimeError, match="in parameter group 0, .*got lr=0.5 written there"):
         schedule.step(loss=1.0)
     schedule.load_state_dict(schedule.state_dict())
     schedule.step(loss=1.0)
@@ -134,6 +134,6 @@ def test_mistakes_in_a_step():
     with pytest.raises(RuntimeError, match="WSD"):
         schedule.start_decay(3)
     opt.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
-    with pytest.raises(RuntimeError, match="3 parameter groups"):
+    with pytest.raises(RuntimeError, match="the 2 parameter groups that it had, got one with 3"):
         schedule.step(loss=1.0)
     assert "SGD" in repr(schedule) and "GreedyLR" in repr(schedule)

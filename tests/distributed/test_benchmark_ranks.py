@@ -35,5 +35,5 @@ def test_a_record_per_contender(tmp_path):
 
 @pytest.mark.parametrize("name", ["world", "tensors", "rounds"])
 def test_numbers_below_1_are_refused(name):
-    with pytest.raises(SystemExit, match=f"--{name}: got 0, allowed are numbers above 0"):
+    with pytest.raises(SystemExit, match=f"--{name}: expected a number above 0, got 0"):
         benchmark.main([f"--{name}", "0"])

@@ -47,7 +47,10 @@ def stages(rank):
     said = FusedAdamW([placed(mesh["data"], Shard(0), seed=stage)], **CLIPS, partitions=2)
     replicas = FusedAdamW([placed(mesh["data"], Shard(0)), placed(mesh, Shard(0), Shard(1)), plain()], **CLIPS)
     error = error_of(lambda: unsaid.step(loss=1.0))
-    assert "parts of DTensors on rank 2 of the process group that differ" in error and "partitions=" in error
+    assert (
+        "expected replicas in the process group, got parts of DTensors on rank 2 that differ" in error
+        and "partitions=" in error
+    )
     assert norm(said, loss=1.0) == pytest.approx((2 * 8) ** 0.5)
     assert norm(replicas, loss=1.0) == pytest.approx((3 * 8) ** 0.5)
 
@@ -64,7 +67,7 @@ def outside(rank):
     divided = FusedAdamW([placed(mesh, Shard(0), Replicate())], **CLIPS, process_group=group)
     enclosed = FusedAdamW([placed(mesh, Replicate(), Shard(0))], **CLIPS, process_group=group)
     error = error_of(lambda: divided.step(loss=1.0))
-    assert "parts on the ranks [0, 2]" in error or "parts on the ranks [1, 3]" in error
+    assert "encloses the ranks [0, 2]" in error or "encloses the ranks [1, 3]" in error
     assert norm(enclosed, loss=1.0) == FULL
 
 

@@ -1,6 +1,7 @@
 """Options and folders that cannot work: one line, exit code 2, nothing written. The help."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,29 +62,49 @@ def unchanged(folder):
         (unchanged, ["--size", "micro", "--data", "text.txt", "--out", "run"], "run is not empty"),
         (unchanged, ["--size", "micro", "--data", "text.txt", "--out", "text.txt"], "there is a file of that name"),
         (unchanged, ["--size", "micro", "--data", "missing", "--out", "other"], "no such file or folder"),
-        (unchanged, ["--size", "micro", "--data", "folder", "--out", "other"], "got 0 bytes of text, at"),
+        (
+            unchanged,
+            ["--size", "micro", "--data", "folder", "--out", "other"],
+            "corpus folder: expected at least ... bytes of text, got 0",
+        ),
         (not_text, ["--size", "micro", "--data", "text.txt", "--out", "other"], "(1 files with zero bytes in them"),
         (unchanged, ["--size", "huge", "--out", "other"], "invalid choice"),
         (unchanged, ["--factor", "2", "--out", "other"], "GreedyLR factor"),
         (unchanged, ["--steps", "0", "--out", "other"], "a whole number, 1 or more"),
-        (unchanged, ["--weight-decay", "-1", "--out", "other"], "allowed is 0 or a positive number"),
+        (unchanged, ["--weight-decay", "-1", "--out", "other"], "expected 0 or a positive number"),
         (unchanged, ["--window", "100000000000", "--out", "other"], "from 1 to 1,000,000"),
-        (unchanged, ["--threads", "10000", "--out", "other"], "--threads: got 10000"),
+        (
+            unchanged,
+            ["--threads", "10000", "--out", "other"],
+            "--threads: expected a whole number from 1 to ..., got 10000",
+        ),
         (unchanged, ["--patience", "-1", "--out", "other"], "GreedyLR patience"),
-        (unchanged, ["--seed", "-1", "--out", "other"], "--seed: got -1"),
-        (unchanged, ["--lr", "0", "--out", "other"], "allowed is a positive number"),
-        (unchanged, ["--lr", "nan", "--out", "other"], "allowed is a positive number"),
-        (unchanged, ["--lr", "1e308", "--out", "other"], "GreedyLR max_lr: got inf"),
+        (unchanged, ["--seed", "-1", "--out", "other"], "--seed: expected a whole number from 0 to ..., got -1"),
+        (unchanged, ["--lr", "0", "--out", "other"], "expected a positive number"),
+        (unchanged, ["--lr", "nan", "--out", "other"], "expected a positive number"),
+        (
+            unchanged,
+            ["--lr", "1e308", "--out", "other"],
+            "GreedyLR max_lr: expected a finite learning rate >= 0, got inf",
+        ),
         (unchanged, ["--compare", "--optimizer", "torch", "--out", "other"], "leave out --optimizer"),
-        (unchanged, ["--schedule", "cosin", "--out", "other"], "got cosin, allowed is one of greedy, constant, linear"),
+        (
+            unchanged,
+            ["--schedule", "cosin", "--out", "other"],
+            "expected one of greedy, constant, linear..., got cosin",
+        ),
         (unchanged, ["--schedule", "x.json", "--out", "other"], "--schedule x.json: No such file or directory"),
-        (unchanged, ["--schedule", "run/config.json", "--out", "other"], "allowed is a file that Refined.save()"),
+        (unchanged, ["--schedule", "run/config.json", "--out", "other"], "expected a file that Refined.save()"),
         (unchanged, ["--warmup-steps", "5", "--out", "other"], "--schedule greedy has no use for it; leave it out;"),
         (unchanged, ["--schedule", "cosine", "--patience", "5"], "--schedule cosine has no use for it"),
-        (unchanged, ["--schedule", "linear", "--warmup-steps", "500"], "Linear warmup_steps: got 500, allowed is at"),
-        (unchanged, ["--schedule", "wsd", "--decay-steps", "500"], "WSD decay_steps: got 500, allowed is at most"),
-        (unchanged, ["--schedule", "wsd", "--min-lr-ratio", "2"], "--min-lr-ratio: got 2, allowed is a ratio, 0 to 1"),
-        (unchanged, ["--compare", "--schedule", "greedy+wsd"], "there is none for --schedule greedy+wsd; allowed are"),
+        (
+            unchanged,
+            ["--schedule", "linear", "--warmup-steps", "500"],
+            "Linear warmup_steps: expected at most ..., got 500",
+        ),
+        (unchanged, ["--schedule", "wsd", "--decay-steps", "500"], "WSD decay_steps: expected at most ..., got 500"),
+        (unchanged, ["--schedule", "wsd", "--min-lr-ratio", "2"], "--min-lr-ratio: expected a ratio, 0 to 1, got 2"),
+        (unchanged, ["--compare", "--schedule", "greedy+wsd"], "there is none for --schedule greedy+wsd; write one of"),
         (unchanged, ["--compare", "--schedule", "linear", "--min-lr-ratio", "0.1"], "there is none for a linear"),
         (unchanged, ["--compare", "--schedule", "plateau", "--warmup-steps", "1"], "there is none for plateau with"),
         (unchanged, ["--optimizer", "torch", "--record-norms"], "leave out --record-norms"),
@@ -111,7 +132,7 @@ def test_what_cannot_work_is_one_line_and_touches_nothing(
     assert example("pretrain").main(options) == 2
     complaint = capsys.readouterr().err
     assert complaint.startswith("pretrain: ") and complaint.count("\n") == 1
-    assert message in complaint
+    assert re.search(".*".join(map(re.escape, message.split("..."))), complaint)
     assert contents(run) == before and sorted(os.listdir(tmp_path)) == names
 
 

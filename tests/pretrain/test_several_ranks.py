@@ -118,7 +118,7 @@ def test_what_fails_on_one_rank_is_said_once_and_ends_all(start, folder):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--ddp", "--batch", 3], "--batch: got 3 windows for 2 ranks, allowed is a multiple of 2"),
+        (["--ddp", "--batch", 3], "--batch: expected a multiple of 2, the number of ranks, got 3 windows"),
         (
             ["--fsdp", "--compare"],
             "--compare: the baseline decides from the loss of its own rank",

@@ -100,7 +100,7 @@ def test_a_kernel_that_does_not_compile_costs_its_module_only(tree):
     [
         ({"NVCC_FAILS": "1", cuda.SWITCH: "1"}, "=1 demands greedylr_fused._cuda, and it cannot be built: "),
         ({"CUDACXX": "absent", cuda.SWITCH: "1"}, "no nvcc that can be run (CUDACXX is 'absent')"),
-        ({cuda.SWITCH: "yes"}, "GREEDYLR_FUSED_CUDA: got 'yes', allowed are 0 (never), 1 (always)"),
+        ({cuda.SWITCH: "yes"}, "GREEDYLR_FUSED_CUDA: expected 0 (never) or 1 (always), got 'yes'"),
     ],
 )
 def test_an_installation_that_cannot_do_as_told_fails(tree, variables, message):

@@ -1,5 +1,5 @@
-"""How the package speaks: its messages are short, its docstrings are sentences, its core names no framework, and its
-documents are no longer than they must be.
+"""How the package speaks: its messages are short and say what is expected before what was got, its docstrings are
+sentences, its core names no framework, and its documents are no longer than they must be.
 """
 
 import ast
@@ -32,6 +32,19 @@ def messages(tree):
                 yield from ((node.lineno, said) for given in node.args if (said := text(given)))
 
 
+def strings(tree):
+    """`(line, text)` of every string but docstrings, wherever a message is made of it."""
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    inside -= {id(node) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)}
+    inside |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [(node.lineno, said) for node in ast.walk(tree) if id(node) not in inside and (said := text(node))]
+
+
+def misordered(said):
+    """Whether a message says what is allowed, or what was got before what is expected."""
+    return bool(re.search(r"\ballowed (is|are)\b", said) or re.search(r"\bgot\b", said.partition("expected")[0]))
+
+
 def docstrings(tree):
     kinds = (ast.FunctionDef, ast.ClassDef)
     nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
@@ -41,6 +54,7 @@ def docstrings(tree):
 def offences(tree):
     """What is wrong with the words of a file."""
     found = [f"line {line}: {len(said.split())} words" for line, said in messages(tree) if len(said.split()) > WORDS]
+    found += [f"line {line}: {said[:40]}" for line, said in strings(tree) if misordered(said)]
     return found + [
         f"{name}: {said[:40]}" for name, said in docstrings(tree) if re.match(r"(What|Whether|By|Of|As)\b", said)
     ]
@@ -60,10 +74,17 @@ def test_only_integrations_speak_of_frameworks(path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [f'raise ValueError("{"word " * 41}")', f'warn(f"{{x}} {"word " * 40}")', 'def f():\n    """Whether it is."""'],
+    [f'raise ValueError("{"word " * 41}")', f'warn(f"{{x}} {"word " * 40}")', 'def f():\n    """Whether it is."""']
+    + [f"error({said})" for said in ('"x: got 1, allowed is 2"', 'f"{x}: got {x}, expected a 2"', '"allowed are 2"')],
 )
 def test_offences_are_found(wrong):
     assert len(offences(ast.parse(wrong))) == 1
+
+
+def test_most_messages_say_what_is_expected_what_was_got_and_what_to_do():
+    """Another order is an offence, which is thus looked for where there are messages."""
+    said = [said for path in FILES for _, said in strings(ast.parse(path.read_text()))]
+    assert len([line for line in said if re.search(r": expected .+ got .+; \w+", line)]) > 120
 
 
 def test_the_readme_is_short():

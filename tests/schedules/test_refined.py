@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ REFUSED = [
     ({"norms": "norms"}, TypeError, "not numbers", "one L1 norm per step"),
     ({"norms": [[1.0, 2.0, 3.0]]}, ValueError, "(1, 3)", "[steps, 2]"),
     ({"norms": [1.0, -2.0]}, ValueError, "-2.0 at step 1", ">= 0"),
-    ({"norms": [1.0, math.nan]}, ValueError, "1 finite gradient norms of 2", "2 or more"),
+    ({"norms": [1.0, math.nan]}, ValueError, "1 of 2", "2 or more"),
     ({"norms": [0.0] * 5}, ValueError, "0", "with gradients"),
     ({"total_steps": 1}, ValueError, "1", "from 2"),
     ({"total_steps": 10.0}, TypeError, "10.0", "an int"),
@@ -154,8 +155,8 @@ def test_refused(options, error, got, allowed):
     options = {"norms": [1.0] * 5} | options
     with pytest.raises(error) as caught:
         Refined.from_norms(options.pop("norms"), **options)
-    for part in ("got", got, allowed):
-        assert part in str(caught.value)
+    found = re.search("expected (.*), got (.*)", str(caught.value))
+    assert allowed in found[1] and got in found[2]
 
 
 def test_a_file_keeps_all_bits_and_says_where_they_come_from(tmp_path):

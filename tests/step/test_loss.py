@@ -109,7 +109,7 @@ def test_observed_losses_that_are_discarded(kind):
         opt = DeviceSchedule(adamw, GreedyLR(smooth=False))
     opt.observe(100.0, weight=7)
     opt.discard_observed()
-    with pytest.raises(RuntimeError, match="got no loss"):
+    with pytest.raises(RuntimeError, match="expected a loss, .*got none"):
         opt.step()
     opt.observe(3.0)
     opt.step()
@@ -125,9 +125,9 @@ def test_closure_returns_with_and_without_a_schedule():
     assert opt.step(lambda: "text") == "text"
     assert opt.step(lambda: (1, 2)) == (1, 2)
     assert opt.step(lambda: 4.0) == 4.0 and opt.metrics().loss == 4.0
-    with pytest.raises(TypeError, match="loss: got str"):
+    with pytest.raises(TypeError, match="loss: expected a number .*, got str"):
         build().step(lambda: "text")
-    with pytest.raises(RuntimeError, match="got no loss"):
+    with pytest.raises(RuntimeError, match="expected a loss, .*got none"):
         build().step(lambda: None)
 
 
@@ -144,7 +144,7 @@ def test_observed_losses_belong_to_one_step():
     opt = build()
     opt.observe(1.0)
     opt.step()
-    with pytest.raises(RuntimeError, match="got no loss"):
+    with pytest.raises(RuntimeError, match="expected a loss, .*got none"):
         opt.step()
     opt.step(loss=7.0)
     assert opt.metrics().loss == 7.0

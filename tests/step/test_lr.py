@@ -60,12 +60,15 @@ def test_writing_the_same_number_again_changes_nothing():
 
 @pytest.mark.parametrize("lr", [100.0, 0.01, -1.0, float("nan")])
 def test_out_of_bounds_is_refused_and_changes_nothing(lr):
-    allowed = r"0\.1 to 10 .*bounds" if lr > 0 else "a finite number >= 0"  # no bounds could enclose those
+    # No bounds could enclose the others.
+    allowed, remedy = (r"0\.1 to 10 .*", "bounds") if lr > 0 else ("a finite number >= 0", "correct what wrote it")
     for write in (lambda o: o.param_groups[0].update(lr=lr), lambda o: o.set_lr(lr)):
         opt = build()
         opt.step(loss=3.0)
         before = snapshot(opt)
-        with pytest.raises(ValueError, match=f"learning rate of parameter group 0.*allowed is {allowed}"):
+        with pytest.raises(
+            ValueError, match=f"learning rate of parameter group 0: expected {allowed}, got {lr}; .*{remedy}"
+        ):
             write(opt)
             opt.step(loss=2.0)
         assert_same(snapshot(opt), before)
@@ -94,12 +97,12 @@ def test_set_lr_is_seen_at_once():
 @pytest.mark.parametrize("lr", [[1.0], [1.0, 1.0, 1.0], torch.ones(3)], ids=str)
 def test_set_lr_with_the_wrong_number_of_values(lr):
     opt = build((1.0, 1.0))
-    with pytest.raises(ValueError, match=r"learning rate: got \d of them.*; pass 2"):
+    with pytest.raises(ValueError, match=r"learning rate: expected one, .*, got \d of them; pass 2"):
         opt.set_lr(lr)
 
 
 def test_set_lr_with_a_truth_value():
-    with pytest.raises(TypeError, match="learning rate: got True, allowed is a number"):
+    with pytest.raises(TypeError, match="learning rate: expected a number, .*, got True"):
         build((1.0,)).set_lr(True)
 
 

@@ -1,4 +1,4 @@
-"""The optimizer's own options: torch's rules, and messages that say what was got, what is allowed, what to do."""
+"""The optimizer's own options: torch's rules, and messages that say what is expected, what was got, what to do."""
 
 import inspect
 import math
@@ -132,7 +132,7 @@ def test_a_state_is_whole_or_not_there(monkeypatch):
 
 def test_an_unsupported_dtype_names_the_supported_ones():
     param = parameter(torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
-    message = "got a torch.float64 parameter and state_dtype=torch.bfloat16, allowed are float32.*change state_dtype"
+    message = "expected float32, .*got a torch.float64 parameter and state_dtype=torch.bfloat16; .*change state_dtype"
     with pytest.raises(TypeError, match=message):
         FusedAdamW([param], state_dtype=torch.bfloat16)
     opt = FusedAdamW([parameter(torch.zeros(3), torch.ones(3))], state_dtype=torch.bfloat16)
@@ -182,7 +182,7 @@ def test_add_param_group_refuses_and_leaves_no_trace():
             opt.add_param_group({"params": one(), **group})
         assert len(opt.param_groups) == 1
     opt.step(loss=2.0)
-    with pytest.raises(ValueError, match="GreedyLR min_lr.*got 1 values"):
+    with pytest.raises(ValueError, match="GreedyLR min_lr: expected .*got 1 values"):
         FusedAdamW(one(), lr=0.5, schedule=GreedyLR(min_lr=[0.1], smooth=False)).add_param_group(
             {"params": one(), "lr": 0.5}
         )

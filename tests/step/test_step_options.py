@@ -55,9 +55,9 @@ REFUSED = [
     (Linear, (9,), {"min_lr_ratio": -0.1}, ValueError, "-0.1", "0 <= min_lr_ratio <= 1", "divide the floor"),
     (Linear, (9,), {"min_lr_ratio": 1.1}, ValueError, "1.1", "0 <= min_lr_ratio <= 1", "divide the floor"),
     (Linear, (9,), {"min_lr_ratio": math.nan}, ValueError, "nan", "a finite number", "leave min_lr_ratio out"),
-    (Linear, (9,), {"min_lr_ratio": None}, TypeError, "None", "a number, 0 <= min_lr_ratio", "min_lr_ratio=0.1"),
+    (Linear, (9,), {"min_lr_ratio": None}, TypeError, "None", "a number (0 <= min_lr_ratio", "min_lr_ratio=0.1"),
     (Polynomial, (9,), {"power": 0}, ValueError, "0.0", "> 0", "use Constant"),
-    (Polynomial, (9,), {"power": "2"}, TypeError, "'2'", "a number, > 0", "write power=1"),
+    (Polynomial, (9,), {"power": "2"}, TypeError, "'2'", "a number (> 0)", "write power=1"),
     (Cosine, (9,), {"num_cycles": 0}, ValueError, "0.0", "0 < num_cycles <= 33554432", "num_cycles=0.5"),
     (Cosine, (9,), {"num_cycles": 1e308}, ValueError, "1e+308", "0 < num_cycles <= 33554432", "num_cycles=0.5"),
     (CosineRestarts, (9,), {"num_cycles": 0}, ValueError, "0", "a whole number from 1", "write num_cycles=1"),
@@ -69,7 +69,7 @@ REFUSED = [
     (REX, (9,), {"d": 1}, ValueError, "1.0", "0 <= d < 1", "write d=0.5"),
     (REX, (9,), {"d": -0.1}, ValueError, "-0.1", "0 <= d < 1", "d=0 for a straight line"),
     (UBA, (9,), {"phi": 0}, ValueError, "0.0", "> 0", "phi=2.0 for a cosine"),
-    (UBA, (9,), {"phi": math.inf}, ValueError, "inf", "a finite number, > 0", "write phi=2"),
+    (UBA, (9,), {"phi": math.inf}, ValueError, "inf", "a finite number (> 0)", "write phi=2"),
     (
         WSD,
         (9,),
@@ -97,7 +97,7 @@ REFUSED = [
     (OneCycle, (9,), {"div_factor": 0.5}, ValueError, "0.5", ">= 1", "write div_factor=25.0"),
     (OneCycle, (9,), {"final_div_factor": 0.03}, ValueError, "0.03", "1 / div_factor, 0.04", "a larger one"),
     (OneCycle, (9,), {"three_phase": 1}, TypeError, "1", "True or False", "three_phase=True"),
-    (Table, ([],), {}, ValueError, "'0 values'", "from 1 to 33554432 values", "pass a list of numbers"),
+    (Table, ([],), {}, ValueError, "'0 values'", "1 to 33554432 values", "pass a list of numbers"),
     (Table, ([1.0, -0.5],), {}, ValueError, "-0.5", "a finite number >= 0", "ratios of the peak"),
     (Table, ([1.0, math.nan],), {}, ValueError, "nan", "a finite number >= 0", "ratios of the peak"),
     (Table, (torch.tensor([math.inf]),), {}, ValueError, "inf", "a finite number >= 0", "ratios of the peak"),
@@ -118,8 +118,8 @@ def test_refused(kind, args, options, error, got, allowed, remedy):
         kind(*args, **options)
     name = [*options, dataclasses.fields(kind)[0].name][0]
     message = str(caught.value)
-    assert re.match(rf"{kind.__name__} {name}(\[\d+\])?: got {re.escape(got)}, allowed is ", message), message
-    assert allowed in message and remedy in message, message
+    found = re.match(rf"{kind.__name__} {name}(?:\[\d+\])?: expected (.*), got {re.escape(got)}; (.*)", message, re.S)
+    assert found and allowed in found[1] and remedy in found[2], message
 
 
 def test_every_option_is_checked():
@@ -160,7 +160,7 @@ def test_options_have_names():
 
 def test_the_length_of_a_decay_is_checked():
     for steps, error in ((0, ValueError), (2**25 + 1, ValueError), (1.0, TypeError), (None, TypeError)):
-        with pytest.raises(error, match=rf"WSD steps: got {steps}, allowed is .*; write "):
+        with pytest.raises(error, match=rf"WSD steps: expected .*, got {steps}; write "):
             WSD().decay(steps)
 
 
@@ -194,15 +194,15 @@ def test_a_long_table_is_shown_in_short():
 @pytest.mark.parametrize(
     ("curve", "error", "message"),
     [
-        ([1.0], TypeError, r'Own.curve\(\): got \[1.0\], allowed is a filled array\("d"'),
+        ([1.0], TypeError, r'Own.curve\(\): expected a filled array\("d", ...\), got \[1.0\]'),
         (array("f", [1.0, 0.5]), TypeError, "array\\('f'"),
         (array("d"), TypeError, "array\\('d'\\)"),
         (
             array("d", [1.0, math.nan]),
             ValueError,
-            r"Own.curve\(\): got nan for step 1, allowed is a finite number >= 0",
+            r"Own.curve\(\): expected a finite number >= 0 for step 1, got nan",
         ),
-        (array("d", [-0.5]), ValueError, "got -0.5 for step 0"),
+        (array("d", [-0.5]), ValueError, "expected .* for step 0, got -0.5"),
     ],
     ids=str,
 )
@@ -229,5 +229,7 @@ def test_a_share_of_the_steps_is_told_from_their_number():
 
 @pytest.mark.parametrize("schedule", [Cosine(10), WSD()], ids=str)
 def test_a_peak_of_zero_is_refused(schedule):
-    with pytest.raises(ValueError, match="got a starting lr of 0 in every parameter group"):
+    with pytest.raises(
+        ValueError, match="expected a starting lr above 0 in at least one parameter group.*, got 0 in every"
+    ):
         FusedAdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.0, schedule=schedule)

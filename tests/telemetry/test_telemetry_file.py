@@ -130,7 +130,7 @@ def test_a_long_file_is_looked_at_from_its_end(tmp_path, monkeypatch):
 def test_files_that_are_refused(tmp_path):
     other = tmp_path / "model.py"
     other.write_text("import torch")
-    with pytest.raises(ValueError, match=r"begins with b'i', allowed is a new one or a run.jsonl"):
+    with pytest.raises(ValueError, match=r"expected a new file or a run.jsonl.* begins with b'i'"):
         Recorder(optimizer(), other)
     assert other.read_text() == "import torch"
     with pytest.raises(FileNotFoundError, match="its folder does not exist; create that first"):
@@ -199,18 +199,18 @@ def test_reading(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no line of a step"),
-        ('{"step": 1, "held_out": 2}\n', "no line of a step"),
-        ('{"step": 1, "lr": 0.1}\noh\n{"step": 2, "lr": 0.1}\n', "line 2: got 'oh"),
-        ('[1]\n{"step": 2, "lr": 0.1}\n', r"line 1: got '\[1\]"),
-        ('{"step": 1.5, "lr": 0.1}\n', "line 1: got {'step': 1.5"),
-        ('{"step": true, "lr": 0.1}\n', "line 1: got {'step': True"),
-        ('{"step": 1, "lr": null}\n', "line 1: got"),
-        ('{"step": 1, "lr": []}\n', "line 1: got"),
-        ('{"step": 1, "lr": ["a"]}\n', "line 1: got"),
-        ('{"step": 1, "lr": 0.1, "loss": "low"}\n', "line 1: got"),
-        ('{"step": 99999999999999999999, "lr": 0.1}\n', "line 1: got"),
-        ("\udcff\n\n{}", "line 1: got"),
+        ("", "expected JSON objects .*, got no line of a step"),
+        ('{"step": 1, "held_out": 2}\n', "expected JSON objects .*, got no line of a step"),
+        ('{"step": 1, "lr": 0.1}\noh\n{"step": 2, "lr": 0.1}\n', "line 2: expected one JSON object, got 'oh"),
+        ('[1]\n{"step": 2, "lr": 0.1}\n', r"line 1: expected one JSON object, got '\[1\]"),
+        ('{"step": 1.5, "lr": 0.1}\n', "line 1: expected an integer as step .*, got {'step': 1.5"),
+        ('{"step": true, "lr": 0.1}\n', "line 1: expected an integer as step .*, got {'step': True"),
+        ('{"step": 1, "lr": null}\n', "line 1: expected an integer as step"),
+        ('{"step": 1, "lr": []}\n', "line 1: expected an integer as step"),
+        ('{"step": 1, "lr": ["a"]}\n', "line 1: expected an integer as step"),
+        ('{"step": 1, "lr": 0.1, "loss": "low"}\n', "line 1: expected an integer as step"),
+        ('{"step": 99999999999999999999, "lr": 0.1}\n', "line 1: expected an integer as step"),
+        ("\udcff\n\n{}", "line 1: expected one JSON object, got"),
     ],
 )
 def test_damaged_files(tmp_path, text, says):
@@ -218,7 +218,7 @@ def test_damaged_files(tmp_path, text, says):
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=says) as raised:
         recorded_run.read(path)
-    assert str(path) in str(raised.value) and "allowed" in str(raised.value)
+    assert str(path) in str(raised.value)
 
 
 RATES = {

@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         backend = resolve(given.backend, device).backend.name
         if (given.elements or 0) > (most := that_fit(device)):
             raise ValueError(
-                f"--elements: got {given.elements:,}, allowed here are up to {most:,}: memory holds no more"
+                f"--elements: expected up to {most:,}, as memory here holds no more, got {given.elements:,}; choose "
+                "fewer"
             )
         if given.json is not None:
             given.json.write_text("")  # refused now rather than after a minute
@@ -94,7 +95,7 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
         except ValueError:
             number = math.nan
         if not 0 < number < math.inf:
-            raise argparse.ArgumentTypeError(f"got {text!r}, allowed are numbers above 0")
+            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
         return number
 
     return positive
@@ -110,7 +111,7 @@ def _device(name: str | None) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     allowed = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
     if name not in allowed:
-        raise ValueError(f"--device: got {name!r}, allowed here are {', '.join(allowed)}; doctor tells what was found")
+        raise ValueError(f"--device: expected {' or '.join(allowed)}, got {name!r}; doctor tells what was found")
     return torch.device(name)
 
 
