@@ -65,8 +65,8 @@ def check_layout(loaded: Any, live: Sequence[Mapping[str, Any]]) -> None:
             f"checkpoint: expected the {len(live)} parameter groups of this optimizer, got {len(groups)}; construct it "
             "with the groups of the run that wrote the checkpoint"
         )
-    for index, (group, own) in enumerate(zip(groups, live, strict=True)):
-        _check_group(with_flags(group, own), index, len(own["params"]))
+    for index, (group, live_group) in enumerate(zip(groups, live, strict=True)):
+        _check_group(with_flags(group, live_group), index, len(live_group["params"]))
     _check_ids(loaded, live)
 
 
@@ -132,21 +132,21 @@ def check_states(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]])
             )
     amsgrad = {name for group in loaded["param_groups"] if group.get("amsgrad") for name in group["params"]}
     for index, param in pairs(loaded, groups):
-        where, own = f"state[{index!r}]", loaded["state"].get(index, {})
-        if not isinstance(own, Mapping):
-            refuse(where, own, "a dictionary", "load an earlier checkpoint", TypeError)
+        where, state = f"state[{index!r}]", loaded["state"].get(index, {})
+        if not isinstance(state, Mapping):
+            refuse(where, state, "a dictionary", "load an earlier checkpoint", TypeError)
         needed = MOMENTS if index in amsgrad else MOMENTS[:2]
-        for name in ("step", *needed) if own else ():
-            if name not in own:
+        for name in ("step", *needed) if state else ():
+            if name not in state:
                 raise ValueError(
-                    f"checkpoint: {where}: expected a state of AdamW, got one with the keys {sorted(map(str, own))}, "
+                    f"checkpoint: {where}: expected a state of AdamW, got one with the keys {sorted(map(str, state))}, "
                     f'without "{name}"; load a checkpoint that FusedAdamW or torch.optim.AdamW wrote'
                 )
-        if "step" in own:
-            _check_step(f'{where}["step"]', own["step"])
+        if "step" in state:
+            _check_step(f'{where}["step"]', state["step"])
         for name in MOMENTS:
-            if name in own:
-                _check_moment(f'{where}["{name}"]', own[name], param)
+            if name in state:
+                _check_moment(f'{where}["{name}"]', state[name], param)
 
 
 def _check_step(where: str, step: Any) -> None:

@@ -58,9 +58,9 @@ def saved(numbers: Sequence[dict[str, Any]], counted: float | None = None) -> li
     return [
         {"version": VERSION}
         | ({} if counted is None else {"counted": counted})
-        | {_key(name): value for name, value in own.items()}
-        | {"window": " ".join(map(repr, own["window"]))}
-        for own in numbers
+        | {_key(name): value for name, value in group_numbers.items()}
+        | {"window": " ".join(map(repr, group_numbers["window"]))}
+        for group_numbers in numbers
     ]
 
 
@@ -75,44 +75,49 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
         TypeError, ValueError: the numbers are there but damaged; names the key.
     """
     given = [{} if group.get(KEY) is None else group[KEY] for group in groups]
-    for index, own in enumerate(given):
-        if not isinstance(own, Mapping):
-            refuse(f'param_groups[{index}]["{KEY}"]', own, "a dictionary", _ANEW, TypeError)
+    for index, group_numbers in enumerate(given):
+        if not isinstance(group_numbers, Mapping):
+            refuse(f'param_groups[{index}]["{KEY}"]', group_numbers, "a dictionary", _ANEW, TypeError)
     if not any(given):
         return None
-    if any(own.get("grad_norms") for own in given):
+    if any(group_numbers.get("grad_norms") for group_numbers in given):
         warn(
             "checkpoint: the gradient norms that an earlier version recorded in it are dropped; to go on recording, "
             'construct Recorder(opt, "run.jsonl", grad_norms=True)'
         )
-    found: list[dict[str, Any]] = []
-    for index, own in enumerate(given):
+    checked: list[dict[str, Any]] = []
+    for index, group_numbers in enumerate(given):
         where = f'param_groups[{index}]["{KEY}"]'
-        if own.get("version", 0) not in range(VERSION + 1):
-            refuse(f'{where}["version"]', own["version"], f"at most {VERSION}", "update greedylr_fused, which is older")
-        if "version" not in own:
-            own = {"event": 0.0, **own}
-        own = {_NAMES.get(key, key): value for key, value in own.items()}
-        if "lr" in own and "level" not in own and not _ADDED.keys() & own.keys():
-            own = {**own, **_ADDED, "level": own["lr"]}
+        if group_numbers.get("version", 0) not in range(VERSION + 1):
+            refuse(
+                f'{where}["version"]',
+                group_numbers["version"],
+                f"at most {VERSION}",
+                "update greedylr_fused, which is older",
+            )
+        if "version" not in group_numbers:
+            group_numbers = {"event": 0.0, **group_numbers}
+        group_numbers = {_NAMES.get(key, key): value for key, value in group_numbers.items()}
+        if "lr" in group_numbers and "level" not in group_numbers and not _ADDED.keys() & group_numbers.keys():
+            group_numbers = {**group_numbers, **_ADDED, "level": group_numbers["lr"]}
         for name in (*SAVED, *SAVED_BLOCKS, "window"):
-            if name not in own:
+            if name not in group_numbers:
                 key = _key(name)
                 raise ValueError(
                     f'checkpoint: {where}: expected what FusedAdamW.state_dict() wrote, got no "{key}" in it; {_ANEW}'
                 )
-        found.append(_checked(where, own))
+        checked.append(_checked(where, group_numbers))
         for name in (*SAVED, "window"):
-            if repr(found[-1][name]) != repr(found[0][name]):  # NaN does not equal itself
-                allowed = f"{found[0][name]!r} as in group 0, since groups share it"
-                refuse(f'{where}["{_key(name)}"]', found[-1][name], allowed, _ANEW)
-    return found
+            if repr(checked[-1][name]) != repr(checked[0][name]):  # NaN does not equal itself
+                allowed = f"{checked[0][name]!r} as in group 0, since groups share it"
+                refuse(f'{where}["{_key(name)}"]', checked[-1][name], allowed, _ANEW)
+    return checked
 
 
-def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(where: str, group_numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Check the numbers of one group, and return them as floats."""
-    numbers = {name: as_float(f'{where}["{_key(name)}"]', own[name]) for name in (*SAVED, *SAVED_BLOCKS)}
-    window = _losses(f'{where}["window"]', own["window"])
+    numbers = {name: as_float(f'{where}["{_key(name)}"]', group_numbers[name]) for name in (*SAVED, *SAVED_BLOCKS)}
+    window = _losses(f'{where}["window"]', group_numbers["window"])
     for name in _COUNTS:
         check_count(f'{where}["{name}"]', numbers[name])
     for name, codes in (("kind", Kind), ("mode_max", range(2)), ("event", Event)):
@@ -128,7 +133,7 @@ def _checked(where: str, own: Mapping[str, Any]) -> dict[str, Any]:
     if not math.isfinite(numbers["best"]) and numbers["best"] != worst:
         refuse(f'{where}["best"]', numbers["best"], f"a finite number, or {worst} before the first loss", _ANEW)
     _check_window(where, numbers, window)
-    counted = check_count(f'{where}["counted"]', own.get("counted", numbers["step"]))
+    counted = check_count(f'{where}["counted"]', group_numbers.get("counted", numbers["step"]))
     return numbers | {"window": window, "counted": counted}
 
 

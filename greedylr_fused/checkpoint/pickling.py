@@ -69,7 +69,7 @@ def engine(made: dict[str, Any], device: torch.device, *, needs_loss: bool) -> E
 
 def starting_lrs(made: dict[str, Any]) -> list[float]:
     """Return the starting LR of each group, for a control that `fill` then fills."""
-    return [own["initial_lr"] for own in made["numbers"]]
+    return [group_numbers["initial_lr"] for group_numbers in made["numbers"]]
 
 
 def fill(control: Control, made: dict[str, Any]) -> None:

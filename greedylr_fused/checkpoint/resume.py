@@ -47,21 +47,21 @@ def _control_of(loaded: Mapping[str, Any], control: Control, *, is_own: bool) ->
         groups = [_of_scheduler(group) for group in groups]
         result = control.anew([_peak(group) if control.follows_steps else float(lr_of(group)) for group in groups])
         begins = control.follows_steps and not any("initial_lr" in group for group in groups)  # that LR was constant
-        result.load([own | {"step": 0.0 if begins else counted} for own in result.numbers()])
+        result.load([group_numbers | {"step": 0.0 if begins else counted} for group_numbers in result.numbers()])
         return result
     check_decay(numbers[0], control)
     # Another optimizer that trained on counted in the states alone. A file from before this was kept has no number.
     step = numbers[0]["step"] + max(0.0, counted - (numbers[0]["counted"] or numbers[0]["step"]))
     curve_value = control.curve.value_at(step, numbers[0]["decay_start"], numbers[0]["decay_steps"])
-    for own, group in zip(numbers, groups, strict=True):
-        own["step"] = step
+    for group_numbers, group in zip(numbers, groups, strict=True):
+        group_numbers["step"] = step
         # The group's LR is what people edit in a checkpoint; untouched, it is the schedule's own, or what an earlier
         # version showed of it within a ZeroRedundancyOptimizer.
-        if group["lr"] not in (own["lr"], group[KEY].get("mirrored_lr")):
-            own["lr"] = float(group["lr"])
-            own["level"] = own["lr"] / curve_value if curve_value else own["level"]
+        if group["lr"] not in (group_numbers["lr"], group[KEY].get("mirrored_lr")):
+            group_numbers["lr"] = float(group["lr"])
+            group_numbers["level"] = group_numbers["lr"] / curve_value if curve_value else group_numbers["level"]
     numbers = fitted(numbers, control)
-    result = control.anew([own["initial_lr"] for own in numbers])
+    result = control.anew([group_numbers["initial_lr"] for group_numbers in numbers])
     result.load(numbers)
     return result
 
@@ -76,9 +76,9 @@ def _is_own(loaded: Mapping[str, Any], optimizer: Optimizer, shown: Mapping[Tens
         shown: the step counts that it ever returned.
     """
     counts = [state.get("step") for state in loaded["state"].values() if isinstance(state, Mapping)]
-    own = any(isinstance(count, Tensor) and count in shown for count in counts)
+    was_shown = any(isinstance(count, Tensor) and count in shown for count in counts)
     pairs = zip(loaded["param_groups"], optimizer.param_groups, strict=True)
-    return own and all(group["betas"] is live["betas"] for group, live in pairs)
+    return was_shown and all(group["betas"] is live["betas"] for group, live in pairs)
 
 
 def counted_in(checkpoint: Mapping[str, Any]) -> float:
@@ -105,8 +105,8 @@ def _of_scheduler(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return a group without the peaks that no scheduler of torch has left there: those that distributed checkpointing
     found nothing for in its file and, where "control" was deleted, those of the schedule that is to start anew.
     """
-    own = group.get(KEY) or {}
-    ours = peaks(own["initial_lr"]) if own else peaks(started_at(group) or 0.0)
+    group_numbers = group.get(KEY) or {}
+    ours = peaks(group_numbers["initial_lr"]) if group_numbers else peaks(started_at(group) or 0.0)
     return {name: value for name, value in group.items() if name not in PEAKS or value != ours[name]}
 
 
@@ -144,8 +144,8 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
         names = ("step", "skipped", "loss", "grad_norm", "decay_start", "decay_steps")
         kept = {name: first[name] for name in names}
         start = "level" if control.follows_steps else "lr"
-        fresh = control.anew([own[start] for own in numbers]).numbers()
-        return [own | kept for own in fresh]
+        fresh = control.anew([group_numbers[start] for group_numbers in numbers]).numbers()
+        return [group_numbers | kept for group_numbers in fresh]
     if kind and first["mode_max"] != mode_max:
         raise ValueError(
             f'checkpoint: expected mode="{"max" if mode_max else "min"}", as this schedule has it, got one written '
@@ -164,7 +164,7 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
     newest = window[-size:]
     total = math.fsum(newest)
     kept = {"window": newest, "window_sum": total, "smoothed": total / size}
-    return [own | kept for own in numbers]
+    return [group_numbers | kept for group_numbers in numbers]
 
 
 def mark(groups: Sequence[dict[str, Any]], lrs: Sequence[float] | None) -> None:

@@ -43,8 +43,8 @@ def save(
         if numbers is not None:
             counted = counted_in(packed)
             shown.update((state["step"], True) for state in packed["state"].values() if _counts(state))
-            for group, own in zip(packed["param_groups"], saved(numbers(), counted), strict=True):
-                group |= {"lr": own["lr"], KEY: own} | peaks(own["initial_lr"])
+            for group, group_numbers in zip(packed["param_groups"], saved(numbers(), counted), strict=True):
+                group |= {"lr": group_numbers["lr"], KEY: group_numbers} | peaks(group_numbers["initial_lr"])
 
     with optimizer.register_state_dict_post_hook(complete, prepend=True):
         return Optimizer.state_dict(optimizer)
@@ -128,9 +128,9 @@ def all_or_nothing(optimizer: Optimizer, control: Control, engine: Engine) -> It
     try:
         yield
     except BaseException:
-        for now, own in before:
+        for now, then in before:
             now.clear()
-            now.update(own)
+            now.update(then)
         vector.copy_(kept)
         control.restore_decay()
         raise
@@ -169,11 +169,11 @@ def restore(
         if moments:  # of one dtype, though other optimizers keep exp_avg narrower than exp_avg_sq
             widest = functools.reduce(torch.promote_types, (value.dtype for value in moments.values()))
             dtype = moment_dtype(param, widest, state_dtype)
-            own = previous.get(param, {})
+            before = previous.get(param, {})
             for name, value in moments.items():
                 source = value.detach()
                 moved = source.to(device=param.device, dtype=dtype)
-                shared = moved is source and value is not own.get(name)
+                shared = moved is source and value is not before.get(name)
                 optimizer.state[param][name] = moved.clone() if shared else moved
 
 
@@ -184,6 +184,6 @@ def moment_dtype(param: Tensor, saved: torch.dtype, asked: torch.dtype | None) -
     if asked is not None:
         return asked
     wider = torch.promote_types(param.dtype, saved)
-    own = DTYPES.get(param.dtype)
+    kind = DTYPES.get(param.dtype)
     allowed = (wider, torch.float32, param.dtype)
-    return next((dtype for dtype in allowed if (own, own, DTYPES.get(dtype)) in MIXES), param.dtype)
+    return next((dtype for dtype in allowed if (kind, kind, DTYPES.get(dtype)) in MIXES), param.dtype)

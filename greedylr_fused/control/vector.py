@@ -276,7 +276,7 @@ class Control:
             else known[source]
             for source, lr in zip(sources, lrs, strict=True)
         ]
-        control = self.anew([own["initial_lr"] for own in groups])
+        control = self.anew([group_numbers["initial_lr"] for group_numbers in groups])
         control.load(groups)
         control.pending.copy_(self.pending)
         control.observed = self.observed

@@ -83,7 +83,9 @@ class DeviceSchedule:
         self._backend = kind(TensorTable([], self._control, kind.chunk_size, Copies(), False))
         self._mirror = Mirror(self._control)
         self._lrs = tensors
-        self._decided = [lr.reshape(own.shape) for lr, own in zip(self._control.lr.unbind(), tensors, strict=True)]
+        self._decided = [
+            lr.reshape(tensor.shape) for lr, tensor in zip(self._control.lr.unbind(), tensors, strict=True)
+        ]
         self._control.observed = 0
         self._listeners: list[Listener] = []
         self._captures: list[Any] = []  # what captured graphs read
@@ -205,13 +207,17 @@ class DeviceSchedule:
         Raises:
             TypeError, ValueError: damaged, of another number of groups, or of a schedule that compared something else.
         """
-        own = state_dict.get(KEY) if isinstance(state_dict, Mapping) else None
-        if not isinstance(own, Sequence) or isinstance(own, str) or len(own) != len(self._lrs):
+        saved_groups = state_dict.get(KEY) if isinstance(state_dict, Mapping) else None
+        if (
+            not isinstance(saved_groups, Sequence)
+            or isinstance(saved_groups, str)
+            or len(saved_groups) != len(self._lrs)
+        ):
             raise ValueError(
                 "DeviceSchedule.load_state_dict(): expected what state_dict() returned for an optimizer with "
                 f'{len(self._lrs)} parameter groups, got no "{KEY}" of as many; load that of such an optimizer'
             )
-        numbers = read_control([{KEY: group} for group in own])
+        numbers = read_control([{KEY: group} for group in saved_groups])
         if numbers is None:
             raise ValueError(
                 f'DeviceSchedule.load_state_dict(): expected a filled "{KEY}", got an empty one; take an earlier '
@@ -252,16 +258,16 @@ class DeviceSchedule:
     def _check_groups(self) -> None:
         checks.refuse_torch_scheduler(self.optimizer)
         self._check_number_of_groups()
-        for index, (group, own) in enumerate(zip(self.optimizer.param_groups, self._lrs, strict=True)):
-            if (found := group["lr"]) is own:
+        for index, (group, tensor) in enumerate(zip(self.optimizer.param_groups, self._lrs, strict=True)):
+            if (found := group["lr"]) is tensor:
                 continue
-            if float(found) != float(own):
+            if float(found) != float(tensor):
                 raise RuntimeError(
-                    f"DeviceSchedule: expected lr={float(own)} in parameter group {index}, as the schedule decided, "
+                    f"DeviceSchedule: expected lr={float(tensor)} in parameter group {index}, as the schedule decided, "
                     f"got lr={float(found)} written there; after optimizer.load_state_dict() load the schedule's state "
                     "too, and to change the LR by hand construct another schedule"
                 )
-            group["lr"] = own  # the optimizer's loader has put a copy there
+            group["lr"] = tensor  # the optimizer's loader has put a copy there
 
     def _check_number_of_groups(self) -> None:
         if (found := len(self.optimizer.param_groups)) != len(self._lrs):

@@ -35,7 +35,7 @@ class ShownLR(LRScheduler):
         self._used = self._shown()
 
     def _starting(self) -> list[Any]:
-        return [own["initial_lr"] for own in self.optimizer._control.numbers()]
+        return [group_numbers["initial_lr"] for group_numbers in self.optimizer._control.numbers()]
 
     def _shown(self) -> list[Any]:
         return [group["lr"] for group in self.optimizer.param_groups]

@@ -75,19 +75,19 @@ class Engine:
         """Return what a look at all tensors finds (watch.py), kept for the next step; REBUILD if the table is stale."""
         if self.watch is None or self.table is None or self.ranks.moved or self.copies.moved():
             return REBUILD
-        found: int = self.watch.look(groups, state)
-        self.table.remember(found)
-        return found
+        flags: int = self.watch.look(groups, state)
+        self.table.remember(flags)
+        return flags
 
     def _refreshed(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
         assert self.table is not None and self.backend is not None
         with self._subclass_overrides_off() if self.table.sharded else contextlib.nullcontext():
-            found = self.watch.look(groups, state)
-        stale = found & REBUILD or self.copies.moved()
+            flags = self.watch.look(groups, state)
+        stale = flags & REBUILD or self.copies.moved()
         captures = self.captures[-1] if capturing(self.table.device) else None
         if captures is not None:
             captures += [self.table, self.backend]
-        return not stale and self.table.refresh(self.watch, found, groups, self.backend.send, captures)
+        return not stale and self.table.refresh(self.watch, flags, groups, self.backend.send, captures)
 
     @staticmethod
     def _subclass_overrides_off() -> contextlib.AbstractContextManager[None]:

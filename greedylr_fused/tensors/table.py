@@ -108,13 +108,13 @@ class TensorTable:
             first += count
 
     def refresh(
-        self, watch: Any, found: int, groups: Sequence[dict[str, Any]], send: Send, captures: list[Any] | None
+        self, watch: Any, flags: int, groups: Sequence[dict[str, Any]], send: Send, captures: list[Any] | None
     ) -> bool:
         """Bring gradient addresses and hyper-parameters up to date, without waiting for the device.
 
         Args:
             watch: a `Watch` of this table that writes to `row`.
-            found: what the last look of the watch found.
+            flags: what the last look of the watch found.
             groups: the optimizer's parameter groups.
             send: as `Backend.send`.
             captures: takes the memory to keep for a graph being captured; None outside of a capture.
@@ -126,8 +126,8 @@ class TensorTable:
             RuntimeError: a gradient is sparse, has no memory, or has another shape than its parameter.
         """
         self._staged.clear()
-        self._due |= found  # until it has arrived: what follows may fail
-        if found & NEEDS_COPY:
+        self._due |= flags  # until it has arrived: what follows may fail
+        if flags & NEEDS_COPY:
             for i in watch.odd():
                 address = self._odd_address(watch, i)
                 if address is None:
@@ -146,9 +146,9 @@ class TensorTable:
                 entry.dense_copy.copy_(entry.memory)  # type: ignore[union-attr]
         return True
 
-    def remember(self, found: int) -> None:
+    def remember(self, flags: int) -> None:
         """Keep what a look found that no step has followed: the next step has to send it, too."""
-        self._due |= found
+        self._due |= flags
 
     def release(self) -> None:
         """Finish the step: write dense copies back, let go of temporary gradients, tell autograd that the parameters
@@ -164,8 +164,8 @@ class TensorTable:
     @property
     def memory(self) -> list[Tensor]:
         """Return the device memory that the table owns."""
-        own = [self.ptrs, self.numel, self.group, self.hyper, self.norm_weight, self.chunk_tensor, self.chunk_index]
-        return own + [entry.dense_copy for entry in self._copied if entry.dense_copy is not None]
+        tensors = [self.ptrs, self.numel, self.group, self.hyper, self.norm_weight, self.chunk_tensor, self.chunk_index]
+        return tensors + [entry.dense_copy for entry in self._copied if entry.dense_copy is not None]
 
     @property
     def words(self) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ class Watch:
         self._specs = [entry.spec for entry in entries]
         self._groups = [(group["amsgrad"], list(group["params"])) for group in groups]
         self._hyper = [[_fixed(group[name]) for name in _HYPER] for group in groups]
-        self._own = [(param, own, _names(own)) for param, own in state.items()]
+        self._own = [(param, param_state, _names(param_state)) for param, param_state in state.items()]
         self._stored = self._stored_now()
         self._memory = self._memory_now()
         self._row_tensor = row  # keeps alive what `_row` writes to
@@ -78,15 +78,15 @@ class Watch:
         same = self._same_groups(groups) and self._same_states(state) and self._memory_now() == self._memory
         if not same or any(param.grad is not None for param in self._stateless):
             return REBUILD
-        found = self._hyper_found(groups)
+        flags = self._hyper_flags(groups)
         for i in range(len(self._entries)):
             address = self._address_of(i)
             if address is None:
                 self._odd.append(i)
-                found |= NEEDS_COPY
+                flags |= NEEDS_COPY
             else:
-                found |= self.put(i, address)
-        return found
+                flags |= self.put(i, address)
+        return flags
 
     def odd(self) -> list[int]:
         """Return the tensors whose gradients the last look could not take: of another dtype, shape or strides, with a
@@ -114,20 +114,20 @@ class Watch:
             for group, (amsgrad, params) in zip(groups, self._groups, strict=True)
         )
 
-    def _hyper_found(self, groups: Sequence[dict[str, Any]]) -> int:
-        found = 0
+    def _hyper_flags(self, groups: Sequence[dict[str, Any]]) -> int:
+        flags = 0
         for group, known in zip(groups, self._hyper, strict=True):
             for k, name in enumerate(_HYPER):
                 if group[name] is not known[k] or known[k] is None:
-                    found, known[k] = HYPER, _fixed(group[name])
-        return found
+                    flags, known[k] = HYPER, _fixed(group[name])
+        return flags
 
     def _same_states(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
         return (
             len(state) == len(self._own)
             and all(
-                param is known and own is known_own and _identical(_names(own), keys)
-                for (param, own), (known, known_own, keys) in zip(state.items(), self._own, strict=True)
+                param is known and param_state is known_own and _identical(_names(param_state), keys)
+                for (param, param_state), (known, known_own, keys) in zip(state.items(), self._own, strict=True)
             )
             and self._stored_now() == self._stored
         )
@@ -184,9 +184,9 @@ def _identical(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
-def _names(own: Any) -> list[str]:
+def _names(param_state: Any) -> list[str]:
     """Return the keys of a state; none for one that is no dictionary, which belongs to no parameter."""
-    return list(own) if isinstance(own, dict) else []
+    return list(param_state) if isinstance(param_state, dict) else []
 
 
 def _fixed(value: Any) -> Any:
