@@ -77,7 +77,9 @@ class UBA(Annealed):
     def __post_init__(self) -> None:
         super().__post_init__()
         if checks.number(self, "phi", allowed="> 0", example=2.0, default=False) <= 0:
-            checks.refuse(self, "phi", self.phi, "> 0", "write phi=2.0 for a cosine, or use Constant for no decay")
+            checks.refuse(
+                self, "phi", self.phi, "a number > 0", "write phi=2.0 for a cosine, or use Constant for no decay"
+            )
 
     def shape(self, steps: int) -> Iterator[float]:
         """Return the cosine, bent with k = phi / 2."""

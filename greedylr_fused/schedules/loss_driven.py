@@ -122,9 +122,9 @@ class LossSchedule:
             remedy = f"write factor={type(self).factor}"
             checks.refuse(self, "factor", self.factor, "a number between 0 and 1, both excluded", remedy)
         if self.threshold < 0 or (self.threshold_mode == "rel" and self.threshold >= 1):
-            checks.refuse(self, "threshold", self.threshold, ">= 0 (and < 1 if relative)", "write threshold=1e-6")
+            checks.refuse(self, "threshold", self.threshold, "a number >= 0, < 1 if relative", "write threshold=1e-6")
         if self.eps < 0:
-            checks.refuse(self, "eps", self.eps, ">= 0", "write eps=1e-8, or eps=0 to make every change")
+            checks.refuse(self, "eps", self.eps, "a number >= 0", "write eps=1e-8, or eps=0 to make every change")
         for name, least in counts:
             checks.whole(self, name, least=least, most=2**53 - 1)
         if not isinstance(self.smooth, bool):

@@ -59,7 +59,7 @@ class OneCycle(StepSchedule):
             checks.refuse(self, "pct_start", self.pct_start, allowed, "write pct_start=0.3")
         if checks.number(self, "div_factor", allowed=">= 1", example=25.0) < 1:
             checks.refuse(
-                self, "div_factor", self.div_factor, ">= 1", "write div_factor=25.0, or 1 to start at the peak"
+                self, "div_factor", self.div_factor, "a number >= 1", "write div_factor=25.0, or 1 to start at the peak"
             )
         allowed = f"at least 1 / div_factor, {1 / self.div_factor:g}"
         final = checks.number(self, "final_div_factor", allowed=allowed, example=1e4)

@@ -174,7 +174,7 @@ class Polynomial(Annealed):
     def __post_init__(self) -> None:
         super().__post_init__()
         if checks.number(self, "power", allowed="> 0", example=1.0) <= 0:
-            checks.refuse(self, "power", self.power, "> 0", "write power=1.0, or use Constant for no decay")
+            checks.refuse(self, "power", self.power, "a number > 0", "write power=1.0, or use Constant for no decay")
 
     def shape(self, steps: int) -> Iterator[float]:
         """Return (1 - n / steps) ** power for n from 0 to `steps`."""

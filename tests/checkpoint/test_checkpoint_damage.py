@@ -70,9 +70,13 @@ DAMAGE = {
     "fewer parameters": (
         lambda s: s["param_groups"][1]["params"].pop(),
         ValueError,
-        r"\"params\"\]: expected the 2 par.*got 1",
+        r'\[1\]\["params"\]: expected the 2 parameters .*, got 1',
     ),
-    "more parameters": (put("param_groups", 0, "params", [0, 7]), ValueError, r'"params"\]: expected the 1 .*got 2'),
+    "more parameters": (
+        put("param_groups", 0, "params", [0, 7]),
+        ValueError,
+        r'\[0\]\["params"\]: expected the 1 parameters .*, got 2',
+    ),
     "other parameters": (put("param_groups", 1, "params", "ab"), TypeError, r'param_groups\[1\]\["params"\]'),
     "a parameter twice": (
         put("param_groups", 1, "params", [0, 2]),
@@ -113,7 +117,11 @@ DAMAGE = {
         "expected a state of AdamW, got .*momentum_buffer",
     ),
     "shape": (put("state", 0, "exp_avg", torch.ones(4)), ValueError, r'"exp_avg"\]: expected shape \(5,\) .*got \(4,'),
-    "scalar": (put("state", 0, "exp_avg", torch.tensor(1.0)), ValueError, r'"exp_avg"\]: expected shape .*, got \(\)'),
+    "scalar": (
+        put("state", 0, "exp_avg", torch.tensor(1.0)),
+        ValueError,
+        r'state\[0\]\["exp_avg"\]: expected shape .*, got \(\)',
+    ),
     "integers": (put("state", 0, "exp_avg", torch.ones(5, dtype=torch.int32)), TypeError, "torch.int32"),
     "bools": (put("state", 0, "max_exp_avg_sq", torch.ones(5, dtype=torch.bool)), TypeError, "torch.bool"),
     "complex": (put("state", 0, "exp_avg_sq", torch.ones(5, dtype=torch.complex64)), TypeError, "torch.complex64"),
@@ -123,13 +131,13 @@ DAMAGE = {
     "moment is a list": (
         put("state", 0, "exp_avg", [1.0] * 5),
         TypeError,
-        r'"exp_avg"\]: expected a tensor, got \[1.0',
+        r'state\[0\]\["exp_avg"\]: expected a tensor, got \[1.0',
     ),
     "steps": (put("state", 1, "step", torch.ones(2)), ValueError, r'state\[1\]\["step"\].*one number'),
     "step nan": (
         put("state", 1, "step", torch.tensor(NAN)),
         ValueError,
-        r'\["step"\]: expected a whole number.*, got nan',
+        r'state\[1\]\["step"\]: expected a whole number.*, got nan',
     ),
     "step negative": (put("state", 1, "step", -3), ValueError, r'state\[1\]\["step"\]: expected .*, got -3'),
     "step fractional": (put("state", 1, "step", torch.tensor(2.5)), ValueError, r'\["step"\]: expected .*, got 2.5'),

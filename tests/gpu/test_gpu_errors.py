@@ -59,7 +59,7 @@ def test_parameters_on_two_devices_are_refused(machine):
     for param in params:
         param.grad = torch.zeros_like(param)
     opt = FusedAdamW(params, backend=machine.backend)
-    with pytest.raises(RuntimeError, match="one device per optimizer"):
+    with pytest.raises(RuntimeError, match="expected parameters on one device, got ones on"):
         opt.step()
 
 

@@ -118,7 +118,9 @@ def test_a_body_that_waits(cuda):
     side = SideStream(torch.device("cuda:1"))
     graph = Graph(None, side)
     torchs = weakref.ref(graph._graph)
-    with pytest.raises(RuntimeError, match=r"could not be captured.*previous error during capture.*move .item\(\)"):
+    with pytest.raises(
+        RuntimeError, match=r"expected a body .*could not be captured.*previous error during capture.*move .item\(\)"
+    ):
         graph.capture(cuda.synchronize)
     assert cuda.current is cuda.default and cuda.device == 0
     assert not cuda.capturing and not cuda.generator_captures
