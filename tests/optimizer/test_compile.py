@@ -169,10 +169,3 @@ def test_a_device_schedule_in_what_is_compiled():
         for run, own in ((body, eager), (compiled, ours)):
             run(*own, torch.tensor(float(i % 4)))
     assert torch.equal(eager[0], ours[0]) and eager[2].read_lr() == ours[2].read_lr()
-
-
-def test_one_graph_around_a_whole_step_is_refused_by_the_compiler():
-    training = Training()
-    compiled = torch.compile(lambda loss: training.opt.step(loss=loss), backend="eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"FusedAdamW\.step"):
-        compiled(torch.tensor(1.0))
