@@ -191,7 +191,7 @@ class FusedAdamW(Optimizer):
         self._control.discard_observed()
 
     def metrics(self) -> Metrics:
-        """Refresh `group["lr"]`, and return the latest snapshot of the device state that has arrived; never waits."""
+        """Refresh `group["lr"]`, and return the latest snapshot that has arrived; waits only if groups have changed."""
         self._follow_groups()
         self._rates.pull(self.param_groups)
         return self._rates.metrics

@@ -55,8 +55,7 @@ struct Sums {
 
     __device__ __forceinline__ void add(typename Format<G>::Stored x) {
         const double g = widened<G>(x);
-        squares =
-            fma(g, g, squares);  // one instruction; of types narrower than a double the product is exact
+        squares = fma(g, g, squares);  // of narrower types the product is exact
         if (L1) absolute += fabs(g);
         if (G == F64) nonfinite |= !is_finite(g);
     }

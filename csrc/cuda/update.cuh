@@ -17,7 +17,7 @@ struct UpdateArgs {
     int64_t first;
     int count;          // chunks, fewer than 2^31 - 2^20: more would be more memory than there is
     unsigned* arrived;  // null: not the last launch of the step, which has the control
-    Loss loss;          // for that
+    Loss loss;          // of the step, which the control reads
 };
 
 HOST_DEVICE constexpr int narrowest(DType p, DType g, DType s) {

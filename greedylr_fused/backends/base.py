@@ -28,6 +28,9 @@ class Backend(Protocol):
     def memory(self) -> Sequence[Tensor]:
         """Return the device memory that the backend owns."""
 
+    table: TensorTable
+    """The table, kept for the memory behind its addresses."""
+
     def __init__(self, table: TensorTable) -> None: ...
 
     def measure(self, then_clip: bool = True) -> None:
@@ -48,7 +51,7 @@ class Backend(Protocol):
 
         Args:
             loss: read where it lies and observed with weight 1: one element of a type in `DTYPES`, on the table's
-                device. None if what is pending is all there is.
+                device, in memory that no update writes to. None if what is pending is all there is.
         """
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:

@@ -30,7 +30,7 @@ class CpuBackend:
     memory = ()
 
     def __init__(self, table: TensorTable) -> None:
-        self._table = table  # keeps the memory behind the addresses
+        self.table = table
         self._native = _native.TensorTable(**native.described(table))
 
     def measure(self, then_clip: bool = True) -> None:

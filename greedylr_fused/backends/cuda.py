@@ -37,7 +37,7 @@ class CudaBackend:
     writes_copies: ClassVar[bool] = False
 
     def __init__(self, table: TensorTable) -> None:
-        self._table = table  # keeps the memory behind the addresses
+        self.table = table
         self._device = table.device
         self._scratch = torch.zeros(_native.scratch_bytes(), dtype=torch.uint8, device=table.device)
         self.memory = [self._scratch]

@@ -124,7 +124,7 @@ class DeviceSchedule:
             if self._ranks.moved:
                 self._ranks.find(self._params())
             shared = self._ranks.shared(self._control, False)
-            in_place = flow.observed_or_in_place(loss, self._control, shared)
+            in_place = flow.observed_or_in_place(loss, self._backend, self._control, shared)
             if shared is not None:
                 self._ranks.add_up(shared, norm=False).wait()
             self._backend.control(in_place)

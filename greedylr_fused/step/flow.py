@@ -10,26 +10,29 @@ from torch import Tensor
 from greedylr_fused.backends import Backend
 from greedylr_fused.control import Control
 from greedylr_fused.ranks import Ranks
-from greedylr_fused.tensors import DTYPES, has_memory
+from greedylr_fused.tensors import DTYPES
 
 #: Makes torch.compile end its graph before what this decorates, and begin another after it; torch's own optimizers use
 #: it, too. `torch.compiler.disable` does the same, but would import the compiler with this package, for 2 s.
 outside_graphs: Any = torch._disable_dynamo
 
 
-def observed_or_in_place(loss: Any, control: Control, shared: Tensor | None) -> Tensor | None:
-    """Return a loss that the kernel which closes the step can read where it lies; observe any other.
+def observed_or_in_place(loss: Any, backend: Backend, control: Control, shared: Tensor | None) -> Tensor | None:
+    """Return a loss that the kernel which closes the step can read where it lies; observe any other, such as an element
+    of a parameter, which the update changes before.
 
     Args:
         loss: of this step; None if there is none.
+        backend: the one that closes the step.
         control: the one to observe with.
         shared: what ranks add up before the close, which needs the loss earlier; None for nothing.
     """
     if loss is None:
         return None
     plain = type(loss) is Tensor and loss.dtype in DTYPES and loss.device == control.device and loss.numel() == 1
-    if shared is None and plain and loss.layout is torch.strided and not loss.is_neg() and has_memory(loss):
-        return loss  # type: ignore[no-any-return]
+    if shared is None and plain and loss.layout is torch.strided and not loss.is_neg() and loss.data_ptr():
+        if loss.untyped_storage().data_ptr() not in backend.table.written:
+            return loss  # type: ignore[no-any-return]
     control.observe(loss, 1.0)
     return None
 
@@ -54,7 +57,7 @@ def run(
     """
     scaled = control.set_amp(grad_scale, found_inf)
     reads, shared = control.reads_gradients, ranks.shared(control, scaled)
-    in_place = observed_or_in_place(loss, control, shared)
+    in_place = observed_or_in_place(loss, backend, control, shared)
     if shared is None:
         if reads:
             backend.measure()

@@ -35,8 +35,8 @@ class Groups:
         self, groups: Sequence[dict[str, Any]], control: Control, state_dtype: Any, state: Mapping[Any, Any]
     ) -> tuple[Control, dict[int, Any]]:
         """Return the control for these groups, and the LRs by index that stand in dictionaries which were replaced or
-        come back: someone wrote those. A new group starts at its own LR; one of parameters that have `state`, as after
-        a split, where the dictionary shows that it started. Waits for the device.
+        come back: someone wrote those. A new group starts at its own LR; one of parameters that were here
+        before, or have `state`, as after a split, where the dictionary shows that it started. Waits for the device.
 
         Raises:
             RuntimeError: there is no group, or the schedule has a bound for each.
@@ -54,33 +54,33 @@ class Groups:
                     "FusedAdamW: expected param_groups in their order, since each has bounds of its own in "
                     f"{type(schedule).__name__}, got others; give one number as min_lr and max_lr"
                 )
+        before = {id(param) for refs in self._params for param in (ref() for ref in refs) if param is not None}
         starts, written = [], {}
         for index, (group, source) in enumerate(zip(groups, sources, strict=True)):
             lr = options.lr_of(group)
-            start = started_at(group) if any(param in state for param in group["params"]) else None
+            start = float(lr)
             if source is None:
                 _check_new(group, index, state_dtype, None)
-                if start is not None:
-                    written[index] = lr
+                shown = started_at(group)
+                if shown is not None and any(id(param) in before or param in state for param in group["params"]):
+                    start, written[index] = shown, lr
             elif group["lr"] is not self.then[source]["lr"]:
                 written[index] = lr
-            starts.append(float(lr) if start is None else start)
+            starts.append(start)
         return control.regrouped(sources, starts), written
 
     def _sources(self, groups: Sequence[dict[str, Any]]) -> list[int | None]:
         """Return the index that each group had, None for a new one."""
-        found: list[int | None] = [self._index_of(group) for group in groups]
-        for index, group in enumerate(groups):
-            if found[index] is None and group["params"]:
-                found[index] = next(
-                    (i for i, params in enumerate(self._params) if _same(params, group["params"])), None
-                )
-                if found[index] in found[:index] + found[index + 1 :]:
-                    found[index] = None  # taken
-        return found
-
-    def _index_of(self, group: dict[str, Any]) -> int | None:
-        return next((index for index, then in enumerate(self.then) if then is group), None)
+        index_of = {id(group): index for index, group in enumerate(self.then)}
+        sources = [index_of.get(id(group)) for group in groups]
+        left = sorted(set(range(len(self.then))) - set(sources))
+        for place, group in enumerate(groups):
+            if sources[place] is None and group["params"]:
+                found = next((index for index in left if _same(self._params[index], group["params"])), None)
+                if found is not None:
+                    sources[place] = found
+                    left.remove(found)
+        return sources
 
 
 def check_last(groups: list[dict[str, Any]], state_dtype: Any = None, control: Control | None = None) -> None:

@@ -47,6 +47,7 @@ class TensorTable:
         captured: whether there is a graph that reads and writes all this memory at each replay; from then on every
             step sends all its values, since a replay may have come between.
         sharded: whether a parameter is a DTensor.
+        written: addresses of the storages that an update writes to, but for those of step counts and copies.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class TensorTable:
         self.row = self._grads if on_host else torch.zeros_like(self._grads, device="cpu")
         self._hyper = self.hyper if on_host else self.hyper.cpu()
         self.sharded = any(e.spec is not None for e in self.entries)
+        stored = (t for e in self.entries for t in (e.memory, *map(e.moment, e.moments)))
+        self.written = frozenset(t.untyped_storage().data_ptr() for t in stored)
         self._copied = [entry for entry in self.entries if entry.dense_copy is not None]
         self._staged: dict[int, Tensor] = {}
         self._params_with_grad: list[Tensor] = []

@@ -97,11 +97,11 @@ def saved_again(net, old, net2, new, folder):
 
 
 ROADS = {
-    "again": saved_again,
     "template": _by_template(False),
     "flattened": _by_template(True),
     "full": full,
     "whole": whole,
+    "again": saved_again,
 }
 
 

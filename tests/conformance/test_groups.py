@@ -208,18 +208,18 @@ def comes_back(opt, params):
 
 
 def split(opt, params):
+    """One part was trained, the other only added before."""
     group = opt.param_groups[1]
-    group["params"].append(parameter(torch.zeros(3)).to(params[0].device))
-    opt.metrics()
-    parts = [{**group, "params": [param]} for param in group["params"]]
-    opt.param_groups = [opt.param_groups[0], parts[0]]
+    group["params"].append(parameter(torch.zeros(3, device=params[0].device)))
+    opt.param_groups.append({**group, "params": []})
+    opt.read_lr()
+    opt.param_groups = [opt.param_groups[0], *({**group, "params": [param]} for param in group["params"])]
 
 
 def grown(opt, params):
+    first, second = opt.param_groups
     added = parameter(torch.zeros(3, device=params[0].device))
-    opt.param_groups = [{**group, "params": [*group["params"], added][:2]} for group in opt.param_groups[:1]] + [
-        opt.param_groups[1]
-    ]
+    opt.param_groups = [{**first, "params": [*first["params"], added]}, second]
 
 
 @pytest.mark.parametrize("change", [comes_back, split, grown])
@@ -227,7 +227,9 @@ def test_a_group_of_known_parameters_keeps_its_peak(device, backend, change):
     opt, params = halfway(device, backend)
     before = opt.read_lr()
     change(opt, params)
-    assert opt.read_lr() == before and opt._control.initial_lrs == [1e-3, 2e-3]
+    parts = len(opt.param_groups) - 1  # of the second group
+    assert opt.read_lr() == [before[0], *[before[1]] * parts]
+    assert opt._control.initial_lrs == [1e-3, *[2e-3] * parts]
 
 
 def test_an_empty_group_is_none_of_the_others(device, backend):

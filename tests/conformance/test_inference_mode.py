@@ -1,10 +1,10 @@
 """What is built within `torch.inference_mode`, as an evaluation may do that goes back to an earlier checkpoint."""
 
 import copy
-import gc
 
 import pytest
 import torch
+from support.reach import tensors_in
 from support.tensors import assert_same_bits, parameter
 
 from greedylr_fused import WSD, DeviceSchedule, FusedAdamW, GreedyLR
@@ -26,21 +26,6 @@ def step(opt, seed):
 
 def build(params, backend):
     return FusedAdamW(params, lr=0.1, schedule=GreedyLR(base=WSD()), max_grad_norm=1.0, backend=backend)
-
-
-def tensors_of(*roots):
-    """Every tensor that is reached from these objects through attributes and containers of ours."""
-    found, seen, todo = [], set(), list(roots)
-    while todo:
-        item = todo.pop()
-        if id(item) in seen or isinstance(item, type):
-            continue
-        seen.add(id(item))
-        if isinstance(item, torch.Tensor):
-            found.append(item)
-        elif isinstance(item, (dict, list, tuple, set)) or "greedylr_fused" in type(item).__module__:
-            todo += gc.get_referents(item)
-    return found
 
 
 def constructed(params, backend, path):
@@ -114,7 +99,7 @@ def test_steps_go_on_outside(device, backend, way, tmp_path):
         for seed in (2, 3):
             step(opt, seed)
         opt.metrics()
-        found = tensors_of(vars(opt))
+        found = tensors_in(vars(opt))
         assert len(found) > 20 and not any(tensor.is_inference() for tensor in found)
         results.append((params, opt.read_lr(), [value for state in opt.state.values() for value in state.values()]))
         if "recorder" in vars(opt):
@@ -135,7 +120,7 @@ def test_a_step_within(device, backend):
     for param in params:
         param.grad = torch.ones_like(param)
     opt.step(loss=loss)
-    assert not any(tensor.is_inference() for tensor in tensors_of(vars(opt)))
+    assert not any(tensor.is_inference() for tensor in tensors_in(vars(opt)))
     twins = params_on(device)
     twin = build(twins, backend)
     step(twin, 0)
@@ -169,7 +154,7 @@ def test_a_device_schedule_built_within(device, backend):
         param.grad = torch.ones_like(param)
         opt.step()
         schedule.step(loss=loss)
-    assert not any(tensor.is_inference() for tensor in tensors_of(vars(schedule)))
+    assert not any(tensor.is_inference() for tensor in tensors_in(vars(schedule)))
 
 
 def test_parameters_made_within_are_refused_before_anything_is_written(device, backend):

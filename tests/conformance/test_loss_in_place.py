@@ -67,6 +67,16 @@ def test_losses_that_are_not_read_in_place_count_the_same(device, backend, name)
     assert seen(build(device, backend), loss) == float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
 
 
+@pytest.mark.parametrize("alias", [lambda p: p[0], lambda p: p.data[1:2], lambda p: p.detach()[2]])
+def test_an_element_of_a_parameter_is_taken_before_the_update(device, backend, alias):
+    opt = build(device, backend)
+    (param,) = opt.param_groups[0]["params"]
+    for _ in range(2):
+        before = float(alias(param.detach()))
+        assert seen(opt, alias(param)) == before
+        assert float(alias(param.detach())) != before
+
+
 def test_what_was_observed_before_counts_with_it(device, backend):
     """Nothing of it is left for the next step, and a step that is skipped drops it."""
     opt = build(device, backend, skip_nonfinite=True)

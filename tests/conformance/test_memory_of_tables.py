@@ -1,26 +1,10 @@
 """Memory of a table that is dropped while another stream may still read it."""
 
-import gc
-
 import torch
+from support.reach import tensors_in
 from support.tensors import parameter
 
 from greedylr_fused import FusedAdamW, GreedyLR
-
-
-def owned(*roots):
-    """Every tensor that table and backend hold, but for the control's and those of the user."""
-    found, seen, todo = [], set(), list(roots)
-    while todo:
-        item = todo.pop()
-        if id(item) in seen or isinstance(item, type):
-            continue
-        seen.add(id(item))
-        if isinstance(item, torch.Tensor):
-            found.append(item)
-        elif isinstance(item, (dict, list, tuple, set)) or type(item).__module__.startswith("greedylr_fused.backends"):
-            todo += gc.get_referents(item)
-    return found
 
 
 def test_all_of_it_is_recorded_on_the_current_stream(device, backend, monkeypatch):
@@ -30,10 +14,15 @@ def test_all_of_it_is_recorded_on_the_current_stream(device, backend, monkeypatc
     opt.step(loss=1.0)
     table, running = opt._engine.table, opt._engine.backend
     table_tensors = [value for name, value in vars(table).items() if isinstance(value, torch.Tensor)]
+    backends = tensors_in(vars(running), of="greedylr_fused.backends")
     users = {id(tensor) for own in opt.state.values() for tensor in own.values()} | {id(param) for param in params}
     needed = {
         tensor.untyped_storage().data_ptr()
-        for tensor in [*table_tensors, *owned(vars(running)), *(entry.target for entry in table.entries)]
+        for tensor in [
+            *table_tensors,
+            *backends,
+            *(entry.target for entry in table.entries),
+        ]
         if id(tensor) not in users and tensor.device == table.device and tensor.numel()
     }
     needed -= {param.untyped_storage().data_ptr() for param in params}

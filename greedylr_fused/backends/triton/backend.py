@@ -148,7 +148,7 @@ class TritonBackend:
     def __init__(self, table: TensorTable) -> None:
         from greedylr_fused.backends.triton import control
 
-        self._table, self._device = table, table.control.device
+        self.table, self._device = table, table.control.device
         self.memory: list[Tensor] = []
         self._n_tensors, self._staging = len(table.entries), Staging(table)
         self._clip = _Kernel(control.clip_kernel, 1, (table.control,))
@@ -165,8 +165,8 @@ class TritonBackend:
 
     def _plan_steps(self) -> tuple[int, Tensor, int]:
         """Return the number of tensors, the list of those whose step `control` counts, and its length."""
-        sizes = [real(entry.target).numel() for entry in self._table.entries]
-        others = [i for i, size in enumerate(sizes) if not 0 < size <= self._table.chunk]
+        sizes = [real(entry.target).numel() for entry in self.table.entries]
+        others = [i for i, size in enumerate(sizes) if not 0 < size <= self.table.chunk]
         listed = torch.tensor(others, dtype=torch.int32, device="cpu").to(self._device)
         self.memory.append(listed)
         return self._n_tensors, listed, len(others)
@@ -175,7 +175,7 @@ class TritonBackend:
         """Plan one launch per mix; with `then_control` the last one closes the step."""
         from greedylr_fused.backends.triton.elements import update_kernel
 
-        table = self._table
+        table = self.table
         if not table.launches:
             return [self._control] if then_control else []
         kernels: list[_Kernel | _Closing] = []
@@ -198,7 +198,7 @@ class TritonBackend:
         from greedylr_fused.backends.triton.control import conclude_kernel
         from greedylr_fused.backends.triton.measure import GROUP, measure_kernel
 
-        table = self._table
+        table = self.table
         spans = []  # (type, first chunk, chunks, first group of chunks)
         n_groups = 0
         for grad, mixes in itertools.groupby(table.launches, key=lambda at: at.grad):
