@@ -173,14 +173,13 @@ class FusedAdamW(Optimizer):
         """Add the loss of one micro-batch, on the device; the next step uses the weighted mean of all.
 
         Args:
-            loss: tensor of one element, or number.
+            loss: tensor of one element, or number; a tensor may be overwritten afterwards.
             weight: number >= 0 or tensor of one element, such as the number of tokens. Default: 1.
 
         Raises:
             TypeError, ValueError: not one number, or a negative weight.
         """
-        losses.check_observed(loss, weight)
-        self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
+        self._engine.observe(loss, losses.check_observed(loss, weight), self._control)
 
     @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()

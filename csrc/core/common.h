@@ -87,10 +87,17 @@ struct TensorTable {
     bool l1;              // whether a measurement adds up absolute values, too
 };
 
-// The loss of a step where it lies: one element of this type; no loss at address 0.
+// A loss where it lies: one element of this DType, a weight also of I64; none at address 0.
+constexpr int I64 = DTYPE_COUNT;
 struct Loss {
     int64_t address;
     int dtype;
+};
+
+// A loss with its weight: a number, unless it has an address of its own.
+struct Observation {
+    Loss loss, weight_at;
+    double weight;
 };
 
 inline namespace GREEDYLR_ISA {

@@ -49,15 +49,25 @@ HOST_DEVICE inline double value_at(int64_t address) {
     return double(Format<D>::load(*reinterpret_cast<const typename Format<D>::Stored*>(address)));
 }
 
-// Adds the loss to those observed before, with weight 1.
-HOST_DEVICE inline void take(double* c, const Loss& loss) {
-    if (loss.address == 0) return;
-    c[slot::loss_sum] += loss.dtype == F32    ? value_at<F32>(loss.address)
-                         : loss.dtype == F64  ? value_at<F64>(loss.address)
-                         : loss.dtype == BF16 ? value_at<BF16>(loss.address)
-                                              : value_at<F16>(loss.address);
-    c[slot::loss_weight] += 1.0;
+HOST_DEVICE inline double value_of(const Loss& loss) {
+    return loss.dtype == F32    ? value_at<F32>(loss.address)
+           : loss.dtype == F64  ? value_at<F64>(loss.address)
+           : loss.dtype == BF16 ? value_at<BF16>(loss.address)
+           : loss.dtype == F16  ? value_at<F16>(loss.address)
+                                : double(*reinterpret_cast<const int64_t*>(loss.address));
 }
+
+// Adds a loss to those that are pending.
+HOST_DEVICE inline void take(double* c, const Observation& seen) {
+    if (seen.loss.address == 0) return;
+    const double weight = seen.weight_at.address == 0 ? seen.weight : value_of(seen.weight_at);
+    if (weight == 0.0) return;  // a mean over no tokens is NaN, and weighs nothing
+    c[slot::loss_sum] += weight * value_of(seen.loss);
+    c[slot::loss_weight] += weight;
+}
+
+// Adds the loss of a step.
+HOST_DEVICE inline void take(double* c, const Loss& loss) { take(c, Observation{loss, {}, 1.0}); }
 
 // After the update: count the step; the observed loss, if any, and the step index decide the next learning
 // rate.

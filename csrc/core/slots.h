@@ -46,7 +46,8 @@ namespace greedylr {
     X(window_head)   /* ring position written next */                             \
     X(decay_start)   /* step from which the late decay runs, +inf: not started */ \
     X(decay_steps)   /* its length in steps */                                    \
-    X(curve_value)   /* lr / level of the next step */
+    X(curve_value)   /* lr / level of the next step */                            \
+    X(writes)        /* learning rates written by the host */
 // and what lives within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
 #define GREEDYLR_STEP(X)                                                           \
     X(loss_sum)        /* pending: sum of weight * loss */                         \
@@ -102,6 +103,12 @@ HOST_DEVICE inline LrBlocks lr_blocks(double* c) {
 // The learning rate of a group, that this step uses.
 HOST_DEVICE inline double lr_of(const double* c, int group) {
     return c[block_begin(block::lr, int(c[slot::n_groups])) + group];
+}
+
+// What a snapshot shows: the slots from here on, memory and step, and behind them the learning rates.
+constexpr int STATE_BEGIN = slot::step;
+HOST_DEVICE inline int shown_count(const double* c) {
+    return block_begin(block::lr + 1, int(c[slot::n_groups])) - STATE_BEGIN;
 }
 
 template <typename Code>

@@ -77,7 +77,15 @@ PYBIND11_MODULE(_cpu, m) {
             [](const Stepper& stepper, uintptr_t loss, int dtype) {
                 stepper.control({int64_t(loss), dtype});
             },
-            py::arg("loss") = 0, py::arg("dtype") = 0);
+            py::arg("loss") = 0, py::arg("dtype") = 0)
+        .def(
+            "observe",
+            [](const Stepper& stepper, uintptr_t loss, int dtype, double weight, uintptr_t weight_at,
+               int weight_dtype) {
+                stepper.observe({{int64_t(loss), dtype}, {int64_t(weight_at), weight_dtype}, weight});
+            },
+            py::arg("loss"), py::arg("dtype"), py::arg("weight"), py::arg("weight_at"),
+            py::arg("weight_dtype"));
     m.def("isa", [] { return loops().isa; }, "Instruction set of the loops in use.");
     m.def("isas", &isa_names, "Instruction sets that this processor can run, best first.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use the loops of one instruction set (for tests).");

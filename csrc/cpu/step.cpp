@@ -192,6 +192,8 @@ void Stepper::control(const Loss& loss) const {
     greedylr::run_control(table_.control, table_.curve);
 }
 
+void Stepper::observe(const Observation& seen) const { take(table_.control, seen); }
+
 void run_control(double* control, const double* curve, const double* losses, const double* weights, int64_t n,
                  double* lr_out) {
     const int groups = int(control[slot::n_groups]);

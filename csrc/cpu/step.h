@@ -28,6 +28,8 @@ class Stepper {
     void update(int threads, bool then_control, const Loss& loss = {});
     // The step counts, unless the step is skipped; then the learning rate.
     void control(const Loss& loss = {}) const;
+    // One more loss for the next `control`.
+    void observe(const Observation& seen) const;
 
   private:
     int useful_threads(int wanted) const;

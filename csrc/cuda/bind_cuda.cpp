@@ -13,7 +13,8 @@ namespace {
 Stepper make_stepper(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper, uintptr_t norm_weight,
                      uintptr_t chunk_tensor, uintptr_t chunk_index, int64_t n_tensors, int64_t n_chunks,
                      int64_t chunk, uintptr_t control, uintptr_t curve, bool l1,
-                     const std::vector<LaunchTuple>& launches, uintptr_t scratch, int device) {
+                     const std::vector<LaunchTuple>& launches, uintptr_t scratch, uintptr_t snapshot,
+                     int device) {
     constexpr int64_t PACK =
         16;  // elements of the narrowest type that the widest access could take, twice over
     if (chunk % PACK != 0 || chunk > INT32_MAX / 2) {
@@ -26,7 +27,8 @@ Stepper make_stepper(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t
     }
     return Stepper(make_table(ptrs, numel, group, hyper, norm_weight, chunk_tensor, chunk_index, n_tensors,
                               n_chunks, chunk, control, curve, l1),
-                   checked_launches(launches, n_chunks), pointer<void>(scratch), device);
+                   checked_launches(launches, n_chunks), pointer<void>(scratch), pointer<double>(snapshot),
+                   device);
 }
 
 }  // namespace
@@ -42,7 +44,8 @@ PYBIND11_MODULE(_cuda, m) {
         .def(py::init(&make_stepper), py::kw_only(), py::arg("ptrs"), py::arg("numel"), py::arg("group"),
              py::arg("hyper"), py::arg("norm_weight"), py::arg("chunk_tensor"), py::arg("chunk_index"),
              py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"), py::arg("control"),
-             py::arg("curve"), py::arg("l1"), py::arg("launches"), py::arg("scratch"), py::arg("device"))
+             py::arg("curve"), py::arg("l1"), py::arg("launches"), py::arg("scratch"), py::arg("snapshot"),
+             py::arg("device"))
         .def("measure", &Stepper::measure, py::arg("stream"), py::arg("then_clip"), NoGil())
         .def("clip", &Stepper::clip, py::arg("stream"), NoGil())
         .def(
@@ -56,7 +59,15 @@ PYBIND11_MODULE(_cuda, m) {
             [](const Stepper& stepper, uintptr_t stream, uintptr_t loss, int dtype) {
                 stepper.control(stream, {int64_t(loss), dtype});
             },
-            py::arg("stream"), py::arg("loss") = 0, py::arg("dtype") = 0, NoGil());
+            py::arg("stream"), py::arg("loss") = 0, py::arg("dtype") = 0, NoGil())
+        .def(
+            "observe",
+            [](const Stepper& stepper, uintptr_t stream, uintptr_t loss, int dtype, double weight,
+               uintptr_t weight_at, int weight_dtype) {
+                stepper.observe(stream, {{int64_t(loss), dtype}, {int64_t(weight_at), weight_dtype}, weight});
+            },
+            py::arg("stream"), py::arg("loss"), py::arg("dtype"), py::arg("weight"), py::arg("weight_at"),
+            py::arg("weight_dtype"), NoGil());
     m.def(
         "send",
         [](uintptr_t target, uintptr_t words, int64_t n, int device, uintptr_t stream) {

@@ -28,10 +28,10 @@ __device__ __forceinline__ bool is_last_block(unsigned* arrived) {
 // the window) is used where it is.
 constexpr int STAGED = 512;
 
-// Calls `body(control)` in thread 0. The scalar code is one long chain of dependent accesses, so the vector
-// is brought into shared memory first, by all threads, and taken back.
-template <typename Body>
-__device__ __forceinline__ void on_staged_control(double* control, const Body& body) {
+// Calls `body(control)` in thread 0, then `show(control)` in all. The scalar code is one long chain of
+// dependent accesses, so the vector is brought into shared memory first, by all threads, and taken back.
+template <typename Body, typename Show>
+__device__ __forceinline__ void on_staged_control(double* control, const Body& body, const Show& show) {
     GREEDYLR_SHARED(double, staged, STAGED);
     const int groups = int(control[slot::n_groups]);
     const int ring = control[slot::smooth] != 0.0 ? int(control[slot::window_size]) : 0;
@@ -46,6 +46,29 @@ __device__ __forceinline__ void on_staged_control(double* control, const Body& b
     if (fits) {
         for (int i = threadIdx.x; i < length; i += blockDim.x) control[i] = staged[i];
     }
+    show(fits ? staged : control);
+}
+
+template <typename Body>
+__device__ __forceinline__ void on_staged_control(double* control, const Body& body) {
+    on_staged_control(control, body, [](const double*) {});
+}
+
+// Writes the state to memory that the host maps, between two copies of a number that no step before had. The
+// host takes only what lies between equal ones, and so reads without waiting, in replays of a graph too. (A
+// sequence lock; Boehm, "Can seqlocks get along with programming language memory models?", MSPC 2012.)
+__device__ __forceinline__ void show_host(const double* c, double* snapshot) {
+    const int count = shown_count(c);
+    const double number = c[slot::step] + c[slot::skipped];
+    if (threadIdx.x == 0) {
+        store_global(snapshot, number);
+        __threadfence_system();
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < count; i += blockDim.x) store_global(snapshot + 1 + i, c[STATE_BEGIN + i]);
+    __threadfence_system();
+    __syncthreads();
+    if (threadIdx.x == 0) store_global(snapshot + 1 + count, number);
 }
 
 // One more step for every tensor that has a gradient.
@@ -57,14 +80,23 @@ __device__ __forceinline__ void advance_steps(const TensorTable& t) {
     }
 }
 
-// Closes the step, whose loss is read where it lies.
-__device__ __forceinline__ void control_in_block(const TensorTable& t, const Loss& loss) {
+// What closes a step, beside its table.
+struct Closing {
+    Loss loss;         // read where it lies
+    double* snapshot;  // [shown_count + 2] for the host; null: it copies the vector itself
+};
+
+__device__ __forceinline__ void control_in_block(const TensorTable& t, const Closing& closing) {
     if (t.control[slot::skip] == 0.0) advance_steps(t);
-    const double* curve = t.curve;
-    on_staged_control(t.control, [curve, loss](double* c) {
-        take(c, loss);
-        run_control(c, curve);
-    });
+    on_staged_control(
+        t.control,
+        [&t, &closing](double* c) {
+            take(c, closing.loss);
+            run_control(c, t.curve);
+        },
+        [&closing](const double* c) {
+            if (closing.snapshot != nullptr) show_host(c, closing.snapshot);
+        });
 }
 
 // For what has no larger launch to be the epilogue of, or must wait for other ranks after one.
@@ -74,11 +106,20 @@ __global__ void clip_kernel(const __grid_constant__ TensorTable table) {
 
 struct ControlArgs {
     TensorTable table;
-    Loss loss;
+    Closing closing;
 };
 
 __global__ void control_kernel(const __grid_constant__ ControlArgs args) {
-    control_in_block(args.table, args.loss);
+    control_in_block(args.table, args.closing);
+}
+
+struct ObserveArgs {
+    double* control;
+    Observation seen;
+};
+
+__global__ void observe_kernel(const __grid_constant__ ObserveArgs args) {
+    if (threadIdx.x == 0) take(args.control, args.seen);
 }
 
 }  // namespace cuda

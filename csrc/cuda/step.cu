@@ -50,8 +50,9 @@ int grid_for(int64_t items, int threads, int resident) {
 
 int64_t scratch_bytes() { return sizeof(Scratch); }
 
-Stepper::Stepper(const TensorTable& table, std::vector<Launch> launches, void* scratch, int device)
-    : table_(table), launches_(std::move(launches)), scratch_(scratch), device_(device) {
+Stepper::Stepper(const TensorTable& table, std::vector<Launch> launches, void* scratch, double* snapshot,
+                 int device)
+    : table_(table), launches_(std::move(launches)), scratch_(scratch), snapshot_(snapshot), device_(device) {
     const DeviceGuard guard(device_);
     for (const Launch& l : launches_) {
         grids_.push_back(grid_for(l.count, THREADS, resident_blocks(UPDATE_KERNELS[l.mix], THREADS)));
@@ -88,14 +89,19 @@ void Stepper::update(uintptr_t stream, bool then_control, const Loss& loss) cons
         const bool closes = then_control && i + 1 == launches_.size();
         unsigned* arrived = closes ? &scratch_at(scratch_)->arrived_update : nullptr;
         launch(UPDATE_KERNELS[l.mix], grids_[i], THREADS, stream_of(stream),
-               UpdateArgs{table_, l.first, int(l.count), arrived, loss});
+               UpdateArgs{table_, l.first, int(l.count), arrived, {loss, snapshot_}});
     }
     if (then_control && launches_.empty()) control(stream, loss);
 }
 
 void Stepper::control(uintptr_t stream, const Loss& loss) const {
     const DeviceGuard guard(device_);
-    launch(control_kernel, 1, THREADS, stream_of(stream), ControlArgs{table_, loss});
+    launch(control_kernel, 1, THREADS, stream_of(stream), ControlArgs{table_, {loss, snapshot_}});
+}
+
+void Stepper::observe(uintptr_t stream, const Observation& seen) const {
+    const DeviceGuard guard(device_);
+    launch(observe_kernel, 1, WARP, stream_of(stream), ObserveArgs{table_.control, seen});
 }
 
 void check_usable(int device) {

@@ -16,9 +16,11 @@ int64_t scratch_bytes();
 
 class Stepper {
   public:
-    // The addresses in the table, which is copied, and `scratch` must stay valid for the life of this object.
-    // The launches must cover the chunks in order. Nothing here waits for the device; errors are exceptions.
-    Stepper(const TensorTable& table, std::vector<Launch> launches, void* scratch, int device);
+    // The addresses in the table, which is copied, `scratch` and `snapshot` (see epilogue.cuh) must stay
+    // valid for the life of this object. The launches must cover the chunks in order. Nothing here waits for
+    // the device; errors are exceptions.
+    Stepper(const TensorTable& table, std::vector<Launch> launches, void* scratch, double* snapshot,
+            int device);
 
     // grad_sq_sum, grad_nonfinite and, with `l1`, grad_abs_sum over all tensors with a gradient;
     // then, with `then_clip`, what `clip`
@@ -31,6 +33,8 @@ class Stepper {
     void update(uintptr_t stream, bool then_control, const Loss& loss = {}) const;
     // The step counts and the learning rate.
     void control(uintptr_t stream, const Loss& loss = {}) const;
+    // One more loss for the next `control`, as it is when the stream gets here.
+    void observe(uintptr_t stream, const Observation& seen) const;
 
   private:
     template <bool L1>
@@ -39,6 +43,7 @@ class Stepper {
     const TensorTable table_;
     const std::vector<Launch> launches_;
     void* const scratch_;
+    double* const snapshot_;
     const int device_;
     std::vector<int> grids_;  // blocks of each launch
     int measure_grid_;

@@ -17,7 +17,7 @@ struct UpdateArgs {
     int64_t first;
     int count;          // chunks, fewer than 2^31 - 2^20: more would be more memory than there is
     unsigned* arrived;  // null: not the last launch of the step, which has the control
-    Loss loss;          // of the step, which the control reads
+    Closing closing;    // of the step, if it is
 };
 
 HOST_DEVICE constexpr int narrowest(DType p, DType g, DType s) {
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT<P, G, S>)
             __syncwarp();
         }
     }
-    if (args.arrived != nullptr && is_last_block(args.arrived)) control_in_block(t, args.loss);
+    if (args.arrived != nullptr && is_last_block(args.arrived)) control_in_block(t, args.closing);
 }
 
 }  // namespace cuda

@@ -1,6 +1,7 @@
 // greedylr_fused._host: the Watch as a Python class that takes part in garbage collection.
 #include <pybind11/pybind11.h>
 
+#include "snapshot.h"
 #include "watch.h"
 
 namespace py = pybind11;
@@ -45,6 +46,14 @@ PYBIND11_MODULE(_host, m) {
         .def("put", &Watch::put, py::arg("i"), py::arg("address"))
         .def("accept", &Watch::accept, py::arg("i"), py::arg("gradient"))
         .def("params_with_grad", &Watch::params_with_grad);
+    m.def(
+        "take_snapshot",
+        [](uintptr_t source, uintptr_t target, int64_t n, double known) {
+            return take_snapshot(reinterpret_cast<const double*>(source), reinterpret_cast<double*>(target),
+                                 n, known);
+        },
+        py::arg("source"), py::arg("target"), py::arg("n"), py::arg("known"),
+        "Copy what a kernel wrote last; -1 if it is known, or being written.");
 }
 
 }  // namespace greedylr

@@ -165,10 +165,20 @@ bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
 class Gpu {
   public:
     Gpu(const TensorTable& table, const std::vector<Launch>& launches)
-        : scratch_(size_t(cuda::scratch_bytes())), stepper(table, launches, scratch_.data(), 0) {}
+        : scratch_(size_t(cuda::scratch_bytes())),
+          snapshot_(size_t(shown_count(table.control) + 2)),
+          stepper(table, launches, scratch_.data(), snapshot_.data(), 0) {}
+
+    // What a host would find: the state of this vector, between two copies of this number.
+    bool shows(double number, const std::vector<double>& control) const {
+        std::vector<double> expected(snapshot_.size(), number);
+        std::copy_n(control.begin() + STATE_BEGIN, snapshot_.size() - 2, expected.begin() + 1);
+        return same_bits(snapshot_, expected);
+    }
 
   private:
     std::vector<unsigned char> scratch_;
+    std::vector<double> snapshot_;
 
   public:
     const cuda::Stepper stepper;
@@ -233,6 +243,7 @@ void check_steps(int mix, const Schedule& schedule, Sums& sums) {
         if (!alone) gpu.stepper.control(0);
         expected.update();
         compare(actual, expected, steps[step]);
+        CHECK(gpu.shows(step + 1, actual.control), "mix %d, %s", mix, steps[step]);
     }
     CHECK(actual.control[slot::step] == 2 && actual.control[slot::skipped] == 1, "mix %d", mix);
 }

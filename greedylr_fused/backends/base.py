@@ -1,4 +1,4 @@
-"""The protocol of a backend: four calls over one table, none of which reads a value back to the host."""
+"""The protocol of a backend: five calls over one table, none of which reads a value back to the host."""
 
 from __future__ import annotations
 
@@ -47,11 +47,20 @@ class Backend(Protocol):
         """
 
     def control(self, loss: Tensor | None = None) -> None:
-        """Count the step and decide the next LR (C1..C9, S1..S3); if `skip` is set, count a skipped step instead.
+        """Count the step and decide the next LR (C1..C9, S1..S3); if `skip` is set, count a skipped step instead. Then
+        write the table's snapshot, if there is one.
 
         Args:
             loss: read where it lies and observed with weight 1: one element of a type in `DTYPES`, on the table's
                 device, in memory that no update writes to. None if what is pending is all there is.
+        """
+
+    def observe(self, loss: Tensor, weight: float | Tensor) -> None:
+        """Add `weight * loss` (rounded once, as the sum is) and `weight` to what is pending; with weight 0, nothing.
+
+        Args:
+            loss: as for `control`, as it is at this call in the order of the stream.
+            weight: a finite number >= 0, or such a tensor.
         """
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
@@ -82,6 +91,14 @@ class Staging:
     def __init__(self, table: TensorTable) -> None:
         on_gpu = table.device.type == "cuda"
         self._spare = {words.shape: words.pin_memory() for words in table.words} if on_gpu else {}
+
+    def observe(self, loss: Tensor, weight: float | Tensor) -> None:
+        """Add `weight * loss` (rounded once, as the sum is) and `weight` to what is pending; with weight 0, nothing.
+
+        Args:
+            loss: as for `control`, as it is at this call in the order of the stream.
+            weight: a finite number >= 0, or such a tensor.
+        """
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         """Do what `Backend.send` does."""

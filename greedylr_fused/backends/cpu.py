@@ -45,6 +45,9 @@ class CpuBackend:
     def control(self, loss: Tensor | None = None) -> None:
         self._native.control(*native.place_of(loss))
 
+    def observe(self, loss: Tensor, weight: float | Tensor) -> None:
+        self._native.observe(*native.observation(loss, weight))
+
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         target.copy_(words)
         return None

@@ -42,7 +42,10 @@ class CudaBackend:
         self._scratch = torch.zeros(_native.scratch_bytes(), dtype=torch.uint8, device=table.device)
         self.memory = [self._scratch]
         self._native = _native.TensorTable(
-            **native.described(table), scratch=self._scratch.data_ptr(), device=_index(table.device)
+            **native.described(table),
+            scratch=self._scratch.data_ptr(),
+            snapshot=0 if table.snapshot is None else table.snapshot.address,
+            device=_index(table.device),
         )
 
     def measure(self, then_clip: bool = True) -> None:
@@ -56,6 +59,9 @@ class CudaBackend:
 
     def control(self, loss: Tensor | None = None) -> None:
         self._native.control(_stream(self._device), *native.place_of(loss))
+
+    def observe(self, loss: Tensor, weight: float | Tensor) -> None:
+        self._native.observe(_stream(self._device), *native.observation(loss, weight))
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         """Send as kernel parameters, which a captured graph copies: there is no staging memory to keep."""
@@ -94,5 +100,7 @@ def _index(device: torch.device) -> int:
 
 
 def _stream(device: torch.device) -> int:
-    """Return the handle of the current stream; 0 for CPU tensors, which the tests' emulation runs on."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    """Return the handle of the current stream; 0 for CPU tensors, which the tests' emulation runs on. PyTorch's own
+    generated code asks this way, too, in a tenth of the time that `torch.cuda.current_stream` takes.
+    """
+    return torch._C._cuda_getCurrentRawStream(_index(device)) if device.type == "cuda" else 0

@@ -12,6 +12,8 @@ from torch import Tensor
 from greedylr_fused.control import SLOTS
 from greedylr_fused.tensors import DTYPES, MIXES, Row, TensorTable
 
+#: The code of int64, of which only weights are, in csrc/core/common.h.
+_I64 = len(DTYPES)
 #: Written by the installation: whether each module was built, and why not.
 BUILD_REPORT = Path(__file__).parent.parent / "_build.json"
 
@@ -60,6 +62,13 @@ def described(table: TensorTable) -> dict[str, Any]:
         "l1": table.l1,
         "launches": [(run.param, run.grad, run.state, run.first, run.count) for run in table.launches],
     }
+
+
+def observation(loss: Tensor, weight: float | Tensor) -> tuple[int, int, float, int, int]:
+    """Return a loss and its weight as the compiled modules take them."""
+    if isinstance(weight, Tensor):
+        return (*place_of(loss), 0.0, weight.data_ptr(), int(DTYPES.get(weight.dtype, _I64)))
+    return (*place_of(loss), weight, 0, 0)
 
 
 def place_of(loss: Tensor | None) -> tuple[int, int]:

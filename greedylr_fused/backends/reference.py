@@ -9,7 +9,7 @@ from torch import Tensor
 
 from greedylr_fused.backends.adamw import Scalars, adamw
 from greedylr_fused.backends.base import Staging
-from greedylr_fused.control import SLOT, block, ring_begin
+from greedylr_fused.control import SLOT, block, ring_begin, shown
 from greedylr_fused.schedules import CompareWith, Event, Kind
 from greedylr_fused.tensors import Row, TensorTable, real
 
@@ -87,11 +87,24 @@ class ReferenceBackend:
     def control(self, loss: Tensor | None = None) -> None:
         c = self.slots
         if loss is not None:
-            c.set(loss_sum=c["loss_sum"] + loss.detach().reshape(()).double(), loss_weight=c["loss_weight"] + 1.0)
+            self.observe(loss, 1.0)
         more = ((self.table.ptrs[Row.GRAD] != 0) & (c["skip"] == 0)).to(torch.float32)
         for entry, taken in zip(self.table.entries, more.unbind(), strict=True):
             entry.step.add_(taken)
         run_control(c)
+        if self.table.snapshot is not None:
+            number, state = (c["step"] + c["skipped"]).reshape(1), c.vector[shown(c.n_groups)]
+            words = torch.cat([number, state, number])
+            for part in (slice(0, 1), slice(1, -1), slice(-1, None)):  # in this order
+                self.table.snapshot.memory[part].copy_(words[part], non_blocking=True)
+
+    def observe(self, loss: Tensor, weight: float | Tensor) -> None:
+        c = self.slots
+        if not isinstance(weight, Tensor):
+            weight = torch.full_like(c.zero, weight)
+        value, weight = (tensor.detach().reshape(()).double() for tensor in (loss, weight))
+        more = torch.where(weight == 0, c.zero, weight * value)  # a mean over no tokens is NaN, and weighs nothing
+        c.set(loss_sum=c["loss_sum"] + more, loss_weight=c["loss_weight"] + weight)
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         return self._staging.send(target, words)

@@ -3,10 +3,22 @@
 Where is the LR decided? In this vector, by a backend, at the end of each step: `csrc/core/observe.h` and `control.h`,
 `backends/triton/observe.py` and `control.py`, `backends/reference.py`. Their specification, in plain floats, is
 `schedules/loss_spec.py`. `slots.py` names each number of the vector, `vector.py` builds it and writes to it,
-`pending.py` adds up observed losses, `numbers.py` converts the vector to plain numbers for checkpoints and back,
-`curve.py` is the table of a step schedule.
+`pending.py` adds up observed losses, `snapshot.py` is where the device shows its state, `numbers.py` converts the
+vector to plain numbers for checkpoints and back, `curve.py` is the table of a step schedule.
 """
 
 from greedylr_fused.control.curve import Curve
-from greedylr_fused.control.slots import BLOCKS, SAVED, SAVED_BLOCKS, SLOT, SLOTS, STATE_BEGIN, TABLE, block, ring_begin
+from greedylr_fused.control.slots import (
+    BLOCKS,
+    SAVED,
+    SAVED_BLOCKS,
+    SLOT,
+    SLOTS,
+    STATE_BEGIN,
+    TABLE,
+    block,
+    ring_begin,
+    shown,
+)
+from greedylr_fused.control.snapshot import Snapshot
 from greedylr_fused.control.vector import Control, Schedule

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.capture import outside_inference
+from greedylr_fused.capture import capturing, outside_inference
 from greedylr_fused.schedules import WSD, LossSchedule, StepSchedule
 from greedylr_fused.warning import warn
 
@@ -61,13 +61,22 @@ class Curve:
             self._decay = self.base.decay(steps)  # type: ignore[union-attr]
         return self._decay
 
-    def check_decay(self, steps: int) -> None:
-        """Check the length of a late decay.
+    def check_decay(self, steps: int, begun: int) -> None:
+        """Check that a late decay of so many steps may begin now.
+
+        Args:
+            steps: of the decay.
+            begun: length of the one that has begun, 0 for none.
 
         Raises:
-            RuntimeError: the schedule has no late decay.
+            RuntimeError: the schedule has no late decay, it has begun, or a graph is being captured.
             ValueError, TypeError: not a number of steps, or too many.
         """
+        if begun:
+            raise RuntimeError(
+                f"start_decay(): expected one call per run, got a second call: the decay of {begun} steps has begun; "
+                "go on from a checkpoint before it to decay in another way"
+            )
         if not self.decay_room:
             got = "no step schedule" if self.base is None else repr(self.base)
             raise RuntimeError(
@@ -80,6 +89,11 @@ class Curve:
             raise ValueError(
                 f"start_decay(): expected 1 to {self.decay_room} steps, got {steps}; write the whole run as "
                 "WSD(total_steps, decay_steps=...) to decay for longer"
+            )
+        if capturing(self.values.device):
+            raise RuntimeError(
+                "start_decay(): expected a call before or after the capture of a CUDA graph, got one within it, whose "
+                "replays would begin again; move the call out of it: replays see it"
             )
 
     def write_decay(self, steps: int) -> None:

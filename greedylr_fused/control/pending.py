@@ -18,13 +18,6 @@ def add(total: Tensor, weights: Tensor, loss: Any, weight: Any) -> None:
         loss: as in `FusedAdamW.observe`.
         weight: as in `FusedAdamW.observe`.
     """
-    scalar = type(loss) is Tensor and loss.dim() == 0 and loss.device == total.device
-    if (
-        scalar and loss.element_size() > 1 and not isinstance(weight, Tensor) and weight != 0
-    ):  # one launch converts (not from float8), multiplies, adds
-        total.add_(loss, alpha=weight)
-        weights.add_(weight)
-        return
     loss, weight = (_on(total, value) if isinstance(value, Tensor) else value for value in (loss, weight))
     if isinstance(weight, Tensor):  # a mean over no tokens is NaN, and weighs nothing
         total.add_(torch.where(weight == 0, 0.0, loss * weight))

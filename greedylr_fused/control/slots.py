@@ -51,6 +51,7 @@ MEMORY: Rows = (
     ("decay_start", math.inf, "step from which the late decay runs, +inf: not started"),
     ("decay_steps", 0.0, "its length in steps"),
     ("curve_value", 1.0, "lr / level of the next step"),
+    ("writes", 0.0, "learning rates written by the host"),
 )
 #: Values that live within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
 STEP: Rows = (
@@ -70,7 +71,7 @@ STEP: Rows = (
 TABLE = CONFIGURATION + MEMORY + STEP
 SLOTS: tuple[str, ...] = tuple(name for name, _, _ in TABLE)
 SLOT: dict[str, int] = {name: index for index, name in enumerate(SLOTS)}
-#: First slot that a snapshot shows: memory, step, and the blocks of the groups behind them.
+#: First slot of memory and step, which a snapshot shows.
 STATE_BEGIN = len(CONFIGURATION)
 
 #: Scalars that a checkpoint keeps: decisions and counters, and of the values within a step those that are shown.
@@ -89,6 +90,11 @@ def block(name: str, n_groups: int) -> slice:
     """Return where a block, the values of all groups, lies."""
     begin = len(SLOTS) + BLOCKS.index(name) * n_groups
     return slice(begin, begin + n_groups)
+
+
+def shown(n_groups: int) -> slice:
+    """Return what a snapshot shows: memory, step and the learning rates behind them."""
+    return slice(STATE_BEGIN, block("lr", n_groups).stop)
 
 
 def ring_begin(n_groups: int) -> int:

@@ -11,6 +11,7 @@ schedule's curve has for the step.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.capture import capturing, outside_inference
+from greedylr_fused.capture import outside_inference
 from greedylr_fused.control import numbers, pending
 from greedylr_fused.control.curve import Curve
-from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS, TABLE, block
+from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS, TABLE, block, shown
+from greedylr_fused.control.snapshot import Snapshot, mapped
 from greedylr_fused.schedules import DEFAULT_MAX_RATIO, GreedyLR, LossSchedule, StepSchedule
 
 Schedule = LossSchedule | StepSchedule
@@ -50,7 +52,7 @@ class Control:
         measures_l1: whether each step measures the norms of the gradients, the 1-norm too; anybody may set it.
         bounds: (lowest, highest) level of each group, on the host; `initial_lrs`: the LR that each started from.
         decay_steps: length of the late decay, 0 until it begins.
-        observed: how many losses are pending, counted on the host.
+        observed: how many losses are pending, counted on the host; `writes`: learning rates written under a schedule.
     """
 
     @outside_inference
@@ -72,7 +74,7 @@ class Control:
         self.measures_l1 = False
         self.n_groups = len(lrs)
         self._scaled = False
-        self.decay_steps = self.observed = 0
+        self.decay_steps = self.observed = self.writes = 0
         self.bounds, self.initial_lrs = self.bounds_for(lrs), list(lrs)
         self.curve = Curve(schedule, device) if curve is None else curve
         curve_value = self.curve.value_at(0, math.inf, 0)
@@ -166,7 +168,7 @@ class Control:
         }
         values = numbers.placed(groups, self.vector.tolist(), blocks, curve_value, self.window_size)
         self.vector.copy_(torch.tensor(values, dtype=torch.float64, device="cpu"))
-        self.bounds, self.decay_steps = bounds, int(first["decay_steps"])
+        self.bounds, self.decay_steps, self.writes = bounds, int(first["decay_steps"]), 0
         self.initial_lrs = blocks["initial_lr"]
 
     @property
@@ -189,6 +191,12 @@ class Control:
         self._pending = self.pending.unbind()
         self.shared = vector[SLOT["loss_sum"] : SLOT["found_inf"] + 1]
         self.shared_gradients = self.shared[2:]
+        self.__dict__.pop("snapshot", None)
+
+    @functools.cached_property
+    def snapshot(self) -> Snapshot | None:
+        """Where each step leaves its state for the host, if the device can write it; by slots as in `slots.shown`."""
+        return mapped(self.vector[shown(self.n_groups)].numel(), self.device)
 
     def write_lr(self, group: int, lr: float | Tensor) -> None:
         """Set the LR of the next step, without waiting; the schedule goes on from there.
@@ -203,6 +211,8 @@ class Control:
             slot.fill_(lr)
         if self.schedule is None:
             return
+        self.writes += 1
+        self.slot("writes").add_(1.0)
         low, high = self.bounds[group]
         if not self.follows_steps:
             level.copy_(slot.clamp_(low, high))
@@ -218,24 +228,14 @@ class Control:
         Raises:
             RuntimeError, ValueError, TypeError: see `FusedAdamW.start_decay`.
         """
-        if self.decay_steps:
-            raise RuntimeError(
-                f"start_decay(): expected one call per run, got a second call: the decay of {self.decay_steps} steps "
-                "has begun; go on from a checkpoint before it to decay in another way"
-            )
-        self.curve.check_decay(steps)
-        if capturing(self.device):
-            raise RuntimeError(
-                "start_decay(): expected a call before or after the capture of a CUDA graph, got one within it, whose "
-                "replays would begin again; move the call out of it: replays see it"
-            )
+        self.curve.check_decay(steps, self.decay_steps)
         self.curve.write_decay(steps)
         self.decay_steps = steps
         self.slot("decay_steps").fill_(steps)
         self.slot("decay_start").copy_(self.slot("step"))
 
     def observe(self, loss: Any, weight: Any) -> None:
-        """Add `weight * loss` to what is pending; each is a number or a tensor of one element."""
+        """Add `weight * loss` to what is pending by tensor operations; each is a number or a tensor of one element."""
         self.observed += 1
         total, weights = self._pending
         pending.add(total, weights, loss, weight)
@@ -288,6 +288,7 @@ class Control:
         """Take over the state of another control, in the memory that captured graphs read."""
         self.vector.copy_(other.vector)
         self.bounds, self.initial_lrs, self.decay_steps = other.bounds, other.initial_lrs, other.decay_steps
+        self.writes = other.writes
         self.restore_decay()
 
     def warn_of_end(self) -> None:

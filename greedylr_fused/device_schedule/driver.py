@@ -128,8 +128,7 @@ class DeviceSchedule:
             if shared is not None:
                 self._ranks.add_up(shared, norm=False).wait()
             self._backend.control(in_place)
-            if in_place is not None and capturing(self._control.device):
-                self._captures.append(in_place.detach())  # the memory that the graph reads
+            self._keep(loss)
         except BaseException:
             self._control.discard_observed()
             raise
@@ -150,9 +149,10 @@ class DeviceSchedule:
         Raises:
             TypeError, ValueError: not one number, or a negative weight.
         """
-        losses.check_observed(loss, weight)
+        weight = losses.check_observed(loss, weight)
         with torch.no_grad():
-            self._control.observe(loss, weight if isinstance(weight, Tensor) else float(weight))
+            flow.observe(loss, weight, self._backend, self._control)
+        self._keep(loss, weight)
 
     @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -242,6 +242,11 @@ class DeviceSchedule:
             "DeviceSchedule: expected a call of state_dict(), got a request to copy or pickle it; construct another "
             "one for the copy of the optimizer, and load that dictionary into it"
         )
+
+    def _keep(self, *values: Any) -> None:
+        """Keep the memory of losses and weights for the graph being captured, which reads it at each replay."""
+        if capturing(self._control.device):
+            self._captures += [value.detach() for value in values if isinstance(value, Tensor)]
 
     def _put_back(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self._lrs, strict=True):

@@ -3,8 +3,8 @@
 What happens in `step(loss=loss)`? `losses.py` checks that the loss is one number. `groups.py` tells whether the groups
 are others than before. `rates.py` sends LRs that were written into them to the device. `engine.py` has a backend, and
 looks at all tensors to bring its table up to date, or builds a new one. The loss is observed. `flow.py` runs norm, sums
-over ranks, update and control. `mirror.py` asks for a snapshot of the device, and shows it when it has arrived;
-`skips.py` warns if all steps are skipped. `options.py` checks all options.
+over ranks, update and control. `mirror.py` shows the snapshot that `arrivals.py` has from the device; `skips.py` warns
+if all steps are skipped. `options.py` checks all options.
 """
 
 from greedylr_fused.step import flow, losses, options

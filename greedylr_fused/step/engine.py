@@ -14,7 +14,7 @@ from greedylr_fused.backends import Backend, Choice, resolve
 from greedylr_fused.capture import capturing, outside_inference
 from greedylr_fused.control import Control
 from greedylr_fused.ranks import Ranks
-from greedylr_fused.step import options
+from greedylr_fused.step import flow, options
 from greedylr_fused.tensors import REBUILD, Copies, Entry, TensorTable, check_memory, local, watching
 
 
@@ -99,10 +99,15 @@ class Engine:
         if self.table is not None:
             self.table.release()
 
-    def keep(self, loss: Any) -> None:
-        """Keep the memory of a loss for the graph being captured, which reads it at each replay."""
-        if capturing(self.device) and isinstance(loss, Tensor):
-            self.captures[-1].append(loss.detach())
+    def observe(self, loss: Any, weight: Any, control: Control) -> None:
+        """Add `weight * loss` to what is pending in the control."""
+        flow.observe(loss, weight, self.backend, control)
+        self.keep(loss, weight)
+
+    def keep(self, *values: Any) -> None:
+        """Keep the memory of losses and weights for the graph being captured, which reads it at each replay."""
+        if capturing(self.device):
+            self.captures[-1] += [value.detach() for value in values if isinstance(value, Tensor)]
 
     @property
     def captured(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,9 +13,35 @@ from greedylr_fused.control import Control
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.tensors import DTYPES
 
+#: Types of weights that kernels read where they lie: numbers of tokens are integers.
+WEIGHTS = {*DTYPES, torch.int64}
+
 #: Makes torch.compile end its graph before what this decorates, and begin another after it; torch's own optimizers use
 #: it, too. `torch.compiler.disable` does the same, but would import the compiler with this package, for 2 s.
 outside_graphs: Any = torch._disable_dynamo
+
+
+def observe(loss: Any, weight: Any, backend: Backend | None, control: Control) -> None:
+    """Add `weight * loss` to what is pending, as they are when the stream gets here.
+
+    Args:
+        loss: a number or a tensor of one element.
+        weight: the same.
+        backend: the one that steps, which does it in one call; None if there is none yet.
+        control: the one to observe with, the backend's.
+    """
+    weighed = lies_ready(weight, control, WEIGHTS) if isinstance(weight, Tensor) else True
+    if backend is None or not weighed or not lies_ready(loss, control):
+        control.observe(loss, weight)
+    else:
+        control.observed += 1
+        backend.observe(loss, weight)
+
+
+def lies_ready(value: Any, control: Control, dtypes: Collection[torch.dtype] = DTYPES.keys()) -> bool:
+    """Return whether kernels can read a number where it lies."""
+    plain = type(value) is Tensor and value.dtype in dtypes and value.device == control.device and value.numel() == 1
+    return plain and value.layout is torch.strided and not value.is_neg() and value.data_ptr() != 0
 
 
 def observed_or_in_place(loss: Any, backend: Backend, control: Control, shared: Tensor | None) -> Tensor | None:
@@ -29,11 +56,10 @@ def observed_or_in_place(loss: Any, backend: Backend, control: Control, shared: 
     """
     if loss is None:
         return None
-    plain = type(loss) is Tensor and loss.dtype in DTYPES and loss.device == control.device and loss.numel() == 1
-    if shared is None and plain and loss.layout is torch.strided and not loss.is_neg() and loss.data_ptr():
+    if shared is None and lies_ready(loss, control):
         if loss.untyped_storage().data_ptr() not in backend.table.written:
             return loss  # type: ignore[no-any-return]
-    control.observe(loss, 1.0)
+    observe(loss, 1.0, backend, control)
     return None
 
 

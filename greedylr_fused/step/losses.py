@@ -37,8 +37,8 @@ def check_loss(loss: Any) -> None:
         )
 
 
-def check_observed(loss: Any, weight: Any) -> None:
-    """Check the arguments of observe().
+def check_observed(loss: Any, weight: Any) -> Any:
+    """Check the arguments of observe(), and return the weight, a float or a tensor.
 
     Raises:
         TypeError, ValueError: not one number, or a negative weight.
@@ -47,6 +47,7 @@ def check_observed(loss: Any, weight: Any) -> None:
     check_not_traced("observe()")
     check_loss(loss)
     check_weight(weight)
+    return weight if isinstance(weight, Tensor) else float(weight)
 
 
 def check_weight(weight: Any) -> None:

@@ -1,20 +1,14 @@
-"""The host's view of the control vector, which never waits, and the listeners that are told of steps.
-
-`update()` enqueues a copy of the state slots into pinned memory, and takes it over once it has arrived. On a CPU both
-happen at once. At most one copy is under way.
-"""
+"""The host's view of the control vector, which never waits, and the listeners that are told of steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
-
-from greedylr_fused.capture import capturing, outside_inference
-from greedylr_fused.control import SLOT, STATE_BEGIN, Control, block
+from greedylr_fused.control import SLOT, STATE_BEGIN, Control
+from greedylr_fused.step.arrivals import arrivals
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,59 +83,32 @@ class Mirror:
         control: what to mirror; a rebuilt control needs a new mirror.
     """
 
-    @outside_inference
     def __init__(self, control: Control) -> None:
-        rates = block("lr", control.n_groups)
-        self._source = control.vector[STATE_BEGIN : rates.stop]
-        on_cuda = self._source.is_cuda
-        shape = (2, *self._source.shape)  # one may be written to while the other is read
-        hosts = torch.full(shape, math.nan, dtype=torch.float64, device="cpu", pin_memory=on_cuda)
-        self._shown, self._awaited = ((host, host[rates.start - STATE_BEGIN :]) for host in hosts.unbind())
-        self._arrived: Any = torch.cuda.Event() if on_cuda else None  # type: ignore[no-untyped-call]
-        self.under_way = False
-        self._shown[0].copy_(self._source)
+        self._arrivals = arrivals(control)
 
     @property
     def metrics(self) -> Metrics:
-        return Metrics.of(self._shown[0].tolist(), self.lr)
+        return Metrics.of(self._arrivals.shown[0].tolist(), self.lr)
 
     @property
     def lr(self) -> list[float]:
         """The same as `metrics.lr`, in half the time."""
-        lrs: list[float] = self._shown[1].tolist()
+        lrs: list[float] = self._arrivals.shown[1].tolist()
         return lrs
 
     @property
     def counts(self) -> tuple[float, float]:
         """The same as `metrics.step` and `metrics.skipped`, in a fraction of the time."""
-        step, skipped = self._shown[0][:2].tolist()
+        step, skipped = self._arrivals.shown[0][:2].tolist()
         return step, skipped
 
-    @property
-    def curve_value(self) -> float:
-        """The step schedule's factor on each level, as of this snapshot."""
-        at = SLOT["curve_value"] - STATE_BEGIN
-        value: list[float] = self._shown[0][at : at + 1].tolist()
-        return value[0]
+    def slot(self, name: str) -> float:
+        """Return one slot from "step" on, as of this snapshot."""
+        return float(self._arrivals.shown[0][SLOT[name] - STATE_BEGIN])
 
     def update(self) -> bool:
-        """Take over a copy that has arrived, and enqueue the next unless one is under way; tell whether one arrived.
-
-        Nothing happens while a graph is captured.
-        """
-        if self._arrived is None:
-            self._shown[0].copy_(self._source)
-            return True
-        if capturing(self._source.device):
-            return False
-        if arrived := self.under_way and self._arrived.query():
-            self._shown, self._awaited = self._awaited, self._shown
-            self.under_way = False
-        if not self.under_way:
-            self._awaited[0].copy_(self._source, non_blocking=True)
-            self._arrived.record(torch.cuda.current_stream(self._source.device))
-            self.under_way = True
-        return arrived
+        """Take over a snapshot that has arrived, and ask for the next; tell whether one arrived."""
+        return self._arrivals.update()
 
 
 class Listener(Protocol):

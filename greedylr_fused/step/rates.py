@@ -61,7 +61,6 @@ class Rates:
         self._snapshot = [True] * len(self._known)  # whether that is what a snapshot showed
         self._writes, self._wrote = 0, False  # steps in a row before which the host wrote; this one so far
         self._warned = self._warned_of_peak = False
-        self._stale = False  # the snapshot under way is older than what the host wrote
         if has_schedule:
             for group, lr in zip(groups, self._known, strict=True):
                 group["lr"] = lr
@@ -98,7 +97,6 @@ class Rates:
                 self._snapshot[index] = False
                 if self._has_schedule:
                     group["lr"] = self._known[index]
-                    self._stale = self._mirror.under_way
                 else:
                     self._known[index] = None  # unknown to the host: any number that follows is written
                 continue
@@ -115,11 +113,12 @@ class Rates:
                 self._warn_of_writes()
 
     def pull(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Take over a snapshot that has arrived and ask for the next."""
+        """Take over a snapshot that has arrived and ask for the next. An LR from before the host wrote is not shown."""
         if self._mirror.update():
-            if self._has_schedule and not self._stale:
+            if self._has_schedule and (
+                self._control.writes == 0 or self._mirror.slot("writes") >= self._control.writes
+            ):
                 self._show(groups)
-            self._stale = False
             self._skips.look()
 
     def set(self, groups: Sequence[dict[str, Any]], value: float | Tensor | Sequence[float]) -> None:
@@ -170,7 +169,7 @@ class Rates:
                 f"learning rate of parameter group {index}: expected {low:g} to {high:g} (the schedule's min_lr and "
                 f"max_lr), got {lr!r}; write one within, or construct the schedule with bounds that enclose it"
             )
-        at = self._mirror.curve_value if self._control.follows_steps else 0.0
+        at = self._mirror.slot("curve_value") if self._control.follows_steps else 0.0
         if at > 0.0 and not low * (1 - _SLACK) <= lr / at <= high * (1 + _SLACK):
             raise ValueError(
                 f"learning rate of parameter group {index}: expected a peak of {low:g} to {high:g}, got {lr!r} where "
@@ -187,7 +186,7 @@ class Rates:
 
     def _warn_of_peak(self, index: int, lr: float) -> None:
         """Warn if an LR written where the curve is low raises the peak, which in a warm-up nobody means to do."""
-        at = self._mirror.curve_value
+        at = self._mirror.slot("curve_value")
         if not self._control.follows_steps or self._control.needs_loss or at == 0.0 or self._warned_of_peak:
             return
         peak, constructed = lr / at, self._control.bounds[index][1] / DEFAULT_MAX_RATIO
@@ -210,7 +209,6 @@ class Rates:
             )
         self._control.write_lr(index, lr)
         self._known[index], self._snapshot[index] = lr, False
-        self._stale = self._mirror.under_way
 
 
 def per_group(value: float | Tensor | Sequence[float], n_groups: int) -> list[float]:

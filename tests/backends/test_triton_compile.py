@@ -55,9 +55,12 @@ CASES = [(90, mix) for mix in sorted(MIXES)] + [(target, mix) for target in (80,
 POINTERS = {"numel": "*i64", "ptrs": "*i64", "hyper": "*fp64", "control": "*fp64", "c": "*fp64"}
 POINTERS |= {"group": "*i32", "chunk_tensor": "*i32", "chunk_index": "*i32", "nonfinite": "*i32", "others": "*i32"}
 POINTERS |= {"curve": "*fp64", "square_sums": "*fp64", "norm_weight": "*fp64", "counter": "*i32", "counters": "*i32"}
-POINTERS |= {"norms": "*fp32", "loss": "*fp64"}
+POINTERS |= {"norms": "*fp32", "loss": "*fp64", "snapshot": "i64", "weight": "i64"}
+#: Arguments that are None where nothing else is said, and the constant which says that they are not.
+ABSENT, GIVEN = {"snapshot"}, object()
 KERNELS = [triton_elements.update_kernel, triton_measure.measure_kernel]
 KERNELS += [triton_control.conclude_kernel, triton_control.clip_kernel, triton_control.control_kernel]
+KERNELS += [triton_control.observe_kernel]
 CONTROL_KERNELS = KERNELS[2:]
 
 
@@ -69,6 +72,8 @@ def registers(mix):
 
 
 def compiled(kernel, target, **constants):
+    constants = {name: None for name in ABSENT & {*kernel.arg_names}} | constants
+    constants = {name: value for name, value in constants.items() if value is not GIVEN}
     signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in kernel.arg_names}
     source = ASTSource(kernel, signature, constants)
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=OPTIONS)
@@ -79,6 +84,7 @@ def update(target, mix, closes=True):
     block, rest = blocks(mix)
     constants = dict(zip("PGS", (TYPES[dtype] for dtype in mix), strict=True))
     constants |= {"CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest, "CLOSES": closes, "HAS_LOSS": closes}
+    constants |= {"snapshot": GIVEN} if closes else {}
     return compiled(triton_elements.update_kernel, target, **constants)
 
 
@@ -92,7 +98,8 @@ def measure(target, dtype, l1=False):
 
 @cache
 def control(target, kernel):
-    return compiled(kernel, target, **dict.fromkeys({"DECIDES", "L1", "HAS_LOSS"} & set(kernel.arg_names), True))
+    constants = {"DECIDES": True, "L1": True, "HAS_LOSS": True, "WEIGHT_AT": False, "snapshot": GIVEN}
+    return compiled(kernel, target, **{name: value for name, value in constants.items() if name in kernel.arg_names})
 
 
 def machine_code(kernel, tmp_path):
@@ -132,6 +139,17 @@ def test_only_the_last_launch_closes():
     assert re.search(r"atom\.\S*acq_rel\S*\.add", closing) and "atom" not in other
     before = closing[: closing.index("atom.")]
     assert re.search(r"bar(rier)?\.(cta\.)?sync", before), "threads may store after their program was counted"
+
+
+def test_the_host_sees_a_snapshot_in_order():
+    """The number, a fence of the whole system and a barrier, the slots by all threads, both again, the number."""
+    ptx = control(90, triton_control.control_kernel).asm["ptx"]
+    _, *parts = re.split(r"fence\.acq_rel\.sys;", ptx)
+    assert len(parts) == 2
+    stores = [re.findall(r"st\.global\S*", part) for part in parts]
+    barriers = [re.search(r"bar(rier)?\.(cta\.)?sync", part) for part in parts]
+    assert all(barriers) and len(stores[0]) == 1, "one store of all threads' slots"
+    assert parts[1].index("bar") < parts[1].index("st.global")
 
 
 def test_update_arithmetic():

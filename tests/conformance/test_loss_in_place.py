@@ -124,10 +124,15 @@ def test_it_takes_no_operation(device, backend):
     if backend in ("reference", "triton"):
         pytest.skip("made of operations, or of others' launches")
     opt, loss = build(device, backend, max_grad_norm=1.0), torch.tensor(2.0, device=device)
+    tokens = torch.tensor(7, device=device)
     opt.step(loss=loss)
     with Operations() as operations:
         opt.step(loss=loss)
-    assert operations.names == ["aten.copy_.default"], "the snapshot"
+        opt.observe(loss)
+        opt.observe(loss, weight=tokens)
+        opt.step()
+        opt.metrics()
+    assert not operations.names
 
 
 def test_a_device_schedule_reads_it_in_place(device, backend):
@@ -140,3 +145,37 @@ def test_a_device_schedule_reads_it_in_place(device, backend):
         assert schedule.metrics().loss == float(loss)
     schedule.step(loss=torch.tensor(3, device=device))
     assert schedule.metrics().loss == 3.0
+
+
+WEIGHTS = {
+    "number": lambda n, device: n,
+    "float32": lambda n, device: torch.tensor(n, device=device),
+    "bfloat16": lambda n, device: torch.tensor([n], device=device, dtype=torch.bfloat16),
+    "int64": lambda n, device: torch.tensor(int(n), device=device),
+    "int32": lambda n, device: torch.tensor(int(n), device=device, dtype=torch.int32),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("stepped", [False, True])
+def test_the_weighted_mean_is_rounded_as_in_python(device, backend, name, stepped):
+    """With a table and without one; weight 0 of a loss that is NaN is nothing."""
+    opt = build(device, backend)
+    if stepped:
+        opt.step(loss=1.0)
+    total = weights = 0.0
+    for loss, weight in [(0.1, 3.0), (float("nan"), 0.0), (0.7, 5.0), (1e-3, 11.0)]:
+        opt.observe(torch.tensor(loss, device=device), WEIGHTS[name](weight, device))
+        if weight:
+            total += weight * float(torch.tensor(loss))
+            weights += weight
+    opt.step()
+    assert opt.metrics().loss == total / weights
+
+
+@pytest.mark.parametrize("weight", [5e-324, 2.0, 1.7e308, 1 / 3])
+def test_any_finite_weight(device, backend, weight):
+    opt = build(device, backend)
+    opt.step(loss=1.0)
+    opt.observe(torch.tensor(0.25, device=device, dtype=torch.float64), weight)
+    assert opt._control.pending.tolist() == [weight * 0.25, weight]

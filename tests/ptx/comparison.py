@@ -63,8 +63,8 @@ class Comparison:
         self.cpu_module = pytest.importorskip("greedylr_fused._cpu", reason="the cpu backend was not built")
         self.device = device
         self.ours, self.theirs = problem, equal
-        scratch = problem.addresses["scratch"]
-        self.table = device.native.TensorTable(**problem.table(), scratch=scratch, device=0)
+        own = {name: problem.addresses[name] for name in ("scratch", "snapshot")}
+        self.table = device.native.TensorTable(**problem.table(), **own, device=0)
         self.cpu_table = self.cpu_module.TensorTable(**equal.table())
         self.summed = Summed(problem)
         device.execution = execution
@@ -96,6 +96,7 @@ class Comparison:
             self.device.run(self.table.control, 0, *losses[0])
             self.cpu_table.control(*losses[1])
         self._check_vectors(step.name)
+        self._check_snapshot(step.name)
         self._check_elements(step.name)
         assert self.ours.arena.guards_intact(), f"{step.name}: something was written between the arrays"
 
@@ -117,6 +118,11 @@ class Comparison:
             what = name_of_slot(k) if name == "control" else f"{name}[{k}]"
             assert not bad.any(), f"{when}: {what} is {ours[k]}, on the cpu {theirs[k]}; {bad.sum()} differ"
 
+    def _check_snapshot(self, when: str) -> None:
+        number = self.ours["step"] + self.ours["skipped"]
+        expected = np.array([number, *self.ours.shown, number])
+        assert same(self.ours.views["snapshot"], expected).all(), f"{when}: the host is shown something else"
+
     def _check_elements(self, when: str) -> None:
         for (row, tensor), (dtype, ours) in self.ours.arrays.items():
             theirs = self.theirs.arrays[row, tensor][1]
@@ -137,7 +143,7 @@ class Summed:
         self.control = problem.views["control"].copy()
         self.scratch = problem.views["scratch"].copy()
         arguments = problem.table() | {"control": address(self.control)}
-        self.table = emulated.module().TensorTable(**arguments, scratch=address(self.scratch), device=0)
+        self.table = emulated.module().TensorTable(**arguments, scratch=address(self.scratch), snapshot=0, device=0)
 
     def by_emulation(self, problem: Problem) -> dict[str, float]:
         self.control[:] = problem.views["control"]

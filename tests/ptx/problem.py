@@ -5,7 +5,7 @@ multiples of 16 bytes and off them, without gradients, with and without amsgrad,
 import numpy as np
 
 from ptx.arena import Arena, stored
-from ptx.names import BLOCKS, MIXES, SLOT, SLOTS, DType, Hyper, Row, block, ring_begin
+from ptx.names import BLOCKS, MIXES, SLOT, SLOTS, DType, Hyper, Row, block, ring_begin, shown
 
 Mix = tuple[DType, DType, DType]
 ALL_MIXES: list[Mix] = sorted(MIXES)
@@ -64,6 +64,7 @@ class Problem:
         self._place("ptrs", self._tensors())
         self._place_table()
         self._place("control", control(window))
+        self._place("snapshot", np.zeros(len(self.shown) + 2))
         self.l1 = l1
         self._place("scratch", np.zeros(scratch, np.uint8))
 
@@ -122,12 +123,19 @@ class Problem:
         return self.addresses["loss"], int(dtype)
 
     def table(self) -> dict[str, object]:
-        """Arguments of a backend's TensorTable, but for its scratch memory and device."""
+        """Arguments of a backend's TensorTable, but for those of GPUs."""
         counts = {"n_tensors": len(self.sizes), "n_chunks": self.n_chunks, "chunk": CHUNK}
         addresses = {
-            name: address for name, address in self.addresses.items() if name not in ("scratch", "steps", "loss")
+            name: address
+            for name, address in self.addresses.items()
+            if name not in ("scratch", "snapshot", "steps", "loss")
         }
         return {**addresses, **counts, "l1": self.l1, "launches": self.launches}
+
+    @property
+    def shown(self):
+        """What a snapshot shows of the control vector."""
+        return self.views["control"][shown(len(GROUPS))]
 
     def __getitem__(self, slot: str) -> float:
         return float(self.views["control"][SLOT[slot]])

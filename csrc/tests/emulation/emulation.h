@@ -80,6 +80,7 @@ extern emulation::Index threadIdx, blockIdx, blockDim, gridDim;
 
 void __syncthreads();
 void __threadfence();
+inline void __threadfence_system() { __threadfence(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emulation::sync_warp(mask); }
 
 template <typename T>

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -74,16 +75,19 @@ class _Kernel:
         function: decorated by Triton.
         programs: how many run.
         args: its arguments.
-        loss_at: the place among them where each call puts the loss; None for a kernel that takes none.
+        places: those among them where each call puts the values that it is given.
     """
 
-    def __init__(self, function: Any, programs: int, args: Sequence[Any], loss_at: int | None = None) -> None:
-        self._function, self._grid, self._args, self._loss_at = function, (programs, 1, 1), tuple(args), loss_at
+    def __init__(self, function: Any, programs: int, args: Sequence[Any], places: Sequence[int] = ()) -> None:
+        self._function, self._grid, self._args, self._places = function, (programs, 1, 1), list(args), places
         self._launch: Callable[..., None] | None = None
 
-    def __call__(self, loss: Tensor | None = None) -> None:
-        at = self._loss_at  # nothing keeps a loss longer than its call: it may hold a whole graph
-        args = self._args if at is None else (*self._args[:at], loss, *self._args[at + 1 :])
+    def __call__(self, *values: Any) -> None:
+        args = self._args
+        if self._places:  # nothing keeps a loss longer than its call: it may hold a whole graph
+            args = args.copy()
+            for place, value in zip(self._places, values, strict=True):
+                args[place] = value
         if self._launch is not None:
             self._launch(*args)
         else:
@@ -115,7 +119,7 @@ class _Closing:
         dtype = None if loss is None else loss.dtype
         if dtype not in self._kernels:
             args = (*self._before, None, *self._after, True)
-            self._kernels[dtype] = _Kernel(*self._bound, args, len(self._before))
+            self._kernels[dtype] = _Kernel(*self._bound, args, [len(self._before)])
         self._kernels[dtype](loss)
 
 
@@ -153,8 +157,10 @@ class TritonBackend:
         self._n_tensors, self._staging = len(table.entries), Staging(table)
         self._clip = _Kernel(control.clip_kernel, 1, (table.control,))
         steps = self._plan_steps()
-        closing = (table.control, table.curve, table.ptrs, *steps)
+        self._snapshot = None if table.snapshot is None else table.snapshot.address
+        closing = (table.control, table.curve, self._snapshot, table.ptrs, *steps)
         self._control = _Closing(control.control_kernel, 1, closing, (), table.control)
+        self._observes: dict[Any, _Kernel] = {}
         # Kernels compile at their first call: those of a process of several ranks never do in a single one.
         self._measures = {then_clip: self._plan_measures(then_clip) for then_clip in (False, True)}
         self._updates = {then_control: self._plan_updates(steps, then_control) for then_control in (False, True)}
@@ -183,7 +189,7 @@ class TritonBackend:
         for at in table.launches:
             mix = (at.param, at.grad, at.state)
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, at.first)
-            scalars = (table.group, table.hyper, table.curve)
+            scalars = (table.group, table.hyper, table.curve, self._snapshot)
             before, types = (*tensors, *scalars, *steps, counter), (*_types(mix), *_shape(table, mix))
             if then_control and at is table.launches[-1]:
                 kernels.append(_Closing(update_kernel, at.count, before, (*types, True), table.control))
@@ -237,6 +243,18 @@ class TritonBackend:
 
     def control(self, loss: Tensor | None = None) -> None:
         self._run(self._control, loss=loss)
+
+    def observe(self, loss: Tensor, weight: float | Tensor) -> None:
+        from greedylr_fused.backends.triton.control import observe_kernel
+
+        weighs = isinstance(weight, Tensor)
+        kind = loss.dtype, weight.dtype if isinstance(weight, Tensor) else None
+        if kind not in self._observes:
+            self._observes[kind] = _Kernel(observe_kernel, 1, (self.table.control, None, None, weighs), (1, 2))
+        if not isinstance(weight, Tensor):
+            (weight,) = struct.unpack("<q", struct.pack("<d", -weight))
+        with _guard(self._device):
+            self._observes[kind](loss, weight)
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         return self._staging.send(target, words)

@@ -10,8 +10,9 @@ are compared with bit for bit.
 import triton
 import triton.language as tl
 
-from greedylr_fused.backends.triton.access import kernel, loop_bound, step_count
+from greedylr_fused.backends.triton.access import INTERPRETED, kernel, loop_bound, pointer, step_count
 from greedylr_fused.backends.triton.observe import EVENT, GROUPS, LEVEL, LR, observe, slots
+from greedylr_fused.control import SLOTS, STATE_BEGIN
 from greedylr_fused.tensors import Row
 
 _MAX_GRAD_NORM, _SKIP_NONFINITE, _N_GROUPS = slots("max_grad_norm skip_nonfinite n_groups")
@@ -21,6 +22,8 @@ _GRAD_SQ_SUM, _GRAD_ABS_SUM, _GRAD_NONFINITE = slots("grad_sq_sum grad_abs_sum g
 _FOUND_INF, _GRAD_NORM, _GRAD_MULTIPLIER, _SKIP = slots("found_inf grad_norm grad_multiplier skip")
 _CURVE_LENGTH, _DECAY_START, _DECAY_STEPS, _CURVE_VALUE = slots("curve_length decay_start decay_steps curve_value")
 _GRAD = tl.constexpr(int(Row.GRAD))
+#: First slot that a snapshot shows, and how many before those of the groups.
+_STATE_BEGIN, _SHOWN = tl.constexpr(STATE_BEGIN), tl.constexpr(len(SLOTS) - STATE_BEGIN)
 #: Sums per iteration, and step counts: one per thread, so that none changes threads between list and store.
 _SUMS, _COUNTS = tl.constexpr(512), tl.constexpr(128)
 
@@ -117,9 +120,37 @@ def _advance_steps(ptrs, n_tensors, others, n_others):
 
 
 @triton.jit
-def run_control(c, curve, ptrs, n_tensors, others, n_others, loss, HAS_LOSS: tl.constexpr):
+def _show(c, snapshot):
+    """Write the state to memory that the host maps, between two copies of a number that no step before had, in the
+    order in which the host relies on finding them (`greedylr_fused/control/snapshot.py`).
+    """
+    tl.debug_barrier()  # all threads see what the one has stored
+    count = _SHOWN + tl.load(c + _N_GROUPS).to(tl.int32)
+    number = tl.load(c + _STEP) + tl.load(c + _SKIPPED)
+    tl.store(snapshot, number)
+    _fence()
+    for start in range(0, loop_bound(count), _COUNTS):
+        at = start + tl.arange(0, _COUNTS)
+        inside = at < count
+        tl.store(snapshot + 1 + at, tl.load(c + _STATE_BEGIN + at, inside), inside)
+    _fence()
+    tl.store(snapshot + 1 + count, number)
+
+
+@triton.jit
+def _fence():
+    """Let the device and the host see what all threads stored before this before what they store after it."""
+    if not INTERPRETED:
+        fence: tl.constexpr = "fence.acq_rel.sys; mov.b32 $0, $1;"
+        at = tl.arange(0, _COUNTS)
+        tl.inline_asm_elementwise(fence, "=r,r,~{memory}", [at], dtype=tl.int32, is_pure=False, pack=1)
+    tl.debug_barrier()
+
+
+@triton.jit
+def run_control(c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, HAS_LOSS: tl.constexpr):
     """Close the step: count it for `others`, then let loss and step index decide the next LRs. With HAS_LOSS the one
-    that `loss` points to is observed, with weight 1.
+    that `loss` points to is observed, with weight 1. Last, show the host the state at address `snapshot`, if not None.
     """
     loss_sum, loss_weight = tl.load(c + _LOSS_SUM), tl.load(c + _LOSS_WEIGHT)
     if HAS_LOSS:
@@ -137,9 +168,26 @@ def run_control(c, curve, ptrs, n_tensors, others, n_others, loss, HAS_LOSS: tl.
         if loss_weight != 0:
             observe(c, loss_sum / loss_weight)
         _set_lr(c, curve, step)
+    if snapshot is not None:
+        _show(c, pointer(snapshot, tl.float64))
 
 
 @kernel
-def control_kernel(c, curve, ptrs, n_tensors, others, n_others, loss, HAS_LOSS: tl.constexpr):
+def control_kernel(c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, HAS_LOSS: tl.constexpr):
     """Run `Backend.control`, for a table that has nothing to update or after the update."""
-    run_control(c, curve, ptrs, n_tensors, others, n_others, loss, HAS_LOSS)
+    run_control(c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, HAS_LOSS)
+
+
+@kernel
+def observe_kernel(c, loss, weight, WEIGHT_AT: tl.constexpr):
+    """Run `Backend.observe`. `weight` is a pointer to it or, without WEIGHT_AT, the bits of its negative as an integer:
+    Triton rounds numbers to float32, and takes small integers as 32 bits.
+    """
+    if WEIGHT_AT:
+        w = tl.load(weight).to(tl.float64)
+    else:
+        w = -weight.to(tl.float64, bitcast=True)
+    if w != 0:  # a mean over no tokens is NaN, and weighs nothing
+        loss_sum, loss_weight = tl.load(c + _LOSS_SUM), tl.load(c + _LOSS_WEIGHT)
+        tl.store(c + _LOSS_SUM, loss_sum + w * tl.load(loss).to(tl.float64))
+        tl.store(c + _LOSS_WEIGHT, loss_weight + w)

@@ -202,6 +202,7 @@ def update_kernel(
     group,
     hyper,
     curve,
+    snapshot,
     n_tensors,
     others,
     n_others,
@@ -239,4 +240,4 @@ def update_kernel(
             _update_chunk(starts, begin, body, count, scalars, P, G, S, T, True, BLOCK, REST)
     if CLOSES:
         if last_to_finish(counter, tl.num_programs(0)):
-            run_control(control, curve, ptrs, n_tensors, others, n_others, loss, HAS_LOSS)
+            run_control(control, curve, snapshot, ptrs, n_tensors, others, n_others, loss, HAS_LOSS)
