@@ -168,7 +168,6 @@ class FusedAdamW(Optimizer):
         return result
 
     @outside_graphs  # type: ignore[untyped-decorator]
-    @torch.no_grad()
     def observe(self, loss: Any, weight: Any = 1.0) -> None:
         """Add the loss of one micro-batch, on the device; the next step uses the weighted mean of all.
 

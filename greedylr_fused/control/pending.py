@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 
+@torch.no_grad()
 def add(total: Tensor, weights: Tensor, loss: Any, weight: Any) -> None:
     """Add `weight * loss` and `weight`, each a number or a tensor of one element; a DTensor is added up over its mesh,
     all ranks of which must call this.

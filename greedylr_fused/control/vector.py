@@ -194,8 +194,7 @@ class Control:
         self.__dict__.pop("snapshot", None)
 
     @functools.cached_property
-    def snapshot(self) -> Snapshot | None:
-        """Where each step leaves its state for the host, if the device can write it; by slots as in `slots.shown`."""
+    def snapshot(self) -> Snapshot | None:  # where each step leaves the slots `shown` for the host, if it can
         return mapped(self.vector[shown(self.n_groups)].numel(), self.device)
 
     def write_lr(self, group: int, lr: float | Tensor) -> None:

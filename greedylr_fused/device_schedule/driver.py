@@ -150,8 +150,7 @@ class DeviceSchedule:
             TypeError, ValueError: not one number, or a negative weight.
         """
         weight = losses.check_observed(loss, weight)
-        with torch.no_grad():
-            flow.observe(loss, weight, self._backend, self._control)
+        flow.observe(loss, weight, self._backend, self._control)
         self._keep(loss, weight)
 
     @outside_graphs  # type: ignore[untyped-decorator]

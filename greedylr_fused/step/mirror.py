@@ -104,7 +104,9 @@ class Mirror:
 
     def slot(self, name: str) -> float:
         """Return one slot from "step" on, as of this snapshot."""
-        return float(self._arrivals.shown[0][SLOT[name] - STATE_BEGIN])
+        at = SLOT[name] - STATE_BEGIN
+        value: list[float] = self._arrivals.shown[0][at : at + 1].tolist()
+        return value[0]
 
     def update(self) -> bool:
         """Take over a snapshot that has arrived, and ask for the next; tell whether one arrived."""

@@ -19,7 +19,7 @@ from benchmarks.cases.shapes import Shapes
 from benchmarks.cases.workload import Workload, peak_bytes
 from benchmarks.gpu import summary
 from benchmarks.harness import Sample
-from benchmarks.host import overhead
+from benchmarks.host import looks, overhead
 from benchmarks.options import Asked
 from benchmarks.throughput import optimizer_step, rates, roofline
 from greedylr_fused.commands.bench import Spread
@@ -30,7 +30,7 @@ SMALL = Shapes("small", "for tests", ((100,), (7, 30), (1,)))
 COMMANDS = ["benchmarks"] + [
     f"benchmarks.{name}"
     for name in ("throughput.optimizer_step", "throughput.train_step", "throughput.roofline")
-    + ("host.overhead", "host.control_cost", "host.ranks", "plots", "markdown", "convergence")
+    + ("host.overhead", "host.looks", "host.control_cost", "host.ranks", "plots", "markdown", "convergence")
 ]
 
 
@@ -261,3 +261,11 @@ def test_the_table_of_results_is_up_to_date():
     folder = Path(markdown.__file__).parent
     result = folder / "results" / "cpu-epyc-2cores" / "step_throughput.json"
     assert markdown.main([str(result), "--into", str(folder / "RESULTS.md"), "--check"]) == 0
+
+
+def test_looks_are_timed_in_every_way(capsys):
+    found = looks.run({"plain": [2]}, Asked(CPU, 0.02))
+    assert {record["way"].split(",")[0] for record in found.records} == {"direct", "dlpack", "python"}
+    assert [record["ratio"]["median"] for record in found.records][:2] == [1.0, 1.0]
+    looks.print_report(found)
+    assert "2 plain, dlpack, look alone" in capsys.readouterr().out

@@ -45,7 +45,8 @@ def settled(opt):
 
 @pytest.mark.parametrize("groups", [1, 3, 120])
 def test_every_step_is_shown_as_without(mapped, device, backend, groups, monkeypatch):
-    """120 groups: a vector that does not fit on the chip."""
+    if groups == 120 and backend != "cuda":
+        pytest.skip("only there a vector may be too long for the chip")
     ours = build(device, backend, groups)
     assert len(mapped) == 1
     monkeypatch.setattr(control_vector, "mapped", lambda count, device: None)
