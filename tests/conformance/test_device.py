@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.host_reads import no_host_read
+from support.host_reads import as_of_a_device, no_host_read
 from support.tensors import assert_same, assert_same_bits, generator, latest, parameter, snapshot, spread
 
 from greedylr_fused import WSD, Cosine, FusedAdamW, GreedyLR, ReduceOnPlateau
@@ -23,6 +23,7 @@ def build(params, backend, **options):
 
 @pytest.mark.parametrize("amp", [False, True])
 def test_nothing_is_read_back(backend, device, monkeypatch, amp):
+    as_of_a_device(monkeypatch)
     params = problem(device, sizes=(300, 129, 1))
     opt = build(params, backend, skip_nonfinite=True)
     opt._measure_norms()
@@ -59,6 +60,7 @@ def test_nothing_is_read_back(backend, device, monkeypatch, amp):
 )
 def test_no_schedule_reads_anything_back(backend, device, monkeypatch, schedule):
     """Neither in steps, nor when an LR is written, nor when a late decay begins."""
+    as_of_a_device(monkeypatch)
     params = problem(device, sizes=(30,))
     opt = FusedAdamW(params, lr=0.01, schedule=schedule, backend=backend)
     losses = [torch.tensor(x, device=device) for x in (3.0, 2.0, 1.0, 5.0)]

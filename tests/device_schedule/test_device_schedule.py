@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from support.host_reads import no_host_read
+from support.host_reads import as_of_a_device, no_host_read
 from support.oracle import random_losses
 from support.schedule_oracle import upstream_lrs
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -135,6 +135,7 @@ def test_as_fused_adamw_decides(schedule, chosen):
 
 
 def test_nothing_is_read_back(monkeypatch):
+    as_of_a_device(monkeypatch)
     opt = optimizer("AdamW fused")
     schedule = DeviceSchedule(opt, GreedyLR(**GREEDY, base=WSD()))
     given = [torch.tensor(loss, requires_grad=True) for loss in losses(12)]

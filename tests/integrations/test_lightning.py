@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler,
 from lightning.pytorch.loggers import CSVLogger
 from lightning_support import BATCHES, LR, Batches, Net, assert_traced, fit, greedy, half, trainer
 from support.foreign_warnings import LEAF_SPEC, NO_LOSS
-from support.host_reads import no_host_read
+from support.host_reads import as_of_a_device, no_host_read
 from support.tensors import assert_same, snapshot
 
 from greedylr_fused import Cosine
@@ -127,6 +127,7 @@ class Guarded(Callback):
 
     def __init__(self, stack, monkeypatch):
         self.stack, self.monkeypatch = stack, monkeypatch
+        as_of_a_device(monkeypatch)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == 1:

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from support.host_reads import no_host_read
+from support.host_reads import as_of_a_device, no_host_read
 from support.tensors import assert_same_bits, latest
 from trainer_support import LR, SCHEDULE, Net, inner, logged, trainer_of
 from transformers import Trainer, TrainerCallback
@@ -114,6 +114,7 @@ class Guard(TrainerCallback):
 
     def __init__(self, monkeypatch):
         self.monkeypatch, self.steps, self.guards = monkeypatch, 0, contextlib.ExitStack()
+        as_of_a_device(monkeypatch)
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
         if state.global_step:  # the first builds tables

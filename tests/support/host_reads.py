@@ -5,6 +5,8 @@ import contextlib
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from support import lagging
+
 READS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::allclose", "aten::nonzero"}
 
 
@@ -15,6 +17,12 @@ class NoHostRead(TorchDispatchMode):
         if function._schema.name in READS:
             raise AssertionError(f"host read: {function}")
         return function(*args, **(kwargs or {}))
+
+
+def as_of_a_device(monkeypatch):
+    """For the optimizers that are constructed from now on: on a CPU, too, the state is read from copies alone."""
+    if not torch.cuda.is_available():
+        lagging.install(monkeypatch, lagging.Copied)
 
 
 @contextlib.contextmanager
