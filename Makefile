@@ -12,9 +12,10 @@ TORCH_STAMP := $(VENV)/.$(subst =,-,$(subst >,,$(TORCH)))
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 
-# A process per core, and no more than their memory allows: each imports torch. Who has no work left takes half of what
+# A process per core and one more, since tests of several ranks wait for each other; no more than their memory allows: each
+# imports torch. Who has no work left takes half of what
 # another has before it. ARGS come later and win: ARGS="-n0 -s" runs in one process and shows what is printed.
-PARALLEL := -n logical --maxprocesses 8 --dist worksteal
+PARALLEL := -n $(shell expr `getconf _NPROCESSORS_ONLN` + 1) --maxprocesses 8 --dist worksteal
 
 .PHONY: help train test ptx bench docs gpu-check lint format doctor wheel clean
 

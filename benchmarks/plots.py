@@ -54,6 +54,44 @@ def bars(records: Sequence[Record], key: str, label: str, title: str, path: Path
     return True
 
 
+#: What the first picture shows, named as its reader would: an optimizer's whole work in each.
+WORK = {
+    ("1000x64x64", "fp32"): "1,000 small layers, float32",
+    ("lora-llama-8b", "bf16"): "LoRA of Llama 8B, bfloat16",
+    ("gpt2-124m", "bf16"): "GPT-2 124M, bfloat16",
+    ("gpt2-124m", "fp32"): "GPT-2 124M, float32",
+}
+
+
+def headline(records: Sequence[Record], title: str, path: Path) -> bool:
+    """One bar of ours per work on one of torch's, which is as long for all: clipping, AdamW, GreedyLR."""
+    ours = {(r["shapes"], r["mix"]): r for r in records if _is_whole(r)}
+    cases = [case for case in WORK if case in ours][::-1]
+    if not cases:
+        return False
+    figure, axis = _pyplot().subplots(figsize=(7.5, 0.55 * len(cases) + 1.1))
+    names = [WORK[case] for case in cases]
+    ratios = [ours[case]["ratio"]["median"] for case in cases]
+    axis.barh(
+        names, [1.0] * len(cases), color="#dddddd", label="torch: clip_grad_norm_, fused AdamW, GreedyLR on the host"
+    )
+    axis.barh(names, [1 / ratio for ratio in ratios], color=_OURS, label="greedylr_fused")
+    for row, ratio in enumerate(ratios):
+        axis.text(1 / ratio + 0.01, row, f"{ratio:.1f}x as fast", va="center", fontsize=9)
+    axis.set(xlim=(0, 1), xticks=[])
+    axis.spines[:].set_visible(False)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.35, 0.0), ncols=2, fontsize=8, frameon=False)
+    axis.set_title("Time of one optimizer step: clipping, AdamW, GreedyLR", fontsize=10, loc="left")
+    figure.supxlabel(title, fontsize=6, color="#777777")
+    _save(figure, path)
+    return True
+
+
+def _is_whole(record: Record) -> bool:
+    name = record["contender"]
+    return name.startswith("ours-") and name.endswith("+clip+greedy") and bool(record.get("ratio"))
+
+
 def host_time(records: Sequence[Record], title: str, path: Path) -> bool:
     """Microseconds per step over the number of tensors, both logarithmic; a panel per kind of tensor."""
     kinds = list(dict.fromkeys(record["kind"] for record in records))
@@ -92,6 +130,8 @@ def draw(folder: Path) -> list[Path]:
         records, title = content["records"], _title(content["environment"])
         path = folder / "ratio_to_torch_fused.png"
         drawn.append((path, bars(_with_ratio(records), "ratio", "times as fast as torch fused doing it", title, path)))
+        path = folder / "speed.png"
+        drawn.append((path, headline(records, title, path)))
         path = folder / "share_of_roofline.png"
         label = "% of the roofline measured in the same rounds"
         drawn.append((path, bars(records, "share_of_roofline", label, title, path, scale=100)))

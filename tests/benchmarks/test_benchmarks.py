@@ -269,3 +269,17 @@ def test_looks_are_timed_in_every_way(capsys):
     assert [record["ratio"]["median"] for record in found.records][:2] == [1.0, 1.0]
     looks.print_report(found)
     assert "2 plain, dlpack, look alone" in capsys.readouterr().out
+
+
+def test_the_first_picture_is_of_whole_steps_that_were_measured(tmp_path):
+    pytest.importorskip("matplotlib")
+    record = {"shapes": "gpt2-124m", "mix": "fp32", "contender": "ours-cpu+clip+greedy", "ratio": {"median": 1.5}}
+    assert plots.headline([record], "this machine", tmp_path / "speed.png")
+    for other in (
+        {"contender": "ours-cpu"},
+        {"contender": "torch-fused+clip+greedy"},
+        {"mix": "offload"},
+        {"ratio": None},
+    ):
+        assert not plots.headline([record | other], "this machine", tmp_path / "none.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["speed.png"]
