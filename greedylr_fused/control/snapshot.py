@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from greedylr_fused.capture import capturing
+
+#: Memory that went while a graph was captured, and that no copy could guard.
+_LEFT: list[Tensor] = []
 
 _native: Any = None
 try:
@@ -27,12 +33,16 @@ class Snapshot:
     Args:
         memory: float64 [n + 2] that both can reach, n = the slots shown.
         address: where the device finds it.
+        device: the one that writes; kernels that it has yet to run keep the memory from others.
     """
 
-    def __init__(self, memory: Tensor, address: int) -> None:
+    def __init__(self, memory: Tensor, address: int, device: torch.device) -> None:
         self.memory, self.address = memory, address
         self._number = -1.0
         self.forget()
+        if device.type == "cuda":
+            last = torch.zeros(1, dtype=torch.float64, device=device)
+            weakref.finalize(self, _keep_from_others, memory, last).atexit = False
 
     def forget(self) -> None:
         """Take nothing that was written so far. The device must have ended what it was doing."""
@@ -59,7 +69,18 @@ def mapped(count: int, device: torch.device) -> Snapshot | None:
     memory = torch.empty(count + 2, dtype=torch.float64, device="cpu", pin_memory=True)
     with torch.cuda.device(device):
         address = _device_address(memory.data_ptr())
-    return None if address is None else Snapshot(memory, address)
+    return None if address is None else Snapshot(memory, address, device)
+
+
+def _keep_from_others(memory: Tensor, last: Tensor) -> None:
+    """Let PyTorch's allocator hand this memory out again only when the current stream is done with what it has.
+
+    It knows of copies, and not of kernels: so the last use is a copy.
+    """
+    if capturing(last.device):
+        _LEFT.append(memory)
+    else:
+        last.copy_(memory[:1], non_blocking=True)
 
 
 def _device_address(host: int) -> int | None:

@@ -62,7 +62,9 @@ class _Written:
 
 
 class _Copied:
-    """Copies into pinned memory, at most one under way; none is enqueued while a graph is captured."""
+    """Copies into pinned memory, at most one under way, none enqueued while a graph is captured; on devices of another
+    type than CUDA's the host waits for each.
+    """
 
     def __init__(self, latest: View, other: View, source: Tensor) -> None:
         self.shown, self._other, self._source = latest, other, source
@@ -70,14 +72,16 @@ class _Copied:
         self._under_way = False
 
     def update(self) -> bool:
+        if self._arrived is None:
+            self.shown[0].copy_(self._source)
+            return True
         if capturing(self._source.device):
             return False
-        if arrived := self._under_way and (self._arrived is None or self._arrived.query()):
+        if arrived := self._under_way and self._arrived.query():
             self.shown, self._other = self._other, self.shown
             self._under_way = False
         if not self._under_way:
-            self._other[0].copy_(self._source, non_blocking=self._source.is_cuda)
-            if self._arrived is not None:
-                self._arrived.record(torch.cuda.current_stream(self._source.device))
+            self._other[0].copy_(self._source, non_blocking=True)
+            self._arrived.record(torch.cuda.current_stream(self._source.device))
             self._under_way = True
         return arrived

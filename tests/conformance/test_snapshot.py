@@ -22,7 +22,7 @@ def mapped(monkeypatch, device, backend):
 
     def snapshot(count, device):
         memory = torch.empty(count + 2, dtype=torch.float64, pin_memory=device.type == "cuda")
-        made.append(Snapshot(memory, memory.data_ptr()))
+        made.append(Snapshot(memory, memory.data_ptr(), device))
         return made[-1]
 
     monkeypatch.setattr(control_vector, "mapped", snapshot)

@@ -8,6 +8,8 @@ from machines import RESTLESS, Training
 from support.tensors import parameter
 
 from greedylr_fused import FusedAdamW
+from greedylr_fused.control import STATE_BEGIN
+from greedylr_fused.step import Metrics
 
 STEPS = 20
 
@@ -151,3 +153,31 @@ def test_the_schedule_launches_the_same_for_every_number_of_tensors(gpu):
             opt.step(loss=loss)
         launched.append(kernels(lambda opt=opt, loss=loss: opt.step(loss=loss)))
     assert launched[0] == launched[1]
+
+
+def test_the_gpu_writes_what_the_host_sees(gpu):
+    """After steps, after replays, and after the optimizer has another table."""
+    training = Training(gpu, max_grad_norm=0.01)
+    opt = training.opt
+    assert opt._control.snapshot is not None, "the driver gave no address for pinned memory"
+    for i in range(5):
+        training.step(i)
+        gpu.wait()
+        shown, vector = opt.metrics(), opt._control.vector.tolist()
+        assert shown == Metrics.of(vector[STATE_BEGIN:], opt.read_lr()) and shown.step == i + 1
+        if i == 2:
+            opt._engine.discard()
+
+
+def test_a_step_is_two_operations_of_the_device(gpu):
+    """With a loss and clipping: the norm, and the update that decides the next LR and shows the host the state."""
+    training = Training(gpu, max_grad_norm=0.01)
+    for i in range(3):
+        training.step(i)
+    loss = training.loss().detach()
+    gpu.wait()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        training.opt.step(loss=loss)
+        gpu.wait()
+    on_device = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(on_device) == 2, on_device
