@@ -86,3 +86,16 @@ def test_a_table_that_its_capturer_keeps_is_let_go(opt, pretend):
     del reads
     gc.collect()
     assert table() is None
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_the_memory_of_losses_and_weights_is_kept_for_a_graph_alone(opt, pretend, captured):
+    """Kernels of the graph read it at every replay."""
+    given = [torch.tensor(value, requires_grad=True) for value in (1.0, 2.0, 3.0)]
+    opt._engine.device = torch.device("cuda")
+    pretend(captured)
+    opt.observe(given[0], weight=given[1])
+    opt._engine.keep(given[2])
+    pretend(False)
+    kept = {tensor.data_ptr() for tensor in opt._engine.captures[0]}
+    assert kept == ({tensor.data_ptr() for tensor in given} if captured else set())
