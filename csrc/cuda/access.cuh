@@ -54,23 +54,36 @@ __device__ __forceinline__ typename Format<D>::Stored narrowed(typename Format<D
     return Format<D>::store(x);
 }
 
-// V neighbouring elements in registers.
+// Memory is moved in words of this type.
+template <int BYTES>
+struct WordOf;
+template <>
+struct WordOf<8> {
+    using Type = uint2;
+};
+template <>
+struct WordOf<16> {
+    using Type = uint4;
+};
+
+// V neighbouring elements in registers, which are one access. Neighbouring lanes have neighbouring packs, so
+// that each access of a warp covers whole sectors of 32 bytes.
 template <DType D, int V>
 struct Pack {
     using Stored = typename Format<D>::Stored;
-    static constexpr int ACCESSES = V * int(sizeof(Stored)) / ACCESS;
-    static_assert(ACCESSES >= 1, "a pack is at least one whole access");
+    using Math = typename Format<D>::Math;
+    using Word = typename WordOf<V* int(sizeof(Stored))>::Type;
 
     union {
-        uint4 words[ACCESSES];
+        Word word;
+        uint32_t halves[V / 2];  // of 16-bit elements: two in each
         Stored elements[V];
     };
 
-    // `wide`: the address is a multiple of 16; the same for all lanes.
+    // `wide`: the address is a multiple of the access; the same for all lanes.
     __device__ __forceinline__ void load(const Stored* at, bool wide) {
         if (wide) {
-#pragma unroll
-            for (int a = 0; a < ACCESSES; ++a) words[a] = load_global(reinterpret_cast<const uint4*>(at) + a);
+            word = load_global(reinterpret_cast<const Word*>(at));
         } else {
 #pragma unroll
             for (int j = 0; j < V; ++j) elements[j] = load_global(at + j);
@@ -79,19 +92,25 @@ struct Pack {
 
     __device__ __forceinline__ void store(Stored* at, bool wide) const {
         if (wide) {
-#pragma unroll
-            for (int a = 0; a < ACCESSES; ++a) store_global(reinterpret_cast<uint4*>(at) + a, words[a]);
+            store_global(reinterpret_cast<Word*>(at), word);
         } else {
 #pragma unroll
             for (int j = 0; j < V; ++j) store_global(at + j, elements[j]);
         }
     }
+
+    // Element j for arithmetic. Of two bfloat16 in a register each is one instruction away.
+    __device__ __forceinline__ Math get(int j) const {
+        if constexpr (D == BF16) {
+            return float_of(j % 2 == 0 ? halves[j / 2] << 16 : halves[j / 2] & 0xffff0000u);
+        } else {
+            return widened<D>(elements[j]);
+        }
+    }
 };
 
-// Returns whether element `index` of the array at `address` lies on a multiple of 16 bytes.
-__device__ __forceinline__ bool on_access(int64_t address, int64_t index, int size) {
-    return (address + index * size) % ACCESS == 0;
-}
+// Returns whether an access of so many bytes, a power of two, may begin at `address`.
+__device__ __forceinline__ bool on_access(int64_t address, int bytes) { return (address & (bytes - 1)) == 0; }
 
 // Chunk `index` of a tensor: its elements [begin, end). The table's chunks, moved up by `head` elements so
 // that all but the first begin where accesses do; the first also has the elements before. Can be empty.

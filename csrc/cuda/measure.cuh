@@ -89,7 +89,7 @@ __device__ __forceinline__ GradSum<L1> measure_span(int64_t address, const Span&
     constexpr int V = ACCESS / int(sizeof(typename Format<G>::Stored));
     constexpr int TURN = 4 * WARP * V;
     const auto* grad = reinterpret_cast<const typename Format<G>::Stored*>(address) + span.begin;
-    const bool wide = on_access(address, span.begin, int(sizeof(*grad)));
+    const bool wide = on_access(address + span.begin * int64_t(sizeof(*grad)), ACCESS);
     const int lane = threadIdx.x % WARP;
     const int packs_end = span.count / V * V;
     const int turns_end = wide ? span.count / TURN * TURN : 0;

@@ -20,10 +20,9 @@ struct UpdateArgs {
     Closing closing;    // of the step, if it is
 };
 
-HOST_DEVICE constexpr int narrowest(DType p, DType g, DType s) {
-    return element_size(p) < element_size(g)
-               ? (element_size(p) < element_size(s) ? element_size(p) : element_size(s))
-               : (element_size(g) < element_size(s) ? element_size(g) : element_size(s));
+HOST_DEVICE constexpr int widest(DType p, DType g, DType s) {
+    const int larger = element_size(p) > element_size(g) ? element_size(p) : element_size(g);
+    return larger > element_size(s) ? larger : element_size(s);
 }
 
 // The work of a warp, in shared memory: addresses and scalars are fetched from there at each turn, which
@@ -32,7 +31,7 @@ template <typename T>
 struct Task {
     int64_t at[MAX_EXP_AVG_SQ + 1];  // by Row: address of the chunk's first element; 0: no such stream
     int count, head, packs_end;      // elements; packs are those from head to packs_end
-    unsigned wide;                   // bit Row: that stream's packs lie on multiples of 16 bytes
+    unsigned wide;                   // bit Row: that stream's packs lie on multiples of their size
     int group;                       // whose scalars these are, -1: nobody's
     float steps_taken;               // for tensors that have taken as many steps
     Coefficients<T> k;
@@ -43,24 +42,27 @@ constexpr unsigned ALL_WIDE = (2u << MAX_EXP_AVG_SQ) - 1;
 // The storage of one dtype mix, stream by stream.
 template <DType P, DType G, DType S>
 struct Streams {
-    // Elements per lane and turn: one access of the narrowest stream.
-    static constexpr int V = ACCESS / narrowest(P, G, S);
+    // Elements per lane and turn: one access of the widest stream, and one of every other. With more than one
+    // of a stream, neighbouring lanes would leave gaps in each, which costs a sector for every half that is
+    // stored.
+    static constexpr int V = ACCESS / widest(P, G, S);
 
     __device__ __forceinline__ static int size(int row) {
         return row == PARAM ? element_size(P) : row == GRAD ? element_size(G) : element_size(S);
     }
 };
 
-// With how many elements before the first pack the most streams lie on multiples of 16 bytes, and which do.
+// With how many elements before the first pack the most streams lie on multiples of a pack, and which do.
 template <DType P, DType G, DType S, typename T>
 __device__ __forceinline__ void align(Task<T>& task) {
     int most = -1;
-    for (int head = 0; head < Streams<P, G, S>::V && most <= MAX_EXP_AVG_SQ; ++head) {
+    constexpr int V = Streams<P, G, S>::V;
+    for (int head = 0; head < V && most <= MAX_EXP_AVG_SQ; ++head) {
         unsigned wide = 0;
         int streams = 0;
         for (int row = PARAM; row <= MAX_EXP_AVG_SQ; ++row) {
-            const bool aligned =
-                task.at[row] == 0 || on_access(task.at[row], head, Streams<P, G, S>::size(row));
+            const int size = Streams<P, G, S>::size(row);
+            const bool aligned = task.at[row] == 0 || on_access(task.at[row] + head * size, V * size);
             wide |= unsigned(aligned) << row;
             streams += aligned;
         }
@@ -153,10 +155,10 @@ __device__ __forceinline__ void update_pack(const Task<T>& task, int i, unsigned
     const Coefficients<T> k = fetched_scalars(task);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-        T p = widened<P>(param.elements[j]);
-        T m = widened<S>(exp_avg.elements[j]), v = widened<S>(exp_avg_sq.elements[j]);
-        T vmax = AMSGRAD ? T(widened<S>(max_exp_avg_sq.elements[j])) : T(0);
-        adamw_element<AMSGRAD, FROM_OLD>(p, T(widened<G>(grad.elements[j])), m, v, vmax, k);
+        T p = param.get(j);
+        T m = exp_avg.get(j), v = exp_avg_sq.get(j);
+        T vmax = AMSGRAD ? T(max_exp_avg_sq.get(j)) : T(0);
+        adamw_element<AMSGRAD, FROM_OLD>(p, T(grad.get(j)), m, v, vmax, k);
         param.elements[j] = narrowed<P>(p);
         exp_avg.elements[j] = narrowed<S>(m);
         exp_avg_sq.elements[j] = narrowed<S>(v);
@@ -208,17 +210,14 @@ __device__ __forceinline__ void update_chunk_of(const Task<T>& task) {
 
 constexpr int THREADS = 256;
 
-// Blocks that are to be resident on a multiprocessor, hence registers per thread (64 or 80). Its share of
-// bandwidth times latency is 15 to 25 KB on an H100 or H200; a warp has 2 KB under way with uniform types, 3
-// KB and more where 16-bit streams go with wider ones, so 32 or 24 warps have at least 64 KB.
-template <DType P, DType G, DType S>
-constexpr int RESIDENT =
-    P == F64 || Streams<P, G, S>::V * (element_size(P) + element_size(G) + 2 * element_size(S)) > 4 * ACCESS
-        ? 3
-        : 4;
+// Blocks that are to be resident on a multiprocessor, hence registers per thread (64, or 80 for values of 64
+// bits). Its share of bandwidth times latency is 15 to 25 KB on an H100 to B200; a warp has 2 KB under way
+// with uniform types, 1.5 KB where 16-bit streams go with wider ones, so 32 or 24 warps have at least 48 KB.
+template <DType P>
+constexpr int RESIDENT = P == F64 ? 3 : 4;
 
 template <DType P, DType G, DType S>
-__global__ void __launch_bounds__(THREADS, RESIDENT<P, G, S>)
+__global__ void __launch_bounds__(THREADS, RESIDENT<P>)
     update_kernel(const __grid_constant__ UpdateArgs args) {
     GREEDYLR_SHARED(Task<typename Format<P>::Math>, tasks, THREADS / WARP);
     const TensorTable& t = args.table;

@@ -6,6 +6,7 @@ register, float64 in the loop over elements, a product contracted into the sum a
 
 import re
 import subprocess
+from collections import Counter
 
 import pytest
 from support.machine_code import (
@@ -20,7 +21,9 @@ from support.machine_code import (
     each,
     elements,
     floor,
+    in_sectors,
     inner_loops,
+    loop_lines,
     main_loops,
     matching,
     moved,
@@ -84,17 +87,29 @@ def test_every_mix_has_a_kernel(kernels, target):
 def test_update_code(kernels, target, mix, record_property):
     code = update_kernels(kernels(target))[mix]
     record_property("registers", code.registers)
-    loops = [loop for loop in main_loops(code) if accesses(loop).keys() == {("LDG", 128), ("STG", 128)}]
-    assert loops, "no loop whose accesses are all 16 bytes wide"
-    # 64 registers let 1024 threads run at once on a multiprocessor. Threads that have more loads under way than one for
-    # each of five streams, or values of 64 bits, may take 80.
-    under_way = max(16 * accesses(loop)["LDG", 128] for loop in loops)
-    assert code.registers <= (64 if under_way <= 5 * 16 and DType.F64 not in mix else 80)
-    assert all(moved(loop) % elements(loop) == 0 for loop in loops)
-    assert {moved(loop) // elements(loop) for loop in loops} == {floor(mix), floor(mix, amsgrad=True)}
+    # 64 registers let 1024 threads run at once on a multiprocessor; values of 64 bits may take 80.
+    assert code.registers <= (80 if DType.F64 in mix else 64)
+    wide = [lines for lines in loop_lines(code, r"LDG\.") if is_wide(opcodes(lines), mix)]
+    assert {moved(opcodes(lines)) / elements(opcodes(lines)) for lines in wide} == {
+        floor(mix),
+        floor(mix, amsgrad=True),
+    }
+    for lines in wide:
+        assert in_sectors(lines) == moved(opcodes(lines)), "accesses of parts of sectors"
     for loop in main_loops(code):
         check_update_loop(loop, mix)
         assert matching(loop, r"MEMBAR|LD\.|ST\.") == 0
+
+
+def opcodes(lines):
+    return Counter(opcode for opcode, _ in lines)
+
+
+def is_wide(loop, mix):
+    """Whether each stream is accessed once per turn, the widest by 16 bytes."""
+    count = elements(loop)
+    widths = {8 * BYTES[dtype] * count for dtype in mix}
+    return count > 0 and {width for _, width in accesses(loop)} == widths and max(widths) == 128
 
 
 @each(CASES)

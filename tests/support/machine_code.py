@@ -25,10 +25,12 @@ needs_tools = pytest.mark.skipif(
     reason="this build of triton has no nvdisasm or no cuobjdump",
 )
 TARGETS = [80, 90, 100]
+SECTOR = 32  # bytes, the smallest piece of memory that moves
 BYTES = {DType.F32: 4, DType.F64: 8, DType.BF16: 2, DType.F16: 2}
 
 Mix = tuple[DType, DType, DType]
 Loop = Counter[str]  # instructions by opcode
+Lines = tuple[tuple[str, str], ...]  # label or opcode, operands
 
 
 def built_module() -> Path:
@@ -54,9 +56,9 @@ def each(cases: list[tuple[int, Mix]]) -> pytest.MarkDecorator:
 
 @dataclass(frozen=True)
 class Code:
-    """One kernel: (label or opcode, operands) in order, and registers per thread."""
+    """One kernel: its lines, and registers per thread."""
 
-    lines: tuple[tuple[str, str], ...]
+    lines: Lines
     registers: int
 
     def spills(self) -> list[str]:
@@ -99,6 +101,11 @@ def main_loops(code: Code) -> list[Loop]:
 
 def inner_loops(code: Code, pattern: str) -> list[Loop]:
     """The loops without a loop in them that have such an instruction, in order."""
+    return [Counter(opcode for opcode, _ in lines) for lines in loop_lines(code, pattern)]
+
+
+def loop_lines(code: Code, pattern: str) -> list[Lines]:
+    """The same as lines of code."""
     labels = {name: i for i, (name, _) in enumerate(code.lines) if name.startswith(".L")}
     spans = []
     for end, (opcode, rest) in enumerate(code.lines):
@@ -111,7 +118,7 @@ def inner_loops(code: Code, pattern: str) -> list[Loop]:
         if re.match(pattern, opcode) and around:
             inner.add(min(around, key=lambda span: span[1] - span[0]))
     inner = {one for one in inner if not any(one[0] < other[0] and other[1] < one[1] for other in inner)}
-    return [Counter(opcode for opcode, _ in code.lines[begin:end]) for begin, end in sorted(inner)]
+    return [code.lines[begin:end] for begin, end in sorted(inner)]
 
 
 def accesses(loop: Loop) -> Counter[tuple[str, int]]:
@@ -127,6 +134,23 @@ def accesses(loop: Loop) -> Counter[tuple[str, int]]:
 def moved(loop: Loop) -> int:
     """Bytes that one turn of the loop loads and stores per thread."""
     return sum(bits // 8 * count for (_, bits), count in accesses(loop).items())
+
+
+def in_sectors(lines: Lines) -> int:
+    """Bytes of the sectors that one turn of a loop touches per thread. The lanes of a warp have neighbouring pieces of
+    each stream, as long as what one of them accesses from one address on; an access that is shorter leaves gaps, and
+    where the gaps are shorter than a sector it touches all sectors of the warp's pieces.
+    """
+    pieces: dict[tuple[str, str, int], list[int]] = {}
+    version: Counter[str] = Counter()  # of a register's value
+    for opcode, rest in lines:
+        if found := re.match(r"(LDG|STG)\.", opcode):
+            base = re.search(r"\[(R\d+)", rest)[1]
+            ((_, bits),) = accesses(Counter([opcode]))
+            pieces.setdefault((found[1], base, version[base]), []).append(bits // 8)
+        if not opcode.startswith("STG") and (target := re.match(r"\s*(R\d+)", rest)):
+            version[target[1]] += 1
+    return sum(max(size, min(sum(piece), SECTOR)) for piece in pieces.values() for size in piece)
 
 
 def matching(loop: Loop, pattern: str) -> int:

@@ -95,6 +95,10 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
 
 inline unsigned atomicAdd(unsigned* address, unsigned value) { return emulation::atomic_add(address, value); }
 
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
