@@ -124,6 +124,12 @@ HOST_DEVICE inline uint64_t bits_of(double x) {
     return u;
 }
 
+HOST_DEVICE inline double double_of(uint64_t u) {
+    double x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
 // Tested on the bits, so that it also vectorises and no optimisation flag can fold it away.
 HOST_DEVICE inline bool is_finite(float x) { return (bits_of(x) & 0x7f800000u) != 0x7f800000u; }
 HOST_DEVICE inline bool is_finite(double x) {

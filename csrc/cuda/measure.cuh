@@ -3,6 +3,7 @@
 #pragma once
 
 #include "epilogue.cuh"
+#include "sums.cuh"
 
 namespace greedylr {
 namespace cuda {
@@ -11,19 +12,6 @@ namespace cuda {
 // summation, and with it the last bit of the norm, is the same on a GPU of any size; enough to fill the
 // largest.
 constexpr int64_t LOTS = 4096;
-
-// L1: with the absolute values. A kernel of its own, so that without them nothing is paid for them.
-template <bool L1>
-struct GradSum {
-    double squares;
-    int nonfinite;  // 0: every element is finite
-};
-template <>
-struct GradSum<true> {
-    double squares;
-    int nonfinite;
-    double absolute;
-};
 
 template <bool L1>
 struct MeasureArgs {
@@ -46,79 +34,66 @@ __device__ __forceinline__ GradSum<L1> added(const GradSum<L1>& a, const GradSum
     return sum;
 }
 
-// Squares of a double can overflow, so each element is looked at; those of narrower types cannot, so their
-// sum is finite if and only if all of them are.
-template <DType G, bool L1>
-struct Sums {
-    double squares = 0.0, absolute = 0.0;
-    int nonfinite = 0;
-
-    __device__ __forceinline__ void add(typename Format<G>::Stored x) {
-        const double g = widened<G>(x);
-        squares = fma(g, g, squares);  // of narrower types the product is exact
-        if (L1) absolute += fabs(g);
-        if (G == F64) nonfinite |= !is_finite(g);
-    }
-    __device__ __forceinline__ GradSum<L1> total() const {
-        GradSum<L1> sum;
-        sum.squares = squares;
-        sum.nonfinite = G == F64 ? nonfinite : !is_finite(squares);
-        if constexpr (L1) sum.absolute = absolute;
-        return sum;
-    }
-};
-
-template <int DEPTH, DType G, bool L1, int V>
-__device__ __forceinline__ void add_packs(Sums<G, L1>& sums, const typename Format<G>::Stored* at,
-                                          bool wide) {
+template <int DEPTH, DType G, int V, typename Sums>
+__device__ __forceinline__ void add_packs(Sums& sums, const typename Format<G>::Stored* at, bool wide) {
     Pack<G, V> packs[DEPTH];
 #pragma unroll
     for (int d = 0; d < DEPTH; ++d) packs[d].load(at + d * WARP * V, wide);
 #pragma unroll
     for (int d = 0; d < DEPTH; ++d) {
+        typename Format<G>::Math elements[V];
 #pragma unroll
-        for (int j = 0; j < V; ++j) sums.add(packs[d].elements[j]);
+        for (int j = 0; j < V; ++j) elements[j] = packs[d].get(j);
+        sums.add(elements);
     }
 }
 
 // Which lane adds which element, and in which order, does not depend on the address: a gradient that moves
 // must not change the norm. Packs are under way four at a time only while all lanes have four: registers that
 // a load may leave as they are would be kept through all of the kernel, and half as many warps fit.
-template <DType G, bool L1>
-__device__ __forceinline__ GradSum<L1> measure_span(int64_t address, const Span& span) {
-    constexpr int V = ACCESS / int(sizeof(typename Format<G>::Stored));
+template <typename Sums, DType G>
+__device__ __forceinline__ Sums sums_of_lane(const typename Format<G>::Stored* grad, int count, bool wide) {
+    constexpr int V = ACCESS / int(sizeof(*grad));
     constexpr int TURN = 4 * WARP * V;
-    const auto* grad = reinterpret_cast<const typename Format<G>::Stored*>(address) + span.begin;
-    const bool wide = on_access(address + span.begin * int64_t(sizeof(*grad)), ACCESS);
     const int lane = threadIdx.x % WARP;
-    const int packs_end = span.count / V * V;
-    const int turns_end = wide ? span.count / TURN * TURN : 0;
-    Sums<G, L1> sums;
+    const int packs_end = count / V * V;
+    const int turns_end = wide ? count / TURN * TURN : 0;
+    Sums sums;
 #pragma unroll 1
-    for (int i = lane * V; i < turns_end; i += TURN) add_packs<4, G, L1, V>(sums, grad + i, true);
+    for (int i = lane * V; i < turns_end; i += TURN) add_packs<4, G, V>(sums, grad + i, true);
 #pragma unroll 1
-    for (int i = turns_end + lane * V; i < packs_end; i += WARP * V) {
-        add_packs<1, G, L1, V>(sums, grad + i, wide);
+    for (int i = turns_end + lane * V; i < packs_end; i += WARP * V) add_packs<1, G, V>(sums, grad + i, wide);
+    if (packs_end + lane < count) {
+        const typename Format<G>::Math single[] = {widened<G>(load_global(grad + packs_end + lane))};
+        sums.add(single);
     }
-    if (packs_end + lane < span.count) sums.add(load_global(grad + packs_end + lane));
-    return sums.total();
+    return sums;
 }
 
-template <bool L1>
+template <typename Sums, DType G, bool L1>
+__device__ __forceinline__ GradSum<L1> measure_span(int64_t address, const Span& span) {
+    const auto* grad = reinterpret_cast<const typename Format<G>::Stored*>(address) + span.begin;
+    const bool wide = on_access(address + span.begin * int64_t(sizeof(*grad)), ACCESS);
+    const Sums sums = sums_of_lane<Sums, G>(grad, span.count, wide);
+    if (sums.hold()) return sums.total();
+    return sums_of_lane<PlainSums<G, L1>, G>(grad, span.count, false).total();
+}
+
+template <template <DType, bool> typename Sums, bool L1>
 __device__ __forceinline__ GradSum<L1> measure_span_of(DType grad, int64_t address, const Span& span) {
     switch (grad) {
         case F32:
-            return measure_span<F32, L1>(address, span);
+            return measure_span<Sums<F32, L1>, F32, L1>(address, span);
         case F64:
-            return measure_span<F64, L1>(address, span);
+            return measure_span<PlainSums<F64, L1>, F64, L1>(address, span);
         case BF16:
-            return measure_span<BF16, L1>(address, span);
+            return measure_span<Sums<BF16, L1>, BF16, L1>(address, span);
         default:
-            return measure_span<F16, L1>(address, span);
+            return measure_span<Sums<F16, L1>, F16, L1>(address, span);
     }
 }
 
-template <bool L1>
+template <template <DType, bool> typename Sums, bool L1>
 __device__ __forceinline__ GradSum<L1> measure_chunk(const MeasureArgs<L1>& args, int64_t c) {
     const TensorTable& t = args.table;
     const int64_t tensor = t.chunk_tensor[c];
@@ -127,7 +102,7 @@ __device__ __forceinline__ GradSum<L1> measure_chunk(const MeasureArgs<L1>& args
     const Span span = span_of(t, tensor, t.chunk_index[c], 0);
     int launch = 0;
     while (c >= args.launches[launch].end) ++launch;
-    GradSum<L1> sum = measure_span_of<L1>(args.launches[launch].grad, at, span);
+    GradSum<L1> sum = measure_span_of<Sums, L1>(args.launches[launch].grad, at, span);
     sum.squares *= t.norm_weight[tensor];
     if constexpr (L1) sum.absolute *= t.norm_weight[tensor];
     return sum;
@@ -171,7 +146,9 @@ __device__ __forceinline__ GradSum<L1> over_lots(const GradSum<L1>* lots, int64_
 }
 
 // From the last chunk to the first: the update then begins with what was read last and is still in the cache.
-template <bool L1>
+// PAIRS: for GPUs that are slow at double (sums.cuh). A kernel of its own, so that each has the registers it
+// needs.
+template <bool L1, bool PAIRS>
 __global__ void __launch_bounds__(MEASURE_THREADS, MEASURE_RESIDENT)
     measure_kernel(const __grid_constant__ MeasureArgs<L1> args) {
     const int64_t n = args.table.n_chunks;
@@ -180,7 +157,13 @@ __global__ void __launch_bounds__(MEASURE_THREADS, MEASURE_RESIDENT)
     const int64_t warps = int64_t(gridDim.x) * blockDim.x / WARP;
     for (int64_t lot = warp; lot < lots; lot += warps) {
         GradSum<L1> sum = {};
-        for (int64_t c = lot; c < n; c += LOTS) sum = added(sum, measure_chunk(args, n - 1 - c));
+        for (int64_t c = lot; c < n; c += LOTS) {
+            if constexpr (PAIRS) {
+                sum = added(sum, measure_chunk<PairSums>(args, n - 1 - c));
+            } else {
+                sum = added(sum, measure_chunk<ShiftedSums>(args, n - 1 - c));
+            }
+        }
         sum = over_warp(sum);
         if (threadIdx.x % WARP == 0) args.lots[lot] = sum;
     }

@@ -60,6 +60,14 @@ void launch(void (*kernel)(Args), int blocks, int threads, Stream stream, const 
           "launching a kernel");
 }
 
+// Returns how many operations in float the device does in the time of one in double.
+inline int single_to_double_ratio(int device) {
+    int ratio = 0;
+    check(cudaDeviceGetAttribute(&ratio, cudaDevAttrSingleToDoublePrecisionPerfRatio, device),
+          "asking for its speed at double");
+    return ratio;
+}
+
 // Returns the newest CUDA version that the driver knows: 1000 * major + 10 * minor.
 inline int driver_version() {
     int version = 0;

@@ -37,6 +37,15 @@ GradSum<L1>* lots_of(Scratch* scratch) {
         return scratch->lots;
 }
 
+// Ratio from which on gradients are added up in pairs of floats. A100, H100, H200 and B200 say 2; B300 and
+// consumer parts 32 or 64.
+constexpr int SLOW_DOUBLE = 8;
+
+template <bool L1>
+auto measure_kernel_for(bool pairs) {
+    return pairs ? measure_kernel<L1, true> : measure_kernel<L1, false>;
+}
+
 Stream stream_of(uintptr_t handle) { return reinterpret_cast<Stream>(handle); }
 
 // No more blocks than have work, no more than run at once, and one to close the step if there is no work at
@@ -52,13 +61,18 @@ int64_t scratch_bytes() { return sizeof(Scratch); }
 
 Stepper::Stepper(const TensorTable& table, std::vector<Launch> launches, void* scratch, double* snapshot,
                  int device)
-    : table_(table), launches_(std::move(launches)), scratch_(scratch), snapshot_(snapshot), device_(device) {
+    : table_(table),
+      launches_(std::move(launches)),
+      scratch_(scratch),
+      snapshot_(snapshot),
+      device_(device),
+      pairs_(single_to_double_ratio(device) >= SLOW_DOUBLE) {
     const DeviceGuard guard(device_);
     for (const Launch& l : launches_) {
         grids_.push_back(grid_for(l.count, THREADS, resident_blocks(UPDATE_KERNELS[l.mix], THREADS)));
     }
-    const int resident = table_.l1 ? resident_blocks(measure_kernel<true>, MEASURE_THREADS)
-                                   : resident_blocks(measure_kernel<false>, MEASURE_THREADS);
+    const int resident = table_.l1 ? resident_blocks(measure_kernel_for<true>(pairs_), MEASURE_THREADS)
+                                   : resident_blocks(measure_kernel_for<false>(pairs_), MEASURE_THREADS);
     measure_grid_ = grid_for(std::min(table_.n_chunks, LOTS), MEASURE_THREADS, resident);
 }
 
@@ -74,7 +88,7 @@ void Stepper::measure_with(uintptr_t stream, bool then_clip) const {
     for (size_t i = 0; i < launches_.size(); ++i) {
         args.launches[i] = {MIXES[launches_[i].mix].grad, launches_[i].first + launches_[i].count};
     }
-    launch(measure_kernel<L1>, measure_grid_, MEASURE_THREADS, stream_of(stream), args);
+    launch(measure_kernel_for<L1>(pairs_), measure_grid_, MEASURE_THREADS, stream_of(stream), args);
 }
 
 void Stepper::clip(uintptr_t stream) const {

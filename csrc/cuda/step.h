@@ -45,6 +45,7 @@ class Stepper {
     void* const scratch_;
     double* const snapshot_;
     const int device_;
+    const bool pairs_;        // how the device adds up gradients, see measure_kernel
     std::vector<int> grids_;  // blocks of each launch
     int measure_grid_;
 };

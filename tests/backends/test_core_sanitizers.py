@@ -24,6 +24,12 @@ def test_loops(sanitizer):
 
 
 @pytest.mark.slow
+def test_cuda_sums():
+    program = sanitizers.program("measure", "address,undefined", native_cuda.emulated_objects())
+    passes(program, ASAN_OPTIONS="detect_stack_use_after_return=0")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_cuda_kernels(sanitizer):
     loops = native.Object(native.CPU_LOOPS, "loops", ("-DGREEDYLR_ISA=baseline",))

@@ -20,6 +20,7 @@ from support.machine_code import (
     disassemble,
     each,
     elements,
+    float64,
     floor,
     in_sectors,
     inner_loops,
@@ -29,6 +30,7 @@ from support.machine_code import (
     moved,
     needs_tools,
 )
+from support.rates import GPUS
 
 from greedylr_fused.tensors.formats import MIXES, DType
 
@@ -131,9 +133,10 @@ def test_nothing_is_spilled(kernels, target):
 
 
 @pytest.mark.parametrize("l1", [False, True], ids=["", "l1"])
+@pytest.mark.parametrize("pairs", [False, True], ids=["doubles", "pairs"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_measure_code(kernels, target, l1, record_property):
-    code = only(kernels(target), f"measure_kernelILb{l1:d}E")
+def test_measure_code(kernels, target, pairs, l1, record_property):
+    code = measure_kernel(kernels(target), l1=l1, pairs=pairs)
     record_property("registers", code.registers)
     assert code.registers <= 64, "fewer than 1024 threads, with 64 bytes under way each, run at once"
     read = []
@@ -141,11 +144,49 @@ def test_measure_code(kernels, target, l1, record_property):
         assert {kind for kind, _ in accesses(loop)} == {"LDG"}
         wide = 16 * accesses(loop)["LDG", 128]
         assert moved(loop) in (64, 2 * 16), "four packs, or one and once more, narrow, for a gradient off 16 bytes"
-        added = check_measure_loop(loop, l1=l1)
+        added = check_pairs_loop(loop, l1=l1) if matching(loop, "FFMA") else check_measure_loop(loop, l1=l1)
         assert wide % added == 0 and wide >= 16
         if wide == 64:
             read.append(wide // added)
     assert sorted(read) == sorted(BYTES.values())
+
+
+def measure_kernel(codes, *, l1, pairs):
+    return only(codes, f"measure_kernelILb{l1:d}ELb{pairs:d}E")
+
+
+def check_pairs_loop(loop, *, l1):
+    """As `check_measure_loop`, for pairs of float32."""
+    assert not float64(loop) and matching(loop, "MUFU|BAR|LDS|STS|SHFL|[FI]2") == 0
+    added = matching(loop, "FFMA") // 3  # the rough sum, the sum, and what it lacks
+    packs = accesses(loop)["LDG", 128]
+    assert matching(loop, "FFMA") == 3 * added
+    # What a sum lacks takes two more for each element, absolute values five; what joins a pack to a pair, seven.
+    assert matching(loop, "FADD|FMUL") <= (7 if l1 else 2) * added + (14 if l1 else 7) * packs
+    return added
+
+
+#: Where arithmetic takes longer than memory does, and by how much: absolute values of 16 bits in pairs.
+SLOWER = {("B300", True, 2): 1.65}
+
+
+@pytest.mark.parametrize("l1", [False, True], ids=["", "l1"])
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+def test_the_norm_takes_no_longer_than_memory(kernels, gpu, l1, record_property):
+    code = measure_kernel(kernels(gpu.target), l1=l1, pairs=gpu.is_slow_at_double)
+    loops = [loop for loop in main_loops(code) if accesses(loop) == {("LDG", 128): 4}]
+    narrow = [loop for loop in loops if not is_of_float64(loop)]
+    assert len(narrow) == len(loops) - 1 == 3
+    for loop in narrow:
+        memory = 64 / gpu.bytes_per_clock
+        added = matching(loop, "DFMA") or matching(loop, "FFMA") // 3
+        share = gpu.clocks(loop) / memory
+        record_property(f"share of memory's time, {64 // added} bytes an element", round(share, 2))
+        assert share < SLOWER.get((gpu.name, l1, 64 // added), 1.0)
+
+
+def is_of_float64(loop):
+    return matching(loop, "DFMA") == 8
 
 
 def test_nothing_is_contracted(extracted):

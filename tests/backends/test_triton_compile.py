@@ -172,17 +172,28 @@ def test_measure_code(target, dtype, l1, tmp_path, record_property):
     assert code.registers <= (64 if l1 else 48), "8 programs of 128 threads are to run at once, 10 without L1"
     assert not code.spills()
     assert kernel.metadata.shared <= 1024, "more than the sums of four warps goes through shared memory"
-    (loop,) = main_loops(code)
-    assert accesses(loop).keys() == {("LDG", 128)}
-    assert moved(loop) == BYTES[dtype] * check_measure_loop(loop, l1=l1)
+    loops = main_loops(code)
+    assert max(map(moved, loops)) >= 32, "fewer than two loads are under way per thread"
+    for loop in loops:
+        assert accesses(loop).keys() == {("LDG", 128)}
+        assert moved(loop) == BYTES[dtype] * check_measure_loop(loop, l1=l1)
+
+
+@pytest.mark.parametrize("dtype", sorted(TYPES.keys() - {F64}), ids=lambda dtype: dtype.name)
+def test_measure_arithmetic(dtype):
+    """Its powers of two are exact: a literal that passes through float32 would be infinite."""
+    found = {*re.findall(r"0d[0-9A-F]{16}", measure(90, dtype).asm["ptx"])}
+    assert {f"0d{struct.pack('>d', 2.0**power).hex().upper()}" for power in (896, 256)} <= found
 
 
 @pytest.mark.parametrize("l1", [False, True], ids=["", "l1"])
 def test_a_gradient_that_moves_keeps_its_norm(l1):
-    """Wide or narrow, all elements of a chunk end in one sum (of each kind) over the same threads."""
+    """Wide or narrow, all elements of a chunk end in one sum (of each kind) over the same threads; and so they do where
+    they have to be added up as they are.
+    """
     code = measure(90, BF16, l1).asm["ttgir"]
     block, _ = blocks([BF16])
-    assert len(re.findall(rf"\(tensor<{block}xf64, #\w+>\) -> f64", code)) == 1 + l1
+    assert len(re.findall(rf"\(tensor<{block}xf64, #\w+>\) -> f64", code)) == 2 * (1 + l1)
 
 
 @pytest.mark.parametrize("target", TARGETS)

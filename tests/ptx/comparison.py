@@ -7,7 +7,7 @@ import pytest
 from support import emulated
 
 from ptx.arena import with_one_nan
-from ptx.device import Device
+from ptx.device import FAST, Device
 from ptx.grid import Execution
 from ptx.names import SLOT, DType
 from ptx.problem import Problem, name_of_slot
@@ -57,9 +57,13 @@ STEPS = [
 
 
 class Comparison:
-    """Two equal problems, one for each side."""
+    """Two equal problems, one for each side; `ratio` is the device's, of its speed at float to that at double."""
 
-    def __init__(self, device: Device, execution: Execution, problem: Problem, equal: Problem) -> None:
+    def __init__(
+        self, device: Device, execution: Execution, problem: Problem, equal: Problem, ratio: int = FAST
+    ) -> None:
+        device.set_up(ratio=ratio)
+        emulated.set_ratio(ratio)
         self.cpu_module = pytest.importorskip("greedylr_fused._cpu", reason="the cpu backend was not built")
         self.device = device
         self.ours, self.theirs = problem, equal

@@ -88,11 +88,13 @@ def sign(block: BlockWriter, ins: Instruction) -> None:
 
 
 def smaller_or_larger(block: BlockWriter, ins: Instruction) -> None:
-    """min, max of integers"""
+    """min, max; of a number and a NaN, the number"""
     opcode, kind = ins.parts
-    expect(not is_float(kind), ins)
     a, b = (block.value(operand, kind) for operand in ins.operands[1:])
-    block.set(ins.operands[0], f"np.{opcode}imum({a}, {b}).view(u{width(kind)})")
+    if is_float(kind):
+        block.set(ins.operands[0], f"of_{kind}(np.f{opcode}({a}, {b}))")
+    else:
+        block.set(ins.operands[0], f"np.{opcode}imum({a}, {b}).view(u{width(kind)})")
 
 
 def logic(block: BlockWriter, ins: Instruction) -> None:

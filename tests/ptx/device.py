@@ -13,6 +13,7 @@ from ptx.grid import Execution
 LAUNCHER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p)
 RESIDENT = 3  # blocks at once: few, so that warps take several chunks, and more than two, so that they differ
 DRIVER = 13000
+FAST, SLOW = 2, 64  # operations in float for one in double
 
 
 class Device:
@@ -34,11 +35,13 @@ class Device:
         self._failure: BaseException | None = None
         self._library = ctypes.CDLL(str(path))
         self._launcher = LAUNCHER(self._launch)  # as long as the library calls it
-        self.set_driver(DRIVER)
+        self.set_up()
 
-    def set_driver(self, version: int) -> None:
-        """What the driver says of its age, on which the size of parameters depends."""
-        self._library.fake_device(self._launcher, RESIDENT, version)
+    def set_up(self, *, driver: int = DRIVER, ratio: int = FAST) -> None:
+        """What the driver says of its age, on which the size of parameters depends, and of the device's speed at
+        double, on which depends how tables that are made from now on measure.
+        """
+        self._library.fake_device(self._launcher, RESIDENT, ratio, driver)
 
     def run(self, operation: Callable[..., None], *arguments: object) -> None:
         """Call the host code; what a kernel did wrong is raised as it was found."""

@@ -10,6 +10,7 @@ import pytest
 from support.machine_code import mix_name, needs_tools
 
 from ptx.comparison import STEPS, Comparison, Step
+from ptx.device import FAST, SLOW
 from ptx.grid import Execution
 from ptx.problem import ALL_MIXES, SCHEDULES, Problem
 
@@ -26,7 +27,8 @@ def compared(device, program, number: int, sizes: list[int]) -> Comparison:
     window, l1 = WINDOWS[number % 3], number % 2 == 1
     scratch = device.native.scratch_bytes()
     problem, equal = (Problem(mixes, sizes, scratch, number, window, l1) for _ in range(2))
-    return Comparison(device, Execution(program, allowed=problem.arena.allowed()), problem, equal)
+    execution = Execution(program, allowed=problem.arena.allowed())
+    return Comparison(device, execution, problem, equal, SLOW if number // 2 % 2 else FAST)
 
 
 @every_mix
@@ -61,7 +63,7 @@ def test_every_mix_decides_as_the_cpu(device, program, number):
 def test_words_arrive_whole(device, program, driver):
     """They are parameters of kernels, as many as the driver takes."""
     device.execution = Execution(program)
-    device.set_driver(driver)
+    device.set_up(driver=driver)
     for count in (1, 447, 449, 5001):
         words = np.arange(count) + (1 << 40)
         target = np.zeros(count + 2, np.int64)

@@ -51,6 +51,14 @@ def test_threads_compute_and_exchange(schedule):
     assert run(body, schedule, blocks=2)[0] == 3 * 128
 
 
+@pytest.mark.parametrize("pair, smaller, larger", [((1.5, -2.0), -2.0, 1.5), ((np.nan, 3.0), 3.0, 3.0)])
+def test_of_a_number_and_a_nan_min_and_max_are_the_number(pair, smaller, larger):
+    a, b = (f"0f{np.float32(number).view(np.uint32):08X}" for number in pair)
+    for opcode, expected in (("min", smaller), ("max", larger)):
+        body = f"mov.u32 %r2, {a}; mov.u32 %r3, {b}; {opcode}.f32 %r4, %r2, %r3; st.global.u32 [%rd2], %r4;"
+        assert np.uint32(run(body)[0]).view(np.float32) == expected
+
+
 def test_threads_part_and_meet_again():
     body = f"""
     mov.u32 %r2, 7; @!%p1 bra $META; mov.u32 %r2, 5;

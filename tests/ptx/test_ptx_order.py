@@ -19,7 +19,7 @@ pytestmark = needs_tools
 #: Every part of a chunk, and in the launch that closes the step more chunks than warps, of more than one block.
 SIZES = [*range(10), 17, 40, 255, 257, 300, *range(10), 40, 300, *[1, 2, 3, 4] * 15]
 F32 = ALL_MIXES[0]
-UPDATE, MEASURE = "13update_kernelILNS_5DTypeE0ELS2_0ELS2_0EE", "14measure_kernelILb0EE"
+UPDATE, MEASURE = "13update_kernelILNS_5DTypeE0ELS2_0ELS2_0EE", "14measure_kernelILb0ELb0EE"
 
 
 def watched(device, program, mix, *, steps=STEPS, schedule="together", seed=0) -> None:

@@ -1,5 +1,6 @@
 """The CUDA backend without a GPU: its module compiled as plain C++, whose kernels run on CPU tensors."""
 
+import ctypes
 import fcntl
 import functools
 import importlib.machinery
@@ -28,6 +29,11 @@ def module() -> ModuleType:
     flags = ("-O2", *native.WARNINGS, "-Werror", *native.VISIBILITY)
     build(compiler, native_cuda.emulated_recipe(compiler).objects, output, flags)
     return load(output)
+
+
+def set_ratio(ratio: int) -> None:
+    """For tables made from now on: operations in float that the emulated device does in the time of one in double."""
+    ctypes.CDLL(module().__file__).set_single_to_double_ratio(ratio)
 
 
 def build(

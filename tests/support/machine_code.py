@@ -181,8 +181,9 @@ def check_update_loop(loop: Loop, mix: Mix) -> None:
 
 
 def check_measure_loop(loop: Loop, *, l1: bool) -> int:
-    """What holds for a loop that adds up gradients. Returns how many elements one turn adds."""
+    """What holds for a loop that adds up gradients in float64. Returns how many elements one turn adds."""
     added = matching(loop, "DFMA")  # one per element
     assert matching(loop, "DADD") == (added if l1 else 0), "the absolute values, which only L1 is to pay for"
-    assert added and matching(loop, "MUFU|BAR|LDS|STS|SHFL|DMUL") == 0
+    assert matching(loop, "DMUL") in (0, added), "more than one exact product per element, of its bits"
+    assert added and matching(loop, "MUFU|BAR|LDS|STS|SHFL|[FI]2") == 0
     return added

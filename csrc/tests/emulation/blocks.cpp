@@ -31,6 +31,7 @@ alignas(128) unsigned char shared_memory[MAX_RESIDENT][SHARED_BYTES];
 std::mutex turn;
 uint64_t seed = 0, draws = 0;
 unsigned claimed_blocks = 3;
+int claimed_ratio = 2;
 int claimed_driver = 13000;
 std::vector<std::unique_ptr<Block>> slots;  // with their stacks kept for later launches
 unsigned resident;                          // slots in use
@@ -145,6 +146,10 @@ void set_schedule(uint64_t new_seed) {
 unsigned resident_blocks() { return claimed_blocks; }
 
 void set_resident_blocks(unsigned blocks) { claimed_blocks = blocks; }
+
+int single_to_double_ratio() { return claimed_ratio; }
+
+void set_single_to_double_ratio(int ratio) { claimed_ratio = ratio; }
 
 int driver_version() { return claimed_driver; }
 

@@ -27,6 +27,8 @@ void launch(void (*kernel)(Args), int blocks, int threads, Stream, const Args& a
     emulation::launch(unsigned(blocks), unsigned(threads), [kernel, &args] { kernel(args); });
 }
 
+inline int single_to_double_ratio(int) { return emulation::single_to_double_ratio(); }
+
 using emulation::driver_version;
 
 inline void check_device(int device) {

@@ -43,6 +43,11 @@ void set_schedule(uint64_t seed);
 unsigned resident_blocks();
 void set_resident_blocks(unsigned blocks);
 
+// How many operations in float the emulated device claims to do in the time of one in double; 2 unless set.
+// Python calls the second by its name.
+int single_to_double_ratio();
+extern "C" __attribute__((visibility("default"))) void set_single_to_double_ratio(int ratio);
+
 // Version that the emulated driver reports; 13000 unless set.
 int driver_version();
 void set_driver_version(int version);

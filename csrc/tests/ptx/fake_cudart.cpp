@@ -14,6 +14,7 @@ using Launcher = int (*)(const char* name, unsigned grid, unsigned threads, cons
 
 Launcher launcher = nullptr;
 int resident_blocks = 1;  // on the one multiprocessor
+int single_to_double_ratio = 2;
 int driver_version = CUDART_VERSION;
 
 std::map<const void*, std::string>& kernel_names() {
@@ -23,9 +24,10 @@ std::map<const void*, std::string>& kernel_names() {
 
 }  // namespace
 
-EXPORTED void fake_device(Launcher to, int resident, int driver) {
+EXPORTED void fake_device(Launcher to, int resident, int ratio, int driver) {
     launcher = to;
     resident_blocks = resident;
+    single_to_double_ratio = ratio;
     driver_version = driver;
 }
 
@@ -77,8 +79,11 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, 
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    if (attribute != cudaDevAttrMultiProcessorCount) return cudaErrorInvalidValue;
-    *value = 1;
+    if (attribute != cudaDevAttrMultiProcessorCount &&
+        attribute != cudaDevAttrSingleToDoublePrecisionPerfRatio) {
+        return cudaErrorInvalidValue;
+    }
+    *value = attribute == cudaDevAttrMultiProcessorCount ? 1 : single_to_double_ratio;
     return cudaSuccess;
 }
 

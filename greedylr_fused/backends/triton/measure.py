@@ -28,10 +28,26 @@ from greedylr_fused.tensors import Row
 GROUP = 512
 
 _GRAD = tl.constexpr(int(Row.GRAD))
+#: What `_magnitude` multiplies by, and the square of what it makes of infinity.
+_SCALE, _SQUARE_OF_INFINITY = tl.constexpr(2.0**896), tl.constexpr(2.0**256)
 
 
 @triton.jit
-def _square(total, absolute, bad, elements, mask, G: tl.constexpr, L1: tl.constexpr):
+def _magnitude(g, SHIFTED: tl.constexpr):
+    """Return the absolute value of float32 numbers in float64.
+
+    SHIFTED: by their bits, since a conversion takes longer than memory on a GPU that is fast at float64. With three
+    more bits of exponent in front they are those of |g| * 2^-896, of a subnormal g too, and the product is exact.
+    Infinity and NaN become numbers from 2^128 on, which no other g does.
+    """
+    if SHIFTED:
+        bits = g.to(tl.uint32, bitcast=True) & 0x7FFFFFFF
+        return (bits.to(tl.uint64) << 29).to(tl.float64, bitcast=True) * _SCALE
+    return tl.abs(g.to(tl.float64))
+
+
+@triton.jit
+def _square(total, absolute, bad, elements, mask, G: tl.constexpr, L1: tl.constexpr, SHIFTED: tl.constexpr):
     """Add the squares of some elements, and with L1 their absolute values; for float64, whose squares overflow, set
     `bad` where one is not finite.
     """
@@ -39,32 +55,44 @@ def _square(total, absolute, bad, elements, mask, G: tl.constexpr, L1: tl.conste
         g = tl.load(elements)
     else:
         g = tl.load(elements, mask, other=0)
-    if G != tl.float64:
-        g = widen(g, tl.float32)
-    g = g.to(tl.float64)
     if G == tl.float64:
-        bad = tl.where(tl.abs(g) < float("inf"), bad, 1)
+        g = tl.abs(g)
+        bad = tl.where(g < float("inf"), bad, 1)
+    else:
+        g = _magnitude(widen(g, tl.float32), SHIFTED)
     total = tl.fma(g, g, total)  # of 32 bits or fewer the square is exact, so that this rounds as two operations
     if L1:
-        absolute += tl.abs(g)
+        absolute += g
     return total, absolute, bad
 
 
 @triton.jit
-def _square_body(total, absolute, bad, elements, body, G: tl.constexpr, L1: tl.constexpr, BLOCK: tl.constexpr):
+def _square_body(
+    total, absolute, bad, elements, body, G: tl.constexpr, L1: tl.constexpr, SHIFTED: tl.constexpr, BLOCK: tl.constexpr
+):
     full = body // BLOCK * BLOCK
-    for offset in range(0, loop_bound(full), BLOCK):
-        total, absolute, bad = _square(total, absolute, bad, elements + offset + tl.arange(0, BLOCK), None, G, L1)
+    for offset in tl.range(0, loop_bound(full), BLOCK, loop_unroll_factor=2):
+        at = elements + offset + tl.arange(0, BLOCK)
+        total, absolute, bad = _square(total, absolute, bad, at, None, G, L1, SHIFTED)
     if full != body:
         at = full + tl.arange(0, BLOCK)
-        total, absolute, bad = _square(total, absolute, bad, elements + at, at < body, G, L1)
+        total, absolute, bad = _square(total, absolute, bad, elements + at, at < body, G, L1, SHIFTED)
     return total, absolute, bad
 
 
 @triton.jit
-def _measure_chunk(start, count, G: tl.constexpr, L1: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr):
-    """Return the sums of squares and, with L1, of absolute values of `count` elements from address `start` on, and 1 if
-    one of them is not finite.
+def _add_up_chunk(
+    start,
+    count,
+    G: tl.constexpr,
+    L1: tl.constexpr,
+    BLOCK: tl.constexpr,
+    REST: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Return the sums of squares and, with L1, of absolute values of `count` elements from address `start` on, and of
+    float64 1 if one of them is not finite.
 
     The address decides how wide an element is read, but not which thread adds it: when a gradient moves, the norm
     keeps its bits.
@@ -73,18 +101,28 @@ def _measure_chunk(start, count, G: tl.constexpr, L1: tl.constexpr, BLOCK: tl.co
     absolute = tl.zeros([BLOCK], tl.float64)
     bad = tl.zeros([BLOCK], tl.int32)
     body = whole(count)
-    if start % 16 == 0:
-        total, absolute, bad = _square_body(total, absolute, bad, wide(start, 0, G), body, G, L1, BLOCK)
+    if WIDE & (start % 16 == 0):
+        total, absolute, bad = _square_body(total, absolute, bad, wide(start, 0, G), body, G, L1, SHIFTED, BLOCK)
     else:
-        total, absolute, bad = _square_body(total, absolute, bad, pointer(start, G), body, G, L1, BLOCK)
+        total, absolute, bad = _square_body(total, absolute, bad, pointer(start, G), body, G, L1, SHIFTED, BLOCK)
     at = body + tl.arange(0, REST)
     zeros = tl.zeros([REST], tl.float64)
     elements = pointer(start, G) + at
-    rest, rest_absolute, rest_bad = _square(zeros, zeros, tl.zeros([REST], tl.int32), elements, at < count, G, L1)
+    none_bad = tl.zeros([REST], tl.int32)
+    rest, rest_absolute, rest_bad = _square(zeros, zeros, none_bad, elements, at < count, G, L1, SHIFTED)
     total, bad = tl.sum(total) + tl.sum(rest), tl.max(bad) | tl.max(rest_bad)
-    absolute = tl.sum(absolute) + tl.sum(rest_absolute)
-    if G != tl.float64:  # the sum is finite if and only if every element is
-        bad = tl.where(total < float("inf"), 0, 1)
+    return total, tl.sum(absolute) + tl.sum(rest_absolute), bad
+
+
+@triton.jit
+def _measure_chunk(start, count, G: tl.constexpr, L1: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr):
+    """Return what `_add_up_chunk` does, of any type 1 if an element is not finite."""
+    SHIFTED: tl.constexpr = G != tl.float64
+    total, absolute, bad = _add_up_chunk(start, count, G, L1, BLOCK, REST, SHIFTED, True)
+    if SHIFTED:
+        if total >= _SQUARE_OF_INFINITY:  # one is not finite, or they are huge: add them up as they are
+            total, absolute, bad = _add_up_chunk(start, count, G, L1, BLOCK, REST, False, False)
+            bad = tl.where(total < float("inf"), 0, 1)  # the sum is finite if and only if every element is
     return total, absolute, bad
 
 
