@@ -36,6 +36,23 @@ using emulation::load_global;
 using emulation::store_global;
 #endif
 
+// Adds 1 to a counter in global memory and returns what it was, with acquire and release: what this thread
+// has done or seen is done for all that count after it. One fence each way, where __threadfence on both sides
+// of an atomicAdd is two that also order all threads' fences among themselves (PTX ISA, memory consistency
+// model).
+__device__ __forceinline__ unsigned count_up(unsigned* counter) {
+#ifdef __CUDACC__
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(__cvta_generic_to_global(counter))
+                 : "memory");
+    return before;
+#else
+    return emulation::atomic_add(counter, 1, emulation::ACQUIRE_RELEASE);
+#endif
+}
+
 // The GPU converts in hardware. The bits are those of common.h but for the payload of a NaN.
 template <DType D>
 __device__ __forceinline__ typename Format<D>::Math widened(typename Format<D>::Stored x) {

@@ -13,11 +13,7 @@ namespace cuda {
 __device__ __forceinline__ bool is_last_block(unsigned* arrived) {
     GREEDYLR_SHARED(unsigned, rank, 1);
     __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        rank[0] = atomicAdd(arrived, 1u);
-        __threadfence();
-    }
+    if (threadIdx.x == 0) rank[0] = count_up(arrived);
     __syncthreads();
     if (rank[0] != gridDim.x - 1) return false;
     if (threadIdx.x == 0) *arrived = 0;

@@ -134,7 +134,7 @@ __device__ __forceinline__ GradSum<L1> over_lots(const GradSum<L1>* lots, int64_
     GREEDYLR_SHARED(GradSum<L1>, of_warp, MEASURE_THREADS / WARP);
     GradSum<L1> sum = {};
     // The stride is MEASURE_THREADS: the order of summation must not depend on the launch.
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t i = threadIdx.x; i < count; i += MEASURE_THREADS) sum = added(sum, lots[i]);
     sum = over_warp(sum);
     if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = sum;

@@ -103,6 +103,11 @@ __device__ __forceinline__ void update_chunk_of(const Task<T>& task) {
 
 constexpr int THREADS = 256;
 
+// Chunks that a warp prepares at a time, a lane each. The addresses and scalars of a chunk are four loads
+// that wait for each other, from memory that the elements have pushed out of the caches, and two pow: as long
+// as the elements of a small tensor, but no longer for four than for one.
+constexpr int BATCH = 4;
+
 // Blocks that are to be resident on a multiprocessor, hence registers per thread (64, or 80 for values of 64
 // bits). Its share of bandwidth times latency is 15 to 25 KB on an H100 to B200; a warp has 2 KB under way
 // with uniform types, 1.5 KB where 16-bit streams go with wider ones, so 32 or 24 warps have at least 48 KB.
@@ -112,17 +117,20 @@ constexpr int RESIDENT = P == F64 ? 3 : 4;
 template <DType P, DType G, DType S>
 __global__ void __launch_bounds__(THREADS, RESIDENT<P>)
     update_kernel(const __grid_constant__ UpdateArgs args) {
-    GREEDYLR_SHARED(Task<typename Format<P>::Math>, tasks, THREADS / WARP);
+    GREEDYLR_SHARED(Task<typename Format<P>::Math>, tasks, THREADS / WARP * BATCH);
     const TensorTable& t = args.table;
     if (t.control[slot::skip] == 0.0) {
-        auto& task = tasks[threadIdx.x / WARP];
-        const bool first_lane = threadIdx.x % WARP == 0;
-        if (first_lane) task.group = -1;
+        auto* batch = tasks + threadIdx.x / WARP * BATCH;
+        const int lane = threadIdx.x % WARP;
+        if (lane < BATCH) batch[lane].group = -1;
         const int warp = int(blockIdx.x * blockDim.x + threadIdx.x) / WARP;
-        for (int c = warp; c < args.count; c += int(gridDim.x * blockDim.x) / WARP) {
-            if (first_lane) prepare<P, G, S>(task, t, args.first + c);
+        const int warps = int(gridDim.x * blockDim.x) / WARP;
+        for (int c = warp; c < args.count; c += BATCH * warps) {
+            const int own = c + lane * warps;
+            if (lane < BATCH && own < args.count) prepare<P, G, S>(batch[lane], t, args.first + own);
             __syncwarp();
-            update_chunk_of<P, G, S>(task);
+#pragma unroll 1
+            for (int k = 0; k < BATCH && c + k * warps < args.count; ++k) update_chunk_of<P, G, S>(batch[k]);
             __syncwarp();
         }
     }

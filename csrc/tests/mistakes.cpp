@@ -14,7 +14,10 @@ constexpr unsigned ALL = 0xffffffffu, BLOCKS = 5, THREADS = 64, N = 4000;
 
 enum Mistake {
     NONE,
+    FENCES,  // is none: two around a relaxed atomic
     NO_BARRIER,
+    NO_RELEASE,
+    NO_ACQUIRE,
     NO_FENCE_BEFORE,
     NO_FENCE_AFTER,
     MISALIGNED,
@@ -26,10 +29,21 @@ enum Mistake {
     BEYOND_SHARED,
     UNWRITTEN_SHARED,
 };
-constexpr const char* NAMES[] = {
-    "none",         "no-barrier",        "no-fence-before",      "no-fence-after",
-    "misaligned",   "divergent-barrier", "ended-before-barrier", "divergent-shuffle",
-    "outside-mask", "no-syncwarp",       "beyond-shared",        "unwritten-shared"};
+constexpr const char* NAMES[] = {"none",
+                                 "fences",
+                                 "no-barrier",
+                                 "no-release",
+                                 "no-acquire",
+                                 "no-fence-before",
+                                 "no-fence-after",
+                                 "misaligned",
+                                 "divergent-barrier",
+                                 "ended-before-barrier",
+                                 "divergent-shuffle",
+                                 "outside-mask",
+                                 "no-syncwarp",
+                                 "beyond-shared",
+                                 "unwritten-shared"};
 constexpr int COUNT = sizeof(NAMES) / sizeof(NAMES[0]);
 
 struct Args {
@@ -69,13 +83,22 @@ __device__ unsigned over_warp(const Args& args, unsigned sum) {
     return sum;
 }
 
+emulation::Order order_of(Mistake m) {
+    const bool fenced = m == FENCES || m == NO_FENCE_BEFORE || m == NO_FENCE_AFTER;
+    return fenced            ? emulation::RELAXED
+           : m == NO_RELEASE ? emulation::ACQUIRE
+           : m == NO_ACQUIRE ? emulation::RELEASE
+                             : emulation::ACQUIRE_RELEASE;
+}
+
 __device__ bool is_last_block(const Args& args) {
     GREEDYLR_SHARED(unsigned, rank, 1);
+    const Mistake m = args.mistake;
     if (threadIdx.x == 0) {
-        if (args.mistake != NO_FENCE_BEFORE) __threadfence();
-        rank[0] = atomicAdd(args.arrived, 1);
+        if (m == FENCES || m == NO_FENCE_AFTER) __threadfence();
+        rank[0] = emulation::atomic_add(args.arrived, 1, order_of(m));
         args.order[rank[0]] = blockIdx.x;
-        if (args.mistake != NO_FENCE_AFTER) __threadfence();
+        if (m == FENCES || m == NO_FENCE_BEFORE) __threadfence();
     }
     __syncthreads();
     return rank[0] == gridDim.x - 1;

@@ -24,18 +24,21 @@ def run():
 
 
 @pytest.mark.parametrize("build", SANITIZERS)
-def test_a_correct_kernel_gives_one_result_in_every_schedule(run, build):
+@pytest.mark.parametrize("kernel", ["none", "fences"])
+def test_a_correct_kernel_gives_one_result_in_every_schedule(run, build, kernel):
     outputs = set()
     for seed in range(4):
-        done = run(build, "none", seed)
+        done = run(build, kernel, seed)
         assert done.returncode == 0, done.stderr
         assert f"sum {SUM}, " in done.stdout
         outputs.add(done.stdout)
     assert any("in order 0 1 2 3 4" in output for output in outputs) and len(outputs) > 2
-    assert run(build, "none", 3).stdout == done.stdout, "a seed stands for one schedule"
+    assert run(build, kernel, 3).stdout == done.stdout, "a seed stands for one schedule"
 
 
-@pytest.mark.parametrize("mistake", ["no-barrier", "no-syncwarp", "no-fence-before", "no-fence-after"])
+@pytest.mark.parametrize(
+    "mistake", ["no-barrier", "no-syncwarp", "no-release", "no-acquire", "no-fence-before", "no-fence-after"]
+)
 @seeds
 def test_what_is_not_ordered_is_a_race(run, mistake, seed):
     done = run("thread", mistake, seed)

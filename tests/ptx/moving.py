@@ -91,11 +91,18 @@ def _pass_on(block: BlockWriter, opcode: str, name: str, value: str, bits: int) 
 
 
 def add_atomically(block: BlockWriter, ins: Instruction) -> None:
-    """atom"""
-    expect(ins.opcode == "atom.global.add.u32", ins)
+    """atom; one that releases or acquires is to what a thread does as a fence before it or behind it"""
+    *modes, space, operation, kind = ins.parts[1:]
+    order = modes[0] if modes else "relaxed"
+    expect([space, operation, kind] == ["global", "add", "u32"] and modes in ([], [order, "gpu"]), ins)
+    expect(order in ("relaxed", "acquire", "release", "acq_rel"), ins)
     base, offset = address_parts(ins, ins.operands[1])
     address = f"{block.bits(base, 64)} + u64({offset})"
+    if order in ("release", "acq_rel"):
+        block.write("run.fence(threads)")
     block.set(ins.operands[0], f"run.add_atomically(threads, {address}, {block.bits(ins.operands[2], 32)}, {ins.line})")
+    if order in ("acquire", "acq_rel"):
+        block.write("run.fence(threads)")
 
 
 def fence(block: BlockWriter, ins: Instruction) -> None:

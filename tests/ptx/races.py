@@ -2,7 +2,8 @@
 
 What orders, in PTX: bar.sync the threads of a block, bar.warp.sync those of a warp; and between blocks a fence, an
 atomic and another fence, where all that a block has done lies before a barrier before the first, and what it goes on to
-do behind a barrier after the second. Two accesses to the same two bytes, one of them a write, are else a race.
+do behind a barrier after the second; an atomic that releases and acquires has both fences in it. Two accesses to the
+same two bytes, one of them a write, are else a race.
 """
 
 import numpy as np

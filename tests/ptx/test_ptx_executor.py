@@ -47,8 +47,9 @@ ADDRESS = "mul.wide.u32 %rd3, %r1, 4; add.s64 %rd4, %rd2, %rd3;"
 def test_threads_compute_and_exchange(schedule):
     body = f"{ADDRESS} shfl.sync.bfly.b32 %r2|%p2, %r1, 1, 31, -1; st.global.u32 [%rd4], %r2;"
     assert run(body, schedule, blocks=2) == [k ^ 1 for k in range(64)]
-    body = "mov.u32 %r2, 3; atom.global.add.u32 %r3, [%rd2], %r2;"
-    assert run(body, schedule, blocks=2)[0] == 3 * 128
+    for order in ("", ".relaxed.gpu", ".acquire.gpu", ".release.gpu", ".acq_rel.gpu"):
+        body = f"mov.u32 %r2, 3; atom{order}.global.add.u32 %r3, [%rd2], %r2;"
+        assert run(body, schedule, blocks=2)[0] == 3 * 128
 
 
 @pytest.mark.parametrize("pair, smaller, larger", [((1.5, -2.0), -2.0, 1.5), ((np.nan, 3.0), 3.0, 3.0)])
@@ -76,6 +77,8 @@ def test_shared_memory_is_not_zero_at_first():
         "popc.b32 %r2, %r1;": "unknown popc",
         "add.sat.s32 %r2, %r1, %r1;": "unknown form",
         "add.rz.f32 %r2, %r1, %r1;": "unknown form",
+        "atom.acq_rel.cta.global.add.u32 %r3, [%rd2], %r2;": "unknown form",
+        "atom.sc.gpu.global.add.u32 %r3, [%rd2], %r2;": "unknown form",
         "@%p1 mov.u32 %r2, %r1;": "unknown @%p1 mov",
         "bra $END; popc.b32 %r2, %r1; $END:": "unknown popc",
         "mov.u32 %q1, %r1;": "%q1 is not declared",

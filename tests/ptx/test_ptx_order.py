@@ -16,8 +16,9 @@ from ptx.rounding import AS_ON_THE_HOST
 from ptx.translating import Program
 
 pytestmark = needs_tools
-#: Every part of a chunk, and in the launch that closes the step more chunks than warps, of more than one block.
-SIZES = [*range(10), 17, 40, 255, 257, 300, *range(10), 40, 300, *[1, 2, 3, 4] * 15]
+#: Every part of a chunk, and in the launch that closes the step more chunks than all warps,
+#: of more than one block, prepare at a time.
+SIZES = [*range(10), 17, 40, 255, 257, 300, *range(10), 40, 300, *[1, 2, 3, 4] * 40]
 F32 = ALL_MIXES[0]
 UPDATE, MEASURE = "13update_kernelILNS_5DTypeE0ELS2_0ELS2_0EE", "14measure_kernelILb0ELb0EE"
 
@@ -49,23 +50,33 @@ def test_every_schedule_gives_the_same_bits_without_a_race(device, program, mix,
     watched(device, program, mix, steps=STEPS[:3], schedule=schedule, seed=seed)
 
 
+ATOMIC, FENCE = r"^atom\.acq_rel\.gpu(.*)", "membar.gl;"
+
+
 @pytest.mark.parametrize(
-    "kernel, opcode, number",
+    "kernel, pattern, replacement, number",
     [
-        pytest.param(MEASURE, "bar.sync", 0, id="barrier before measure's atomic"),
-        pytest.param(MEASURE, "membar.gl", 0, id="fence before it"),
-        pytest.param(MEASURE, "membar.gl", 1, id="fence behind it"),
-        pytest.param(UPDATE, "bar.warp.sync", 0, id="task written, then read"),
-        pytest.param(UPDATE, "bar.warp.sync", 1, id="task read, then written"),
-        pytest.param(UPDATE, "bar.sync", 0, id="barrier before update's atomic"),
-        pytest.param(UPDATE, "membar.gl", 0, id="fence before that"),
-        pytest.param(UPDATE, "membar.gl", 1, id="fence behind that"),
+        pytest.param(MEASURE, r"^bar\.sync\b[^;]*;", "", 0, id="barrier before measure's atomic"),
+        pytest.param(MEASURE, ATOMIC, r"atom.acquire.gpu\1", 0, id="its release"),
+        pytest.param(MEASURE, ATOMIC, r"atom.release.gpu\1", 0, id="its acquire"),
+        pytest.param(UPDATE, r"^bar\.warp\.sync\b[^;]*;", "", 0, id="task written, then read"),
+        pytest.param(UPDATE, r"^bar\.warp\.sync\b[^;]*;", "", 1, id="task read, then written"),
+        pytest.param(UPDATE, r"^bar\.sync\b[^;]*;", "", 0, id="barrier before update's atomic"),
+        pytest.param(UPDATE, ATOMIC, r"atom.acquire.gpu\1", 0, id="its release too"),
+        pytest.param(UPDATE, ATOMIC, r"atom.release.gpu\1", 0, id="its acquire too"),
+        pytest.param(UPDATE, ATOMIC, rf"atom\1 {FENCE}", 0, id="of two fences the first"),
+        pytest.param(UPDATE, ATOMIC, rf"{FENCE} atom\1", 0, id="of two fences the second"),
     ],
 )
-def test_nothing_that_orders_can_be_left_out(device, ptx, kernel, opcode, number):
-    program = Program(mutated(ptx, kernel, rf"^{re.escape(opcode)}\b[^;]*;", "", number), AS_ON_THE_HOST)
+def test_nothing_that_orders_can_be_left_out(device, ptx, kernel, pattern, replacement, number):
+    program = Program(mutated(ptx, kernel, pattern, replacement, number), AS_ON_THE_HOST)
     with pytest.raises(Fault, match="race: "):
         watched(device, program, F32, steps=STEPS[1:2])
+
+
+def test_two_fences_order_as_much(device, ptx):
+    program = Program(mutated(ptx, UPDATE, ATOMIC, rf"{FENCE} atom\1 {FENCE}"), AS_ON_THE_HOST)
+    watched(device, program, F32, steps=STEPS[1:2])
 
 
 @pytest.mark.parametrize(
@@ -74,7 +85,7 @@ def test_nothing_that_orders_can_be_left_out(device, ptx, kernel, opcode, number
         pytest.param(MEASURE, r"^(shfl.*), 16, 31,", r"\1, 8, 31,", "grad_sq_sum", id="wrong lane"),
         pytest.param(UPDATE, r"^(st\.global\.v4.*)\]", r"\1+16]", "race|outside|differ", id="stored one pack farther"),
         pytest.param(UPDATE, r"^sub\.rn\.f32", "add.rn.f32", "differ", id="wrong sign"),
-        pytest.param(UPDATE, r"^atom\.global\.add\.u32", "atom.global.inc.u32", "unknown", id="unknown opcode"),
+        pytest.param(UPDATE, r"^(atom\..*)\.add\.u32", r"\1.inc.u32", "unknown", id="unknown opcode"),
     ],
 )
 def test_a_wrong_instruction_is_seen(device, ptx, kernel, pattern, replacement, message):

@@ -90,14 +90,19 @@ uint64_t shuffle(unsigned mask, uint64_t value, unsigned source) {
     return running->received;
 }
 
-unsigned atomic_add(unsigned* address, unsigned value) {
+unsigned atomic_add(unsigned* address, unsigned value, Order order) {
     {
         const OnBehalfOfLauncher scheduler;
         maybe_change_threads();
     }
-    if (races_are_watched()) return watched_add(address, value, &running->fence, &running->seen);
+    if (order == RELEASE || order == ACQUIRE_RELEASE) release(&running->fence);
     const unsigned old = *address;
-    *address = old + value;
+    if (races_are_watched()) {
+        watched_add(address, value, &running->fence, &running->seen);
+    } else {
+        *address = old + value;
+    }
+    if (order == ACQUIRE || order == ACQUIRE_RELEASE) acquire(&running->seen);
     return old;
 }
 

@@ -6,8 +6,10 @@
 // mask, a misaligned 16-byte access. Shared memory starts out as garbage, with guards for the address
 // sanitizer. Under the thread sanitizer, whatever the schedule was,
 //   - __syncthreads orders the threads of a block, __syncwarp those in its mask, a shuffle nobody;
-//   - an atomic publishes what its thread did before its last __threadfence, and what it reads is seen after
-//     the thread's next __threadfence (fences and relaxed atomics of C++; PTX ISA, memory consistency model);
+//   - an atomic publishes what its thread did before its last __threadfence, or, with release, before itself;
+//   what
+//     it reads is seen after the thread's next __threadfence, or, with acquire, after itself (C++; PTX ISA,
+//     memory consistency model);
 //   - the end of a launch orders all that it did before all that follows, and nothing else orders anything.
 #pragma once
 
@@ -66,7 +68,8 @@ void* shared(const void* place, size_t bytes);
 void sync_warp(unsigned mask);
 // The value of lane `source`, from all lanes in `mask`.
 uint64_t shuffle(unsigned mask, uint64_t value, unsigned source);
-unsigned atomic_add(unsigned* address, unsigned value);
+enum Order { RELAXED, ACQUIRE, RELEASE, ACQUIRE_RELEASE };
+unsigned atomic_add(unsigned* address, unsigned value, Order order);
 void check_alignment(const void* address, size_t bytes);
 
 template <typename T>
@@ -97,8 +100,6 @@ template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
     return emulation::shuffled(mask, value, (threadIdx.x ^ unsigned(lane_mask)) % 32);
 }
-
-inline unsigned atomicAdd(unsigned* address, unsigned value) { return emulation::atomic_add(address, value); }
 
 struct alignas(8) uint2 {
     unsigned x, y;
