@@ -198,7 +198,7 @@ def test_the_end_of_a_launch_is_short(kernels, target):
         opcodes_of = Counter(opcode for opcode, _ in code.lines)
         atomics = matching(opcodes_of, "ATOM")
         assert atomics == ("update" in symbol or "measure" in symbol)
-        assert matching(opcodes_of, "MEMBAR") == atomics and matching(opcodes_of, r"MEMBAR\.SC") == 0
+        assert matching(opcodes_of, r"MEMBAR\.\w+\.GPU") == atomics and matching(opcodes_of, r"MEMBAR\.SC\.GPU") == 0
         if "measure" in symbol:
             loops = [loop for loop in inner_loops(code, "DADD") if not matching(loop, "DFMA")]
             assert max(accesses(loop)["LDG", 32] for loop in loops) == 8
