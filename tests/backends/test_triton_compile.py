@@ -31,6 +31,7 @@ from support.machine_code import (  # noqa: E402
     moved,
     needs_tools,
 )
+from support.rates import GPUS  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -177,6 +178,16 @@ def test_measure_code(target, dtype, l1, tmp_path, record_property):
     for loop in loops:
         assert accesses(loop).keys() == {("LDG", 128)}
         assert moved(loop) == BYTES[dtype] * check_measure_loop(loop, l1=l1)
+
+
+@pytest.mark.parametrize("gpu", [gpu for gpu in GPUS if not gpu.is_slow_at_double], ids=lambda gpu: gpu.name)
+@pytest.mark.parametrize("dtype", sorted(TYPES.keys() - {F64}), ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("l1", [False, True], ids=["", "l1"])
+def test_the_norm_takes_no_longer_than_memory(gpu, dtype, l1, tmp_path, record_property):
+    for loop in main_loops(machine_code(measure(gpu.target, dtype, l1), tmp_path)):
+        share = gpu.clocks(loop) / (moved(loop) / gpu.bytes_per_clock)
+        record_property("share of memory's time", round(share, 2))
+        assert share < 1
 
 
 @pytest.mark.parametrize("dtype", sorted(TYPES.keys() - {F64}), ids=lambda dtype: dtype.name)
