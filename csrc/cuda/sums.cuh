@@ -1,6 +1,6 @@
 // How a lane adds up a gradient's squares, and with L1 its absolute values, as if all were double: three ways
-// to the same sum. The conversion to double is the slowest instruction that a GPU has for it, so two of them
-// do without; what they cannot add, the third adds again.
+// to the same sum. A multiprocessor converts 16 numbers to double in a clock, or 2, and reads more than that
+// from memory, or nearly; so two ways do without, and what they cannot add, the third adds again.
 #pragma once
 
 #include <float.h>

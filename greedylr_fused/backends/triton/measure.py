@@ -36,9 +36,9 @@ _SCALE, _SQUARE_OF_INFINITY = tl.constexpr(2.0**896), tl.constexpr(2.0**256)
 def _magnitude(g, SHIFTED: tl.constexpr):
     """Return the absolute value of float32 numbers in float64.
 
-    SHIFTED: by their bits, since a conversion takes longer than memory on a GPU that is fast at float64. With three
-    more bits of exponent in front they are those of |g| * 2^-896, of a subnormal g too, and the product is exact.
-    Infinity and NaN become numbers from 2^128 on, which no other g does.
+    SHIFTED: by their bits, since GPUs convert few numbers at a time. With three more bits of exponent in front they are
+    those of |g| * 2^-896, of a subnormal g too, and the product is exact. Infinity and NaN become numbers from 2^128
+    on, which no other g does.
     """
     if SHIFTED:
         bits = g.to(tl.uint32, bitcast=True) & 0x7FFFFFFF
