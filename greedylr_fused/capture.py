@@ -28,3 +28,9 @@ def outside_inference(function: F) -> F:
 def capturing(device: torch.device) -> bool:
     """Return whether the current stream of this kind of device is being captured."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def keep(captures: list[Any], device: torch.device, *values: Any) -> None:
+    """Add the memory of tensors among these losses and weights to what a graph being captured reads at each replay."""
+    if capturing(device):
+        captures += [value.detach() for value in values if isinstance(value, torch.Tensor)]

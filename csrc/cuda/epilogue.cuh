@@ -56,15 +56,15 @@ __device__ __forceinline__ void on_staged_control(double* control, const Body& b
 __device__ __forceinline__ void show_host(const double* c, double* snapshot) {
     const int count = shown_count(c);
     const double number = c[slot::step] + c[slot::skipped];
-    if (threadIdx.x == 0) {
-        store_global(snapshot, number);
-        __threadfence_system();
-    }
+    volatile double* const at = snapshot;
+    if (threadIdx.x == 0) at[0] = number;
     __syncthreads();
-    for (int i = threadIdx.x; i < count; i += blockDim.x) store_global(snapshot + 1 + i, c[STATE_BEGIN + i]);
+    __threadfence_system();  // by the threads that store after it
+    for (int i = threadIdx.x; i < count; i += blockDim.x) at[1 + i] = c[STATE_BEGIN + i];
+    __syncthreads();
+    if (threadIdx.x != 0) return;
     __threadfence_system();
-    __syncthreads();
-    if (threadIdx.x == 0) store_global(snapshot + 1 + count, number);
+    at[1 + count] = number;
 }
 
 // One more step for every tensor that has a gradient.

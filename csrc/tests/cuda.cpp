@@ -187,10 +187,9 @@ class Gpu {
 void compare(Problem& actual, const Problem& expected, const char* step) {
     for (int row = 0; row < STEP; ++row) {
         for (size_t n = 0; n < size_t(TENSORS); ++n) {
-            CHECK(actual.arrays[row][n] == expected.arrays[row][n], "%s, mix %d row %d tensor %zu", step,
-                  actual.mix_of(int64_t(n)), row, n);
-            CHECK(actual.arrays[row][n].guard_intact(), "%s, mix %d row %d tensor %zu", step,
-                  actual.mix_of(int64_t(n)), row, n);
+            Guarded& found = actual.arrays[row][n];
+            CHECK(found == expected.arrays[row][n] && found.guard_intact(), "%s, mix %d row %d tensor %zu",
+                  step, actual.mix_of(int64_t(n)), row, n);
         }
     }
     CHECK(actual.steps == expected.steps, "%s, mix %d", step, actual.mixes[0]);

@@ -53,11 +53,11 @@ Sums measured(DType type, Guarded& grad, int64_t n, int ratio) {
     table.control = control.data();
     table.l1 = true;
     std::vector<unsigned char> scratch(size_t(cuda::scratch_bytes()));
-    cuda::Stepper(table, {{MIX_OF[type], 0, chunks}}, scratch.data(), 0).measure(0, false);
+    cuda::Stepper(table, {{MIX_OF[type], 0, chunks}}, scratch.data(), nullptr, 0).measure(0, false);
     const Sums with = {control[slot::grad_sq_sum], control[slot::grad_abs_sum],
                        control[slot::grad_nonfinite]};
     table.l1 = false;
-    cuda::Stepper(table, {{MIX_OF[type], 0, chunks}}, scratch.data(), 0).measure(0, false);
+    cuda::Stepper(table, {{MIX_OF[type], 0, chunks}}, scratch.data(), nullptr, 0).measure(0, false);
     CHECK(same(control[slot::grad_sq_sum], with.squares), "type %d: L1 changes the squares", type);
     return with;
 }

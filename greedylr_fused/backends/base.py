@@ -48,7 +48,7 @@ class Backend(Protocol):
 
     def control(self, loss: Tensor | None = None) -> None:
         """Count the step and decide the next LR (C1..C9, S1..S3); if `skip` is set, count a skipped step instead. Then
-        write the table's snapshot, if there is one.
+        write the table's snapshot, which there is on CUDA devices alone.
 
         Args:
             loss: read where it lies and observed with weight 1: one element of a type in `DTYPES`, on the table's
@@ -91,14 +91,6 @@ class Staging:
     def __init__(self, table: TensorTable) -> None:
         on_gpu = table.device.type == "cuda"
         self._spare = {words.shape: words.pin_memory() for words in table.words} if on_gpu else {}
-
-    def observe(self, loss: Tensor, weight: float | Tensor) -> None:
-        """Add `weight * loss` (rounded once, as the sum is) and `weight` to what is pending; with weight 0, nothing.
-
-        Args:
-            loss: as for `control`, as it is at this call in the order of the stream.
-            weight: a finite number >= 0, or such a tensor.
-        """
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         """Do what `Backend.send` does."""

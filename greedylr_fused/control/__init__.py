@@ -8,6 +8,7 @@ vector to plain numbers for checkpoints and back, `curve.py` is the table of a s
 """
 
 from greedylr_fused.control.curve import Curve
+from greedylr_fused.control.pending import add as add_pending
 from greedylr_fused.control.slots import (
     BLOCKS,
     SAVED,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import sys
 import weakref
 from typing import Any
 
@@ -17,14 +18,14 @@ from torch import Tensor
 
 from greedylr_fused.capture import capturing
 
-#: Memory that went while a graph was captured, and that no copy could guard.
-_LEFT: list[Tensor] = []
-
-_native: Any = None
+_take: Any = None
 try:
-    _native = importlib.import_module("greedylr_fused._host")
+    _take = getattr(importlib.import_module("greedylr_fused._host"), "take_snapshot", None)
 except ImportError:  # without a compiler; Python alone cannot order what it reads
     pass
+#: Memory of snapshots that are gone, by device and length: kernels that are on their way may still write to it, and
+#: PyTorch's allocator, which does not know of them, must not hand it to others.
+_gone: dict[tuple[torch.device, int], list[Tensor]] = {}
 
 
 class Snapshot:
@@ -33,16 +34,12 @@ class Snapshot:
     Args:
         memory: float64 [n + 2] that both can reach, n = the slots shown.
         address: where the device finds it.
-        device: the one that writes; kernels that it has yet to run keep the memory from others.
     """
 
-    def __init__(self, memory: Tensor, address: int, device: torch.device) -> None:
+    def __init__(self, memory: Tensor, address: int) -> None:
         self.memory, self.address = memory, address
         self._number = -1.0
         self.forget()
-        if device.type == "cuda":
-            last = torch.zeros(1, dtype=torch.float64, device=device)
-            weakref.finalize(self, _keep_from_others, memory, last).atexit = False
 
     def forget(self) -> None:
         """Take nothing that was written so far. The device must have ended what it was doing."""
@@ -51,11 +48,9 @@ class Snapshot:
 
     def take(self, target: Tensor) -> bool:
         """Copy the slots to `target`, float64 [n] in host memory, unless they are the ones that were taken last, or
-        are being written now; tell whether that was so.
+        are being written now; return whether they were copied.
         """
-        number: float = _native.take_snapshot(
-            self.memory.data_ptr(), target.data_ptr(), self.memory.numel() - 2, self._number
-        )
+        number: float = _take(self.memory.data_ptr(), target.data_ptr(), self.memory.numel() - 2, self._number)
         if number < 0:
             return False
         self._number = number
@@ -64,31 +59,30 @@ class Snapshot:
 
 def mapped(count: int, device: torch.device) -> Snapshot | None:
     """Return a snapshot of so many slots that kernels on this device can write; None if there is no such memory."""
-    if device.type != "cuda" or _native is None:
+    if device.type != "cuda" or _take is None:
         return None
-    memory = torch.empty(count + 2, dtype=torch.float64, device="cpu", pin_memory=True)
+    gone = _gone.setdefault((device, count + 2), [])
+    if gone and not capturing(device):
+        torch.cuda.synchronize(device)
+        memory = gone.pop()
+    else:
+        memory = torch.empty(count + 2, dtype=torch.float64, device="cpu", pin_memory=True)
     with torch.cuda.device(device):
         address = _device_address(memory.data_ptr())
-    return None if address is None else Snapshot(memory, address, device)
-
-
-def _keep_from_others(memory: Tensor, last: Tensor) -> None:
-    """Let PyTorch's allocator hand this memory out again only when the current stream is done with what it has.
-
-    It knows of copies, and not of kernels: so the last use is a copy.
-    """
-    if capturing(last.device):
-        _LEFT.append(memory)
-    else:
-        last.copy_(memory[:1], non_blocking=True)
+    if address is None:
+        return None
+    made = Snapshot(memory, address)
+    weakref.finalize(made, gone.append, memory).atexit = False
+    return made
 
 
 def _device_address(host: int) -> int | None:
     """Return where the device finds pinned memory, from CUDA's driver; None if it has none, or cannot tell."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        find = driver.cuMemHostGetDevicePointer_v2
+    except (OSError, AttributeError):  # no driver of CUDA's, as with ROCm
         return None
     found = ctypes.c_uint64()
-    status: int = driver.cuMemHostGetDevicePointer_v2(ctypes.byref(found), ctypes.c_void_p(host), 0)
+    status: int = find(ctypes.byref(found), ctypes.c_void_p(host), 0)
     return found.value if status == 0 else None

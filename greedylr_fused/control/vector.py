@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.capture import outside_inference
+from greedylr_fused.capture import capturing, outside_inference
 from greedylr_fused.control import numbers, pending
 from greedylr_fused.control.curve import Curve
 from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS, TABLE, block, shown
@@ -71,9 +71,8 @@ class Control:
             loss_driven.check_groups(len(lrs))
         self.schedule, self._loss_driven = schedule, loss_driven
         self._options: dict[str, Any] = dict(max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite)
-        self.measures_l1 = False
+        self.measures_l1 = self._scaled = False
         self.n_groups = len(lrs)
-        self._scaled = False
         self.decay_steps = self.observed = self.writes = 0
         self.bounds, self.initial_lrs = self.bounds_for(lrs), list(lrs)
         self.curve = Curve(schedule, device) if curve is None else curve
@@ -210,8 +209,9 @@ class Control:
             slot.fill_(lr)
         if self.schedule is None:
             return
-        self.writes += 1
-        self.slot("writes").add_(1.0)
+        if not capturing(self.device):  # who knows whether, and how often, a graph is replayed
+            self.writes += 1
+            self.slot("writes").fill_(self.writes)
         low, high = self.bounds[group]
         if not self.follows_steps:
             level.copy_(slot.clamp_(low, high))
@@ -241,8 +241,8 @@ class Control:
 
     def discard_observed(self) -> None:
         """Drop the pending loss, as after a step that failed: the step has used it up, or it would count twice."""
-        self.pending.zero_()
         self.observed = 0
+        self.pending.zero_()
 
     def set_amp(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
         """Take over what GradScaler says of this step. Return whether it, or the step before, makes `clip` due."""

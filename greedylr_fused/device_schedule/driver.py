@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused.backends import resolve
-from greedylr_fused.capture import capturing, outside_inference
+from greedylr_fused.capture import keep, outside_inference
 from greedylr_fused.checkpoint import KEY, fitted, read_control, saved
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.device_schedule import checks
@@ -128,7 +128,7 @@ class DeviceSchedule:
             if shared is not None:
                 self._ranks.add_up(shared, norm=False).wait()
             self._backend.control(in_place)
-            self._keep(loss)
+            keep(self._captures, self._control.device, loss)
         except BaseException:
             self._control.discard_observed()
             raise
@@ -143,7 +143,7 @@ class DeviceSchedule:
         """Add the loss of one micro-batch, on the device; the next step takes the weighted mean of all.
 
         Args:
-            loss: tensor of one element, or number.
+            loss: tensor of one element, or number; a tensor may be overwritten afterwards.
             weight: number >= 0 or tensor of one element, such as the number of tokens. Default: 1.
 
         Raises:
@@ -151,7 +151,7 @@ class DeviceSchedule:
         """
         weight = losses.check_observed(loss, weight)
         flow.observe(loss, weight, self._backend, self._control)
-        self._keep(loss, weight)
+        keep(self._captures, self._control.device, loss, weight)
 
     @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -241,11 +241,6 @@ class DeviceSchedule:
             "DeviceSchedule: expected a call of state_dict(), got a request to copy or pickle it; construct another "
             "one for the copy of the optimizer, and load that dictionary into it"
         )
-
-    def _keep(self, *values: Any) -> None:
-        """Keep the memory of losses and weights for the graph being captured, which reads it at each replay."""
-        if capturing(self._control.device):
-            self._captures += [value.detach() for value in values if isinstance(value, Tensor)]
 
     def _put_back(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self._lrs, strict=True):

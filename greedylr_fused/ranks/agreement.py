@@ -103,8 +103,8 @@ def check_control(control: Control, group: Any) -> None:
 
 
 def _decided(control: Control, needs_loss: bool) -> dict[str, str]:
-    """Return the bits of all slots by name, without those that hold a rank's own share: until it is added up, or for
-    good where the loss decides nothing.
+    """Return the bits of all slots by name, without those of a rank's own: how often its host wrote, and its share
+    until that is added up, or for good where the loss decides nothing.
     """
     names = [*SLOTS, *(f"{block} of group {group}" for block in BLOCKS for group in range(control.n_groups))]
     names += [f"window[{i}]" for i in range(control.window_size)]

@@ -29,7 +29,8 @@ def arrivals(control: Control) -> Arrivals:
     source, lrs = control.vector[shown(control.n_groups)], block("lr", control.n_groups).start - STATE_BEGIN
     if source.device.type == "cpu" and control.snapshot is None:
         return _Live((source, source[lrs:]))
-    memory = torch.empty((2, *source.shape), dtype=torch.float64, device="cpu", pin_memory=source.is_cuda)
+    pinned = source.is_cuda and control.snapshot is None
+    memory = torch.empty((2, *source.shape), dtype=torch.float64, device="cpu", pin_memory=pinned)
     memory[0].copy_(source)
     latest, other = ((host, host[lrs:]) for host in memory.unbind())  # one may be read while the other is written
     if control.snapshot is not None:

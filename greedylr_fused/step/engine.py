@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from greedylr_fused.backends import Backend, Choice, resolve
-from greedylr_fused.capture import capturing, outside_inference
+from greedylr_fused.capture import capturing, keep, outside_inference
 from greedylr_fused.control import Control
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import flow, options
@@ -105,9 +105,8 @@ class Engine:
         self.keep(loss, weight)
 
     def keep(self, *values: Any) -> None:
-        """Keep the memory of losses and weights for the graph being captured, which reads it at each replay."""
-        if capturing(self.device):
-            self.captures[-1] += [value.detach() for value in values if isinstance(value, Tensor)]
+        """Keep losses and weights for the graph being captured."""
+        keep(self.captures[-1], self.device, *values)
 
     @property
     def captured(self) -> bool:

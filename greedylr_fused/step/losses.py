@@ -62,6 +62,8 @@ def check_weight(weight: Any) -> None:
             raise ValueError(
                 f"weight: expected a tensor of one element, got one of shape {tuple(weight.shape)}; use weight.sum()"
             )
+        if weight.is_complex():
+            raise TypeError(f"weight: expected a real number, got a {weight.dtype} tensor; use weight.abs()")
     elif not is_number(weight):
         raise TypeError(
             f"weight: expected a number or a tensor of one element, got {type(weight).__name__}; pass e.g. the number "

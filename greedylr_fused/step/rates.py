@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,7 +68,13 @@ class Rates:
 
     @property
     def metrics(self) -> Metrics:
-        return self._mirror.metrics
+        """The latest snapshot, with the LRs that the host wrote since."""
+        found = self._mirror.metrics
+        written = [
+            lr if shown or known is None else known
+            for lr, known, shown in zip(found.lr, self._known, self._snapshot, strict=True)
+        ]
+        return found if written == [*found.lr] else replace(found, lr=tuple(written))
 
     def zeroed(self, groups: Sequence[dict[str, Any]]) -> bool:
         """Return whether the host wrote 0 to all groups; if a schedule begins at 0, the object tells who wrote it."""

@@ -204,6 +204,14 @@ def test_the_end_of_a_launch_is_short(kernels, target):
             assert max(accesses(loop)["LDG", 32] for loop in loops) == 8
 
 
+@each(TARGETS)
+def test_the_host_sees_a_snapshot_in_order(kernels, target):
+    """Two fences of the whole system, in each kernel that closes a step."""
+    for name, code in kernels(target).items():
+        fences = [opcode for opcode, _ in code.lines if re.match(r"MEMBAR\S*\.SYS", opcode)]
+        assert len(fences) == (2 if re.search("update_kernel|control_kernel", name) else 0), name
+
+
 def test_nothing_is_contracted(extracted):
     """No product or sum is left to the assembler to fuse, neither in elements nor in control, wherever it was inlined.
     What is fused on purpose: the norm's squares, and what powers, roots and quotients are made of.

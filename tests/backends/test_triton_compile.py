@@ -143,14 +143,14 @@ def test_only_the_last_launch_closes():
 
 
 def test_the_host_sees_a_snapshot_in_order():
-    """The number, a fence of the whole system and a barrier, the slots by all threads, both again, the number."""
-    ptx = control(90, triton_control.control_kernel).asm["ptx"]
-    _, *parts = re.split(r"fence\.acq_rel\.sys;", ptx)
-    assert len(parts) == 2
-    stores = [re.findall(r"st\.global\S*", part) for part in parts]
-    barriers = [re.search(r"bar(rier)?\.(cta\.)?sync", part) for part in parts]
-    assert all(barriers) and len(stores[0]) == 1, "one store of all threads' slots"
-    assert parts[1].index("bar") < parts[1].index("st.global")
+    """The number; a barrier, each thread's fence of the whole system, its slots; both again; the number."""
+    for kernel in (control(90, triton_control.control_kernel), update(90, (F32, F32, F32))):
+        parts = re.split(r"fence\.acq_rel\.sys;", kernel.asm["ptx"])
+        assert len(parts) == 3
+        number, slots, again = (re.findall(r"st\.global|bar\.sync|barrier\.cta\.sync", part) for part in parts)
+        assert number[-2][:2] == "st" and number[-1][:3] == "bar", "the number, then all threads' fences"
+        assert slots[0][:2] == "st" and [what[:2] for what in slots] == ["st", "ba"], "one store of each thread"
+        assert again[:1] == ["st.global"]
 
 
 def test_update_arithmetic():

@@ -173,7 +173,7 @@ def test_the_weighted_mean_is_rounded_as_in_python(device, backend, name, steppe
     assert opt.metrics().loss == total / weights
 
 
-@pytest.mark.parametrize("weight", [5e-324, 2.0, 1.7e308, 1 / 3])
+@pytest.mark.parametrize("weight", [0.0, -0.0, 5e-324, 2.0, 1.7e308, 1 / 3])
 def test_any_finite_weight(device, backend, weight):
     opt = build(device, backend)
     opt.step(loss=1.0)

@@ -22,7 +22,7 @@ def mapped(monkeypatch, device, backend):
 
     def snapshot(count, device):
         memory = torch.empty(count + 2, dtype=torch.float64, pin_memory=device.type == "cuda")
-        made.append(Snapshot(memory, memory.data_ptr(), device))
+        made.append(Snapshot(memory, memory.data_ptr()))
         return made[-1]
 
     monkeypatch.setattr(control_vector, "mapped", snapshot)
@@ -102,6 +102,21 @@ def test_an_lr_from_before_the_host_wrote_is_not_shown(mapped, device, backend):
     assert settled(opt)[1] == [0.08]
     opt.step(loss=9.0)
     assert settled(opt)[1] == [0.04]
+
+
+def test_an_lr_that_was_written_is_shown_at_once(mapped, device, backend):
+    """Without another step, which would write the next snapshot."""
+    opt = build(device, backend, groups=2)
+    opt.step(loss=1.0)
+    before = settled(opt)[1]
+    opt.param_groups[1]["lr"] = 0.07
+    assert opt.read_lr() == [before[0], 0.07]
+    assert opt.metrics().lr == (before[0], 0.07)
+    opt.set_lr(0.06)
+    assert settled(opt) == (opt.metrics(), [0.06, 0.06]) and opt.metrics().lr == (0.06, 0.06)
+    assert opt.metrics().step == 1
+    opt.step(loss=9.0)
+    assert settled(opt)[0].lr == (0.03, 0.03)
 
 
 def test_what_was_written_before_a_checkpoint_was_loaded_is_forgotten(mapped, device, backend):

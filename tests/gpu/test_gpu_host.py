@@ -156,17 +156,33 @@ def test_the_schedule_launches_the_same_for_every_number_of_tensors(gpu):
 
 
 def test_the_gpu_writes_what_the_host_sees(gpu):
-    """After steps, after replays, and after the optimizer has another table."""
+    """After steps, on another stream too, after an LR was written, after replays, and with another table."""
     training = Training(gpu, max_grad_norm=0.01)
     opt = training.opt
     assert opt._control.snapshot is not None, "the driver gave no address for pinned memory"
-    for i in range(5):
-        training.step(i)
+
+    def check(steps):
         gpu.wait()
         shown, vector = opt.metrics(), opt._control.vector.tolist()
-        assert shown == Metrics.of(vector[STATE_BEGIN:], opt.read_lr()) and shown.step == i + 1
-        if i == 2:
-            opt._engine.discard()
+        assert shown == Metrics.of(vector[STATE_BEGIN:], opt.read_lr()) and shown.step == steps
+
+    for i in range(3):
+        training.step(i)
+        check(i + 1)
+    with gpu.on_another_stream():
+        training.step(3)
+    check(4)
+    opt.set_lr(0.02)
+    check(4)
+    replay = training.captured()
+    gpu.wait()
+    before = opt.metrics().step
+    for i in range(3):
+        replay(i)
+        check(before + i + 1)
+    opt._engine.discard()
+    training.step(0)
+    check(before + 4)
 
 
 def test_a_step_is_two_operations_of_the_device(gpu):

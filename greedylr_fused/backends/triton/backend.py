@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.backends.base import Staging, absent
+from greedylr_fused.capture import capturing
+from greedylr_fused.control import SLOT, add_pending
 from greedylr_fused.tensors import DType, TensorTable, real
 
 #: Types of the devices that Triton compiles for ("cuda" is also AMD's).
@@ -161,6 +163,7 @@ class TritonBackend:
         closing = (table.control, table.curve, self._snapshot, table.ptrs, *steps)
         self._control = _Closing(control.control_kernel, 1, closing, (), table.control)
         self._observes: dict[Any, _Kernel] = {}
+        self._pending = (table.control[SLOT["loss_sum"]], table.control[SLOT["loss_weight"]])
         # Kernels compile at their first call: those of a process of several ranks never do in a single one.
         self._measures = {then_clip: self._plan_measures(then_clip) for then_clip in (False, True)}
         self._updates = {then_control: self._plan_updates(steps, then_control) for then_control in (False, True)}
@@ -247,12 +250,15 @@ class TritonBackend:
     def observe(self, loss: Tensor, weight: float | Tensor) -> None:
         from greedylr_fused.backends.triton.control import observe_kernel
 
-        weighs = isinstance(weight, Tensor)
         kind = loss.dtype, weight.dtype if isinstance(weight, Tensor) else None
         if kind not in self._observes:
-            self._observes[kind] = _Kernel(observe_kernel, 1, (self.table.control, None, None, weighs), (1, 2))
+            if capturing(self._device):  # nothing is compiled and loaded now
+                add_pending(*self._pending, loss, weight)
+                return
+            given = kind[1] is not None
+            self._observes[kind] = _Kernel(observe_kernel, 1, (self.table.control, None, None, given), (1, 2))
         if not isinstance(weight, Tensor):
-            (weight,) = struct.unpack("<q", struct.pack("<d", -weight))
+            (weight,) = struct.unpack("<q", struct.pack("<d", -abs(weight)))
         with _guard(self._device):
             self._observes[kind](loss, weight)
 

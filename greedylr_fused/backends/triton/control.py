@@ -2,9 +2,9 @@
 launch or as a tiny program of their own.
 
 One thread of the program stores scalars, and sees its own stores in order; what the others compute is thrown away. So
-no barrier is needed, and none may be used inside a branch that depends on these slots. float64 throughout; launch with
-`enable_fp_fusion=False`, or the compiler may round less often than the schedulers in Python floats that these decisions
-are compared with bit for bit.
+no barrier is needed, and none may be used inside a branch that depends on these slots; `_show` comes after them. float64
+throughout; launch with `enable_fp_fusion=False`, or the compiler may round less often than the schedulers in Python
+floats that these decisions are compared with bit for bit.
 """
 
 import triton
@@ -124,7 +124,7 @@ def _show(c, snapshot):
     """Write the state to memory that the host maps, between two copies of a number that no step before had, in the
     order in which the host relies on finding them (`greedylr_fused/control/snapshot.py`).
     """
-    tl.debug_barrier()  # all threads see what the one has stored
+    tl.debug_barrier()  # all threads are here, and see what the one has stored
     count = _SHOWN + tl.load(c + _N_GROUPS).to(tl.int32)
     number = tl.load(c + _STEP) + tl.load(c + _SKIPPED)
     tl.store(snapshot, number)
@@ -139,12 +139,14 @@ def _show(c, snapshot):
 
 @triton.jit
 def _fence():
-    """Let the device and the host see what all threads stored before this before what they store after it."""
+    """Let the device and the host see what all threads stored before this before what they store after it: each fences
+    what it has seen, by the barrier, of the others.
+    """
+    tl.debug_barrier()
     if not INTERPRETED:
         fence: tl.constexpr = "fence.acq_rel.sys; mov.b32 $0, $1;"
         at = tl.arange(0, _COUNTS)
         tl.inline_asm_elementwise(fence, "=r,r,~{memory}", [at], dtype=tl.int32, is_pure=False, pack=1)
-    tl.debug_barrier()
 
 
 @triton.jit
