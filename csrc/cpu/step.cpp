@@ -41,7 +41,6 @@ int64_t run_length(int64_t n_chunks, int threads) {
 // One pass over all chunks.
 template <typename Body>
 struct Pass {
-    const std::vector<Launch>& launches;
     const int64_t n_chunks;
     const bool backwards;
     const Body& body;
@@ -57,31 +56,52 @@ struct Pass {
         auto worker = body.worker();
         for (int64_t i; (i = next.fetch_add(length, std::memory_order_relaxed)) < n_chunks;) {
             const int64_t count = std::min(length, n_chunks - i);
-            const int64_t first = backwards ? n_chunks - i - count : i;
-            for (int64_t c = first; c < first + count; ++c) worker(launch_of(c), c);
+            worker(backwards ? n_chunks - i - count : i, count);
         }
-    }
-
-    const Launch& launch_of(int64_t c) const {
-        return *std::find_if(launches.begin(), launches.end(),
-                             [c](const Launch& l) { return c < l.first + l.count; });
     }
 };
 
-// Updates chunks. Neighbouring chunks mostly share group and step count, so the two pow of the bias
+const Launch& launch_of(const std::vector<Launch>& launches, int64_t c) {
+    return *std::find_if(launches.begin(), launches.end(),
+                         [c](const Launch& l) { return c < l.first + l.count; });
+}
+
+// Updates a run of chunks. Neighbouring chunks mostly share group and step count, so the two pow of the bias
 // corrections are paid once per thread, not once per tensor.
+//
+// All of a run is looked up before any of it is updated. A tensor's entries lie in as many pages as there are
+// rows, and what passes through the caches while the one before it is updated pushes them out. Looked up
+// tensor by tensor they held up its first elements by 0.5 us: 15 % of the time of 1,000 tensors of 64x64 in
+// float32, 40 % in bfloat16. Fetching the arrays' first lines ahead as well gains nothing.
 class UpdateWorker {
   public:
-    UpdateWorker(const TensorTable& table, const Loops& loops) : t_(table), loops_(loops) {}
+    UpdateWorker(const TensorTable& table, const std::vector<Launch>& launches, const Loops& loops)
+        : t_(table), launches_(launches), loops_(loops) {}
 
-    void operator()(const Launch& launch, int64_t c) {
+    void operator()(int64_t first, int64_t count) {
+        Work run[LONGEST_RUN];
+        for (int64_t i = 0; i < count; ++i) run[i] = look_up(first + i);
+        for (int64_t i = 0; i < count; ++i) {
+            if (run[i].range.grad != nullptr) run[i].update(run[i].range, coefficients_of(run[i]));
+        }
+    }
+
+  private:
+    struct Work {
+        Range range;
+        UpdateLoop update;
+        int32_t group;
+        float steps_taken;
+    };
+
+    Work look_up(int64_t c) const {
         const Chunk chunk = locate(t_, c);
-        if (address(t_, GRAD, chunk.tensor) == nullptr) return;
+        const Launch& launch = launch_of(launches_, c);
+        const Mix mix = MIXES[launch.mix];
         const auto at = [this, &chunk](Row row, DType type) {
             char* begin = address(t_, row, chunk.tensor);
             return begin == nullptr ? nullptr : begin + chunk.offset * element_size(type);
         };
-        const Mix mix = MIXES[launch.mix];
         const Range range = {at(PARAM, mix.param),
                              at(GRAD, mix.grad),
                              at(EXP_AVG, mix.state),
@@ -91,24 +111,23 @@ class UpdateWorker {
                              at(COPY_F16, F16),
                              chunk.n};
         const bool amsgrad = range.max_exp_avg_sq != nullptr;
-        loops_.update[launch.mix][amsgrad](range, coefficients_of(chunk.tensor));
+        return {range, loops_.update[launch.mix][amsgrad], t_.group[chunk.tensor],
+                step_count(t_, chunk.tensor)};
     }
 
-  private:
-    const Coefficients<double>& coefficients_of(int64_t tensor) {
-        const int32_t group = t_.group[tensor];
-        const float steps_taken = step_count(t_, tensor);
-        if (group != group_ || steps_taken != steps_taken_) {
+    const Coefficients<double>& coefficients_of(const Work& work) {
+        if (work.group != group_ || work.steps_taken != steps_taken_) {
             const double* c = t_.control;
-            known_ = coefficients(t_.hyper + group * HYPER_COUNT, lr_of(c, group), c[slot::grad_multiplier],
-                                  steps_taken);
-            group_ = group;
-            steps_taken_ = steps_taken;
+            known_ = coefficients(t_.hyper + work.group * HYPER_COUNT, lr_of(c, work.group),
+                                  c[slot::grad_multiplier], work.steps_taken);
+            group_ = work.group;
+            steps_taken_ = work.steps_taken;
         }
         return known_;
     }
 
     const TensorTable& t_;
+    const std::vector<Launch>& launches_;
     const Loops& loops_;
     int32_t group_ = -1;
     float steps_taken_ = -1.0f;
@@ -117,27 +136,32 @@ class UpdateWorker {
 
 struct UpdateBody {
     const TensorTable& table;
+    const std::vector<Launch>& launches;
     const Loops& loops;
-    UpdateWorker worker() const { return {table, loops}; }
+    UpdateWorker worker() const { return {table, launches, loops}; }
 };
 
 struct MeasureBody {
     const TensorTable& table;
+    const std::vector<Launch>& launches;
     const Loops& loops;
     GradSum* partial;
 
     auto worker() const {
-        return [this](const Launch& launch, int64_t c) {
-            const Chunk chunk = locate(table, c);
-            const char* grad = address(table, GRAD, chunk.tensor);
-            const DType type = MIXES[launch.mix].grad;
-            partial[c] = {0.0, 0.0, 0};
-            if (grad == nullptr) return;
-            const MeasureLoop measure = loops.measure[type][table.l1];
-            partial[c] = measure(grad + chunk.offset * element_size(type), chunk.n);
-            partial[c].squares *= table.norm_weight[chunk.tensor];
-            partial[c].absolute *= table.norm_weight[chunk.tensor];
+        return [this](int64_t first, int64_t count) {
+            for (int64_t c = first; c < first + count; ++c) partial[c] = sum(c);
         };
+    }
+
+    GradSum sum(int64_t c) const {
+        const Chunk chunk = locate(table, c);
+        const char* grad = address(table, GRAD, chunk.tensor);
+        if (grad == nullptr) return {0.0, 0.0, 0};
+        const DType type = MIXES[launch_of(launches, c).mix].grad;
+        GradSum sum = loops.measure[type][table.l1](grad + chunk.offset * element_size(type), chunk.n);
+        sum.squares *= table.norm_weight[chunk.tensor];
+        sum.absolute *= table.norm_weight[chunk.tensor];
+        return sum;
     }
 };
 
@@ -155,12 +179,12 @@ int Stepper::useful_threads(int wanted) const {
 
 template <typename Body>
 void Stepper::run(const Body& body, int threads) {
-    Pass<Body>{launches_, table_.n_chunks, backwards_, body}.run(useful_threads(threads));
+    Pass<Body>{table_.n_chunks, backwards_, body}.run(useful_threads(threads));
     backwards_ = !backwards_;
 }
 
 void Stepper::measure(int threads, bool then_clip) {
-    const MeasureBody body{table_, loops(), partial_.data()};
+    const MeasureBody body{table_, launches_, loops(), partial_.data()};
     run(body, threads);
     GradSum total = {0.0, 0.0, 0};
     for (const GradSum& part : partial_) {
@@ -177,7 +201,7 @@ void Stepper::measure(int threads, bool then_clip) {
 void Stepper::clip() const { greedylr::run_clip(table_.control); }
 
 void Stepper::update(int threads, bool then_control, const Loss& loss) {
-    if (table_.control[slot::skip] == 0.0) run(UpdateBody{table_, loops()}, threads);
+    if (table_.control[slot::skip] == 0.0) run(UpdateBody{table_, launches_, loops()}, threads);
     if (then_control) control(loss);
 }
 
