@@ -48,6 +48,13 @@ void update_blocks(const Range& range, int64_t begin, const Coefficients<typenam
     Staged<S, T> exp_avg(range.exp_avg), exp_avg_sq(range.exp_avg_sq), max_exp_avg_sq(range.max_exp_avg_sq);
     for (; begin < range.n; begin += BLOCK) {
         const int64_t n = range.n - begin < BLOCK ? range.n - begin : BLOCK;
+        if (const int64_t next = begin + BLOCK; next < range.n) {
+            param.fetch(next);
+            grad.fetch(next);
+            exp_avg.fetch(next);
+            exp_avg_sq.fetch(next);
+            if (AMSGRAD) max_exp_avg_sq.fetch(next);
+        }
         update_arrays<AMSGRAD, FROM_OLD>(param.open(begin, n), grad.open(begin, n), exp_avg.open(begin, n),
                                          exp_avg_sq.open(begin, n),
                                          AMSGRAD ? max_exp_avg_sq.open(begin, n) : nullptr, n, k);

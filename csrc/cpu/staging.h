@@ -68,12 +68,24 @@ inline void narrow<F16>(const float* __restrict from, uint16_t* __restrict to, i
 }
 #endif
 
+// Asks for a block to be brought into the second-level cache. While the division of one block is waited for,
+// few reads of the next can begin, and the processor's own fetching stops at the end of each page. Measured
+// on Zen 4, against none: 2 to 8 % faster in all mixes of the general loop, alone and with both cores at the
+// memory's limit. Into the first level, or four blocks ahead, it is 10 to 20 % slower; so it is in the loop
+// over pairs of bf16 at any distance, which waits less.
+template <typename T>
+void fetch_block(const T* array) {
+    const char* const bytes = reinterpret_cast<const char*>(array);
+    for (int64_t i = 0; i < BLOCK * int64_t(sizeof(T)); i += 64) __builtin_prefetch(bytes + i, 0, 2);
+}
+
 // A view of one array, block by block, in the type of the arithmetic: the array itself where that is how it
 // is stored, a converted copy otherwise.
 template <DType D, typename T, bool DIRECT = sizeof(typename Format<D>::Stored) == sizeof(T)>
 class Staged {
   public:
     explicit Staged(void* array) : array_(static_cast<T*>(array)) {}
+    void fetch(int64_t begin) const { fetch_block(array_ + begin); }
     T* open(int64_t begin, int64_t) { return array_ + begin; }
     void store(int64_t, int64_t) {}
 
@@ -88,6 +100,7 @@ class Staged<D, T, false> {
   public:
     explicit Staged(void* array) : array_(static_cast<Stored*>(array)) {}
 
+    void fetch(int64_t begin) const { fetch_block(array_ + begin); }
     // At most BLOCK elements.
     T* open(int64_t begin, int64_t n) {
         widen<D>(array_ + begin, buffer_, n);
