@@ -12,6 +12,8 @@ namespace greedylr {
 
 namespace py = pybind11;
 
+constexpr size_t LINE = 64;  // bytes that processors fetch at a time, or half of them
+
 // Names as Python's own strings, made once and never given back.
 struct Names {
     PyObject* grad = PyUnicode_InternFromString("grad");

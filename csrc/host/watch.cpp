@@ -9,8 +9,23 @@ namespace {
 
 constexpr int64_t EMPTY = 1;  // address of an empty gradient, never read (formats.py)
 constexpr int64_t NONE = -1;  // nothing that a kernel could read
+// After a backward pass nothing of 1,000 tensors is in the caches, and each is a chain of five objects:
+// looked at as they come, they take 0.5 ms, fetched so many tensors ahead 0.3 ms; in the caches 3 % longer.
+constexpr size_t AHEAD = 3;
 
 }  // namespace
+
+// Inlined by force: GCC takes a function that only fetches for one without effect, and leaves its calls out.
+__attribute__((always_inline)) inline void Watch::fetch(const Lines& lines) const {
+    for (size_t i = lines.begin; i < lines.end; ++i) __builtin_prefetch(lines_[i]);
+}
+
+__attribute__((always_inline)) inline void Watch::fetch(const Entry& entry) const {
+    fetch(entry.lines);
+    const char* const shape = static_cast<const char*>(entry.seen[1]);
+    __builtin_prefetch(entry.seen[0]);
+    for (const char* line : {shape - LINE, shape, shape + LINE}) __builtin_prefetch(line);
+}
 
 int Watch::look(const py::object& groups, const py::object& state) {
     odd_.clear();
@@ -19,7 +34,8 @@ int Watch::look(const py::object& groups, const py::object& state) {
         return flags::REBUILD;
     }
     for (size_t i = 0; i < entries_.size(); ++i) {
-        const Entry& entry = entries_[i];
+        if (i + AHEAD < entries_.size()) fetch(entries_[i + AHEAD]);
+        Entry& entry = entries_[i];
         if (!same_parameter(entry)) return flags::REBUILD;
         const int64_t address = address_of(entry);
         if (address == NONE) {
@@ -134,7 +150,9 @@ bool Watch::same_states(PyObject* state) const {
     if (!PyDict_Check(state) || size_t(PyDict_GET_SIZE(state)) != states_.size()) return false;
     PyObject *param, *dict;
     Py_ssize_t position = 0;
-    for (const Own& own : states_) {
+    for (size_t i = 0; i < states_.size(); ++i) {
+        const Own& own = states_[i];
+        if (i + AHEAD < states_.size()) fetch(states_[i + AHEAD].lines);
         if (!PyDict_Next(state, &position, &param, &dict)) return false;
         if (param != own.param || dict != own.dict || !same_items(own)) return false;
     }
@@ -145,7 +163,8 @@ bool Watch::same_items(const Own& own) const {
     if (PyDict_GET_SIZE(own.dict) != own.size) return false;
     PyObject *key, *value;
     Py_ssize_t position = 0;
-    for (const Item& item : own.items) {
+    for (size_t i = own.items; i < own.items_end; ++i) {
+        const Item& item = items_[i];
         if (!PyDict_Next(own.dict, &position, &key, &value) || key != item.key) return false;
         if (item.value == nullptr) continue;
         if (value != item.value) return false;
@@ -180,7 +199,7 @@ bool Watch::fits(const dlpack::Tensor& tensor, const Entry& entry) const {
     return true;
 }
 
-int64_t Watch::address_of(const Entry& entry) const {
+int64_t Watch::address_of(Entry& entry) const {
     py::object gradient = grad_(entry.param);
     if (!gradient) return NONE;
     if (gradient.is_none()) return 0;
@@ -191,6 +210,8 @@ int64_t Watch::address_of(const Entry& entry) const {
     }
     dlpack::Tensor now;
     if (!read(api_, gradient.ptr(), &now) || !fits(now, entry)) return NONE;
+    entry.seen[0] = gradient.ptr();
+    entry.seen[1] = now.shape;
     if (hidden(gradient.ptr(), entry) != 0) return NONE;
     if (entry.empty) return EMPTY;
     return now.data == nullptr ? NONE : int64_t(address(now));

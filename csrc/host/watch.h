@@ -54,6 +54,10 @@ class Watch {
         PyTypeObject* direct;  // null unless objects of this type can be read in place
         int32_t torch_dtype;   // its number in PyTorch, if so
     };
+    // A part of lines_: what a look reads at one tensor or dictionary.
+    struct Lines {
+        size_t begin, end;
+    };
     struct Entry {
         PyObject* param;
         py::object spec;  // null unless it is distributed
@@ -61,6 +65,8 @@ class Watch {
         bool empty, complex;
         bool may_hide;  // a sign or conjugation yet to be applied that need not show in its strides
         int hidden;     // what the parameter hides, see hidden()
+        Lines lines;
+        const void* seen[2];  // the last gradient: its object, and where its shape is kept
     };
     // One item of a parameter's state dictionary, in order. Nothing keeps its tensor alive: it is compared by
     // identity before it is read, and then by where its memory lies.
@@ -72,7 +78,8 @@ class Watch {
     struct Own {
         PyObject *param, *dict;
         Py_ssize_t size;
-        std::vector<Item> items;
+        size_t items, items_end;  // in items_
+        Lines lines;
     };
     struct Group {
         PyObject* amsgrad;
@@ -87,7 +94,10 @@ class Watch {
     void add_entry(const py::object& source);
     void add_own(const py::object& param, const py::object& dict, const py::object& entry);
     void add_group(const py::object& source);
+    void add_lines(const py::handle& tensor, const Memory& memory);
 
+    void fetch(const Lines& lines) const;
+    void fetch(const Entry& entry) const;
     int hidden(PyObject* tensor, const Entry& entry) const;
     bool same(PyObject* tensor, const Memory& memory) const;
     bool same_address(PyObject* tensor, const Memory& memory) const;
@@ -98,7 +108,7 @@ class Watch {
     bool same_items(const Own& own) const;
     bool no_newcomers() const;
     bool fits(const dlpack::Tensor& tensor, const Entry& entry) const;
-    int64_t address_of(const Entry& entry) const;
+    int64_t address_of(Entry& entry) const;
 
     const dlpack::ExchangeApi* api_;
     Direct direct_;
@@ -108,6 +118,10 @@ class Watch {
     std::vector<PyObject*> stateless_;
     std::vector<Group> groups_;
     std::vector<Own> states_;
+    std::vector<Item> items_;
+    // Addresses within what was found when this was built, a cache line each. They are fetched ahead of a
+    // look, never read: where a tensor is gone or lies elsewhere, that costs time alone.
+    std::vector<const void*> lines_;
     int64_t* row_;
     bool cleared_ = false;  // by the garbage collector
     std::vector<int64_t> odd_;

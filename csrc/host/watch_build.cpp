@@ -105,13 +105,20 @@ void Watch::add_entry(const py::object& source) {
     entry.complex = entry.memory.dtype.code == dlpack::COMPLEX;
     entry.may_hide = numel == 1 || entry.complex;
     entry.hidden = hidden(source.attr("memory").ptr(), entry);
+    entry.lines.begin = lines_.size();
+    add_lines(entry.param, entry.memory);
+    entry.lines.end = lines_.size();
+    entry.seen[0] = entry.seen[1] = source.ptr();
     entries_.push_back(entry);
 }
 
 void Watch::add_own(const py::object& param, const py::object& dict, const py::object& entry) {
     keep(param);
     keep(dict);
-    Own own = {param.ptr(), dict.ptr(), PyDict_GET_SIZE(dict.ptr()), {}};
+    Own own = {param.ptr(), dict.ptr(), PyDict_GET_SIZE(dict.ptr()), items_.size(), 0, {lines_.size(), 0}};
+    const auto* const keys =
+        reinterpret_cast<const char*>(reinterpret_cast<PyDictObject*>(dict.ptr())->ma_keys);
+    lines_.insert(lines_.end(), {dict.ptr(), keys, keys + LINE, keys + 2 * LINE});
     if (!entry.is_none()) {
         const bool distributed = !entry.attr("spec").is_none();
         const py::object moments = entry.attr("moments");
@@ -124,10 +131,25 @@ void Watch::add_own(const py::object& param, const py::object& dict, const py::o
                 item.memory = memory_of(item.distributed ? value.attr("_local_tensor")
                                                          : py::reinterpret_borrow<py::object>(value));
             }
-            own.items.push_back(item);
+            add_lines(value, item.memory);
+            items_.push_back(item);
         }
     }
+    own.items_end = items_.size();
+    own.lines.end = lines_.size();
     states_.push_back(own);
+}
+
+// Of a tensor that is read in place: the Python object, PyTorch's, and what two words near the begin of that
+// point to today, its storage and what autograd keeps. In another layout other places are fetched, in vain.
+void Watch::add_lines(const py::handle& tensor, const Memory& memory) {
+    if (Py_TYPE(tensor.ptr()) != memory.direct) return;
+    const char* const inner = *static_cast<const char* const*>(direct_.tensor_in(tensor.ptr()));
+    lines_.insert(lines_.end(), {tensor.ptr(), inner, inner + LINE, inner + 2 * LINE});
+    for (const int word : {2, 3}) {
+        const char* const part = reinterpret_cast<const char* const*>(inner)[word];
+        if (part != nullptr) lines_.insert(lines_.end(), {part, part + LINE});
+    }
 }
 
 void Watch::add_group(const py::object& source) {
@@ -155,6 +177,8 @@ void Watch::clear() {
     stateless_.clear();
     groups_.clear();
     states_.clear();
+    items_.clear();
+    lines_.clear();
     cleared_ = true;
     std::exchange(kept_, {});  // last: it may run any code, and this object must be whole by then
 }
