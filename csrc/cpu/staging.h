@@ -73,8 +73,11 @@ inline void narrow<F16>(const float* __restrict from, uint16_t* __restrict to, i
 // on Zen 4, against none: 2 to 8 % faster in all mixes of the general loop, alone and with both cores at the
 // memory's limit. Into the first level, or four blocks ahead, it is 10 to 20 % slower; so it is in the loop
 // over pairs of bf16 at any distance, which waits less.
+//
+// Inlined by force: GCC may take a function that only fetches for one without effect, and leave its calls
+// out.
 template <typename T>
-void fetch_block(const T* array) {
+__attribute__((always_inline)) inline void fetch_block(const T* array) {
     const char* const bytes = reinterpret_cast<const char*>(array);
     for (int64_t i = 0; i < BLOCK * int64_t(sizeof(T)); i += 64) __builtin_prefetch(bytes + i, 0, 2);
 }
