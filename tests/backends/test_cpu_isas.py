@@ -193,6 +193,37 @@ def test_control_runs_without_tensors():
     assert problem.control[SLOT["step"]] == 2 and problem.control[SLOT["loss"]] == 1.0
 
 
+def test_chunks_taken_in_one_run_differ_in_all_they_can():
+    """A thread takes several chunks at a time: one optimizer of many small tensors has the bits of one for each."""
+
+    def params():
+        generator = torch.Generator().manual_seed(3)
+        dtypes = [torch.float32] * 50 + [torch.bfloat16] * 49
+        found = [torch.nn.Parameter(torch.randn(5 + i, generator=generator).to(d)) for i, d in enumerate(dtypes)]
+        for step in range(3):
+            for i, param in enumerate(found):  # own step counts, and tensors without a gradient
+                param.grad = torch.randn(5 + i, generator=generator).to(param.dtype) if (i + step) % 3 else None
+            yield found
+
+    def options(i):
+        return {"lr": 1e-2 * (1 + i % 2), "weight_decay": 0.1 * (i % 5)}
+
+    previous = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        together = alone = None
+        for ours, theirs in zip(params(), params(), strict=True):
+            groups = [{"params": [p], **options(i)} for i, p in enumerate(ours)]
+            together = together or FusedAdamW(groups, backend="cpu")
+            alone = alone or [FusedAdamW([p], backend="cpu", **options(i)) for i, p in enumerate(theirs)]
+            for optimizer in (together, *alone):
+                optimizer.step()
+            for a, b in zip(ours, theirs, strict=True):
+                assert_same_bits(a.detach(), b.detach())
+    finally:
+        torch.set_num_threads(previous)
+
+
 THREADS = """
 import os, torch
 from greedylr_fused import FusedAdamW
