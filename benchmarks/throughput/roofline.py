@@ -27,6 +27,8 @@ from greedylr_fused.commands.bench import Spread
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: Elements handed to a thread at a time; None: an equal share to each. The optimizer's own is 16,384.
 _CPU_CHUNKS = (16_384, 65_536, None)
+#: How many elements ahead lines are fetched, as the optimizer's general loop does; 0: they are not.
+_CPU_AHEAD = (0, 128)
 Roofline = Callable[[], object]
 
 
@@ -41,7 +43,13 @@ def candidates(workload: Workload) -> dict[str, Roofline]:
 
         return roofline_triton.candidates(workload.flat, workload.mix)
     share = -(-workload.elements_with_padding // torch.get_num_threads())
-    return {f"chunks of {chunk or share:,}": _on_cpu(workload, chunk or share) for chunk in _CPU_CHUNKS}
+    return {
+        f"chunks of {chunk or share:,}" + (f", fetched {ahead} ahead" if ahead else ""): _on_cpu(
+            workload, chunk or share, ahead
+        )
+        for chunk in _CPU_CHUNKS
+        for ahead in _CPU_AHEAD
+    }
 
 
 def bytes_moved(workload: Workload) -> int:
@@ -62,7 +70,7 @@ def device_seconds(sample: harness.Sample) -> float:
     return sample.step if sample.device is None else sample.device
 
 
-def _on_cpu(workload: Workload, chunk: int) -> Roofline:
+def _on_cpu(workload: Workload, chunk: int, ahead: int) -> Roofline:
     flat, mix = workload.flat, workload.mix
     moments = (ctypes.c_void_p * mix.moments)(*(flat[name].data_ptr() for name in MOMENTS[: mix.moments]))
     sizes = (mix.param.itemsize, mix.grad.itemsize, mix.state.itemsize)
@@ -75,6 +83,7 @@ def _on_cpu(workload: Workload, chunk: int) -> Roofline:
         mix.moments,
         *sizes,
         *whole,
+        ctypes.c_int64(ahead),
         ctypes.c_uint64(0),
     )
 
