@@ -71,8 +71,8 @@ const Launch& launch_of(const std::vector<Launch>& launches, int64_t c) {
 //
 // All of a run is looked up before any of it is updated. A tensor's entries lie in as many pages as there are
 // rows, and what passes through the caches while the one before it is updated pushes them out. Looked up
-// tensor by tensor they held up its first elements by 0.5 us: 15 % of the time of 1,000 tensors of 64x64 in
-// float32, 40 % in bfloat16. Fetching the arrays' first lines ahead as well gains nothing.
+// tensor by tensor they held up its first elements by 0.5 us: 1,000 tensors of 64x64 are 15 % faster so in
+// float32, 40 % in bfloat16. Fetching the first lines of the next arrays as well gains nothing.
 class UpdateWorker {
   public:
     UpdateWorker(const TensorTable& table, const std::vector<Launch>& launches, const Loops& loops)
