@@ -204,7 +204,7 @@ def test_the_end_of_a_launch_is_short(kernels, target):
             assert max(accesses(loop)["LDG", 32] for loop in loops) == 8
 
 
-@each(TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_the_host_sees_a_snapshot_in_order(kernels, target):
     """Two fences of the whole system, in each kernel that closes a step."""
     for name, code in kernels(target).items():

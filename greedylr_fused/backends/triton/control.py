@@ -2,9 +2,9 @@
 launch or as a tiny program of their own.
 
 One thread of the program stores scalars, and sees its own stores in order; what the others compute is thrown away. So
-no barrier is needed, and none may be used inside a branch that depends on these slots; `_show` comes after them. float64
-throughout; launch with `enable_fp_fusion=False`, or the compiler may round less often than the schedulers in Python
-floats that these decisions are compared with bit for bit.
+no barrier is needed, and none may be used inside a branch that depends on these slots; `_show` comes after them.
+float64 throughout; launch with `enable_fp_fusion=False`, or the compiler may round less often than the schedulers in
+Python floats that these decisions are compared with bit for bit.
 """
 
 import triton
