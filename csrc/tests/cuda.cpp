@@ -30,8 +30,7 @@ struct Schedule {
 };
 constexpr Schedule SCHEDULES[] = {{0, 1}, {1, 2}, {2, 5}};
 
-// Every size from 0 to 129, and some of several chunks: exact, one less and one more, also after a head of up
-// to 7.
+// Every size from 0 to 129, and some of several chunks: exact, one less, one more, behind a head of up to 7.
 int64_t size_of(int64_t tensor) {
     constexpr int64_t LARGE[] = {CHUNK - 1,     CHUNK,         CHUNK + 1,     CHUNK + 7, CHUNK + 8,
                                  2 * CHUNK - 1, 2 * CHUNK + 1, 2 * CHUNK + 9, 1500,      131};
