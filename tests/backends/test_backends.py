@@ -181,7 +181,7 @@ def test_the_control_vector_has_the_documented_size():
     control = Control(
         GreedyLR(smooth=True, window_size=7), [0.1, 0.2], max_grad_norm=1.0, skip_nonfinite=True, device=CPU
     )
-    assert control.vector.shape == (47 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and len(SLOTS) == 47
+    assert control.vector.shape == (48 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and len(SLOTS) == 48
 
 
 TAG = re.compile(r"(?://|#)\s*([ACGS]\d)\b(?!\s*(?:-|\.\.|to))")
