@@ -11,21 +11,17 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from greedylr_fused import GreedyLR, __version__
+from greedylr_fused.commands import doctor
+from greedylr_fused.commands.plot import load_pyplot
+from rich.console import Console
+from rich.table import Table
 
-matplotlib.use("Agg")
-
-from greedylr_fused import GreedyLR, __version__  # noqa: E402
-from greedylr_fused.commands import doctor  # noqa: E402
-from matplotlib import pyplot  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-import lr_schedules  # noqa: E402
-from checkpoint import write_atomically  # noqa: E402
-from config import Config  # noqa: E402
-from record import Record, finite_or_none  # noqa: E402
-from trainer import Trainer, host_reads_per_step  # noqa: E402
+import lr_schedules
+from checkpoint import write_atomically
+from config import Config
+from record import Record, finite_or_none
+from trainer import Trainer, host_reads_per_step
 
 LABELS = {"fused": "FusedAdamW, {} on the device", "torch": "torch AdamW + clip, {} on the host"}
 # The baseline is drawn dashed and thin over the wide line of ours, so that both are seen where they agree.
@@ -152,6 +148,7 @@ def parting(summary: dict[str, Any]) -> str:
 
 def draw(path: Path, config: Config, record: Record, summary: dict[str, Any]) -> None:
     """Loss and LR over steps, both runs on each other; for two runs also how far apart their losses are."""
+    pyplot = load_pyplot()  # not before: half a second of each start
     runs: Results = summary["runs"]
     compare = len(runs) == 2
     heights = [3.0, 1.2, 1.8] if compare else [3.0, 1.8]

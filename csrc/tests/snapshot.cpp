@@ -10,7 +10,7 @@ namespace greedylr {
 namespace {
 
 constexpr int64_t N = 64;
-constexpr int ARRIVALS = 50;  // each of another step, while the writer goes on
+constexpr int ARRIVALS = 10;  // each of another step, while the writer goes on
 std::atomic<bool> done{false};
 double words[N + 2] = {-1.0};
 

@@ -228,11 +228,15 @@ def test_numbers_have_three_digits(value, text):
 
 HELP = """
 import os, runpy, sys
-import torch  # takes seconds, which this way are spent once
+import benchmarks.cases.peers, benchmarks.evidence.tasks, benchmarks.options  # seconds of imports, once for all
 for name in sys.argv[1:]:
     if os.fork() == 0:
         sys.argv = [name, "--help"]
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            sys.stdout.flush()
+            os._exit(end.code or 0)  # without the second that torch takes to be torn down
     _, status = os.wait()
     assert status == 0, name
 """
