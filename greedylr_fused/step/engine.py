@@ -81,7 +81,10 @@ class Engine:
 
     def _refreshed(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
         assert self.table is not None and self.backend is not None
-        with self._subclass_overrides_off() if self.table.sharded else contextlib.nullcontext():
+        if self.table.sharded:
+            with self._subclass_overrides_off():
+                flags = self.watch.look(groups, state)
+        else:
             flags = self.watch.look(groups, state)
         stale = flags & REBUILD or self.copies.moved()
         captures = self.captures[-1] if capturing(self.table.device) else None
