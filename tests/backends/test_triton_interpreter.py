@@ -12,7 +12,7 @@ import sys
 import pytest
 from support.paths import ROOT
 
-PARTS = 2  # which tests may run side by side, where they run in parallel
+PARTS = 1  # more of them each import all that there is
 LIMIT = 1200  # seconds; a hang, not a measure of speed
 #: What is refused, raised, saved, copied or taken apart is no kernel's business, and left to faster backends.
 OF_THE_HOST = ("checkpoint*", "after_errors", "copies", "groups", "inference_mode", "shared_state", "subclasses")
