@@ -48,9 +48,10 @@ def pytest_configure(config):
     settings.register_profile("interpreted", max_examples=3, derandomize=True, deadline=None, database=None)
     settings.load_profile("interpreted" if interpreted() else "native")
     if interpreted() and importlib.util.find_spec("triton"):
-        from support.interpreted import patch_once
+        from support.interpreted import patch_once, skip_overflow_checks
 
         patch_once()
+        skip_overflow_checks()
     torch.set_num_threads(1)  # small tensors; tests of threading ask for more
 
 
