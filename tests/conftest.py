@@ -23,7 +23,7 @@ pytest.register_assert_rewrite("support")
 from support.tensors import Budget  # noqa: E402
 
 NATIVE = Budget(
-    control_steps={"cpu": 100_000, "cuda": 40_000, "reference": 10_000, "triton": 20_000},
+    control_steps={"cpu": 100_000, "cuda": 40_000, "reference": 7_000, "triton": 20_000},
     trajectory=60,
     rounds=3,
     elements=150_000,
