@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.cases.workload import Workload
+from benchmarks.options import Asked
+from benchmarks.report import Report
 
 #: Of each tensor of a case.
 ELEMENTS = 64
@@ -52,3 +55,17 @@ def shard(work: Workload, over: Any) -> None:
     for param, grad in zip(work.params, grads, strict=True):
         param.grad = sharded(grad)
     work.moments = [{name: sharded(moment) for name, moment in moments.items()} for moments in work.moments]
+
+
+def cases(
+    measure: Callable[..., None], counts: dict[str, list[int]], asked: Asked, found: Report
+) -> dict[str, Callable[..., None]]:
+    """`measure(kind, count, asked, found)` for numbers of tensors by kind, without DTensors where there are none."""
+    if "dtensor" in counts and (why := unavailable(asked.device)):
+        found.leave_out("dtensor", why)
+        counts = {kind: numbers for kind, numbers in counts.items() if kind != "dtensor"}
+    return {
+        f"{count} {kind} tensors": functools.partial(measure, kind, count, asked, found)
+        for kind, numbers in counts.items()
+        for count in numbers
+    }

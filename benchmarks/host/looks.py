@@ -68,15 +68,7 @@ def run(counts: dict[str, list[int]], asked: Asked) -> Report:
     found = Report("host_looks", asked.device, asked.config | {"cases": counts})
     if reason := watch.unavailable():
         raise SystemExit(f"expected the compiled look, got {reason}; build it first")
-    if "dtensor" in counts and (why := dtensors.unavailable(asked.device)):
-        found.leave_out("dtensor", why)
-        counts = {kind: numbers for kind, numbers in counts.items() if kind != "dtensor"}
-    cases = {
-        f"{count} {kind} tensors": functools.partial(measure, kind, count, asked, found)
-        for kind, numbers in counts.items()
-        for count in numbers
-    }
-    return options.measure(found, cases, asked)
+    return options.measure(found, dtensors.cases(measure, counts, asked, found), asked)
 
 
 def print_report(found: Report) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -69,15 +68,7 @@ def measure(kind: str, count: int, asked: Asked, found: Report, on_round: OnRoun
 def run(counts: dict[str, list[int]], asked: Asked) -> Report:
     """All of these numbers of tensors, by kind."""
     found = Report("host_overhead", asked.device, asked.config | {"cases": counts})
-    if "dtensor" in counts and (why := dtensors.unavailable(asked.device)):
-        found.leave_out("dtensor", why)
-        counts = {kind: numbers for kind, numbers in counts.items() if kind != "dtensor"}
-    cases = {
-        f"{count} {kind} tensors": functools.partial(measure, kind, count, asked, found)
-        for kind, numbers in counts.items()
-        for count in numbers
-    }
-    return options.measure(found, cases, asked)
+    return options.measure(found, dtensors.cases(measure, counts, asked, found), asked)
 
 
 def print_report(found: Report) -> None:
