@@ -10,10 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from greedylr_fused.control import SLOTS
-from greedylr_fused.tensors import DTYPES, MIXES, Row, TensorTable
+from greedylr_fused.tensors import DTYPES, MIXES, DType, Row, TensorTable
 
-#: The code of int64, of which only weights are, in csrc/core/common.h.
-_I64 = len(DTYPES)
 #: Written by the installation: whether each module was built, and why not.
 BUILD_REPORT = Path(__file__).parent.parent / "_build.json"
 
@@ -67,7 +65,7 @@ def described(table: TensorTable) -> dict[str, Any]:
 def observation(loss: Tensor, weight: float | Tensor) -> tuple[int, int, float, int, int]:
     """Return a loss and its weight as the compiled modules take them."""
     if isinstance(weight, Tensor):
-        return (*place_of(loss), 0.0, weight.data_ptr(), int(DTYPES.get(weight.dtype, _I64)))
+        return (*place_of(loss), 0.0, weight.data_ptr(), int(DTYPES.get(weight.dtype, DType.I64)))
     return (*place_of(loss), weight, 0, 0)
 
 

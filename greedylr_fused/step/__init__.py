@@ -4,10 +4,10 @@ What happens in `step(loss=loss)`? `losses.py` checks that the loss is one numbe
 are others than before. `rates.py` sends LRs that were written into them to the device. `engine.py` has a backend, and
 looks at all tensors to bring its table up to date, or builds a new one. The loss is observed. `flow.py` runs norm, sums
 over ranks, update and control. `mirror.py` shows the snapshot that `arrivals.py` has from the device; `skips.py` warns
-if all steps are skipped. `options.py` checks all options.
+if all steps are skipped. `options.py` checks all options, `storage_options.py` those of how states are stored.
 """
 
-from greedylr_fused.step import flow, losses, options
+from greedylr_fused.step import flow, losses, options, storage_options
 from greedylr_fused.step.engine import Engine
 from greedylr_fused.step.flow import outside_graphs
 from greedylr_fused.step.groups import PEAKS, check_last, peaks, started_at

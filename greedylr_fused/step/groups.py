@@ -13,7 +13,7 @@ from typing import Any
 
 from greedylr_fused.control import Control
 from greedylr_fused.schedules import LossSchedule
-from greedylr_fused.step import options
+from greedylr_fused.step import options, storage_options
 
 #: Where torch's schedulers keep the LR that they multiply: OneCycleLR in the second, all others in the first.
 PEAKS = ("initial_lr", "max_lr")
@@ -103,7 +103,7 @@ def check_last(groups: list[dict[str, Any]], state_dtype: Any = None, control: C
 
 def _check_new(group: dict[str, Any], index: int, state_dtype: Any, control: Control | None) -> None:
     options.check_group(group, index)
-    options.check_params(group["params"], state_dtype)
+    storage_options.check_params(group, state_dtype)
     if any(param.is_complex() for param in group["params"]):
         group["fused"] = False  # torch's own has no complex kernel
     if control is not None and isinstance(control.schedule, LossSchedule):

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.schedules import LossSchedule, StepSchedule
-from greedylr_fused.tensors import DTYPES, MIXES
 from greedylr_fused.warning import warn
 
 #: How far rounding may bring a learning rate below zero, as a share of its starting value.
@@ -20,7 +19,6 @@ _ROUNDING = 1e-12
 #: Modes under which tensors have no memory, or operations are recorded.
 _FAKE, _PROXY = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
 _mode = torch._C._get_dispatch_mode
-_STATE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_schedule(schedule: Any) -> None:
@@ -144,7 +142,7 @@ def check_group(group: dict[str, Any], index: int) -> None:
         refuse("differentiable", "False", "differentiate through torch.optim.AdamW(differentiable=True) instead")
 
 
-def check_extras(max_grad_norm: float | None, skip_nonfinite: bool | None, state_dtype: torch.dtype | None) -> None:
+def check_extras(max_grad_norm: float | None, skip_nonfinite: bool | None) -> None:
     """Check the options that torch's AdamW does not have.
 
     Raises:
@@ -156,11 +154,6 @@ def check_extras(max_grad_norm: float | None, skip_nonfinite: bool | None, state
         )
     if skip_nonfinite not in (None, True, False):
         raise ValueError(f"skip_nonfinite: expected True, False or None, got {skip_nonfinite!r}; leave it out")
-    if state_dtype not in _STATE_DTYPES:
-        raise ValueError(
-            "state_dtype: expected None (the parameter's dtype) or a floating-point dtype of 16, 32 or 64 bits, got "
-            f"{state_dtype!r}; write state_dtype=torch.float32"
-        )
 
 
 def check_device(params: Sequence[Tensor]) -> torch.device | None:
@@ -225,23 +218,6 @@ def warn_of_scheduler(optimizer: Any) -> None:
             "each overwrites the other; use one of them: drop the scheduler (a warm-up is warmup_steps= of ours, or "
             "GreedyLR(base=Constant(warmup_steps=...))), or pass schedule=None"
         )
-
-
-def check_params(params: Sequence[Tensor], state_dtype: torch.dtype | None) -> None:
-    """Refuse parameters whose moments could not be stored as asked (frozen ones may have any dtype).
-
-    Raises:
-        TypeError: names both dtypes.
-    """
-    for param in params:
-        own = DTYPES.get(param.dtype.to_real())
-        moments = own if state_dtype is None or param.is_complex() else DTYPES[state_dtype]
-        if param.requires_grad and (own, own, moments) not in MIXES:
-            raise TypeError(
-                "FusedAdamW: expected float32, float64, bfloat16 and float16 parameters with moments of their own "
-                f"dtype, 16-bit ones with float32 moments and float32 ones with bfloat16 moments, got a {param.dtype} "
-                f"parameter and state_dtype={state_dtype}; convert the parameter or change state_dtype"
-            )
 
 
 def warn_of_frozen(groups: Sequence[dict[str, Any]], state: Mapping[Any, Any]) -> None:
