@@ -18,9 +18,10 @@ def test_core(program):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("source", ["loops", "stored"])
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_loops(sanitizer):
-    passes(sanitizers.program("loops", sanitizer, native.cpu_objects(compiler_here())))
+def test_loops(sanitizer, source):
+    passes(sanitizers.program(source, sanitizer, native.cpu_objects(compiler_here())))
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # by dty
 SIZES = (0, 1, 2, 7, 31, 63, 129, 1000, 5003)
 CHUNK = 512
 SLOT = {name: index for index, name in enumerate(native.SLOTS)}
+MIXES = [mix for mix in native.MIXES if max(mix) < len(DTYPES)]
 NAMES = [isa for isa in native.isas() if isa != "baseline"]
 
 
@@ -45,10 +46,13 @@ class Problem:
         addresses = [[t.data_ptr() for t in row] for row in self.arrays]
         if not amsgrad:
             addresses[formats.Row.MAX_EXP_AVG_SQ] = [0] * len(sizes)
+        absent = [[0] * len(sizes)] * 3  # no 8 bits and no masters here: csrc/tests/stored.cpp
+        addresses[formats.Row.REMAINDER : formats.Row.REMAINDER] = absent
         if param != torch.float32:
             addresses[formats.Row.COPY_BF16 :] = [[0] * len(sizes)] * 2
         self.steps = torch.arange(len(sizes), dtype=torch.float32)
         addresses.append([count.data_ptr() for count in self.steps])
+        addresses += [[1] * len(sizes)] * (len(formats.Row) - len(addresses))
         self.ptrs = torch.tensor(addresses)
         self.numel = torch.tensor(sizes)
         self.group = torch.zeros(len(sizes), dtype=torch.int32)
@@ -91,14 +95,14 @@ def assert_same_results(a, b):
 
 @pytest.mark.parametrize("isa", NAMES)
 @pytest.mark.parametrize("amsgrad", [False, True])
-@pytest.mark.parametrize("mix", native.MIXES, ids=str)
+@pytest.mark.parametrize("mix", MIXES, ids=str)
 def test_instruction_sets_agree_bit_for_bit(mix, amsgrad, isa):
     for options in ({"beta1": 0.9}, {"beta1": 0.2, "l1": True}):
         expected = Problem(mix, amsgrad=amsgrad, **options).run()
         assert_same_results(Problem(mix, amsgrad=amsgrad, **options).run(isa), expected)
 
 
-@pytest.mark.parametrize("mix", native.MIXES, ids=str)
+@pytest.mark.parametrize("mix", MIXES, ids=str)
 def test_result_does_not_depend_on_threads(mix):
     sizes = (*SIZES, 200_000)
     for threads, l1 in ((2, False), (5, True)):
@@ -126,7 +130,7 @@ def test_sums_of_every_16_bit_pattern(dtype, isa):
 
 @pytest.mark.parametrize("isa", native.isas())
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-@pytest.mark.parametrize("mix", native.MIXES, ids=str)
+@pytest.mark.parametrize("mix", MIXES, ids=str)
 def test_one_nonfinite_gradient_is_noticed(mix, value, isa):
     problem = Problem(mix)
     native.set_isa(isa)
