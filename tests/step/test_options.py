@@ -9,7 +9,7 @@ import torch
 from support.tensors import parameter
 
 from greedylr_fused import FusedAdamW, GreedyLR
-from greedylr_fused.step import Engine
+from greedylr_fused.tensors import storage
 
 
 def one():
@@ -36,7 +36,15 @@ REFUSED = [
     ({"max_grad_norm": math.inf}, ValueError, ("max_grad_norm", "got inf")),
     ({"skip_nonfinite": "yes"}, ValueError, ("skip_nonfinite", "'yes'", "True, False or None")),
     ({"backend": "metal"}, ValueError, ("backend", "'metal'", "auto, cpu, cuda, triton, reference")),
-    ({"state_dtype": torch.int8}, ValueError, ("state_dtype", "int8", "float32")),
+    ({"state_dtype": torch.int16}, ValueError, ("state_dtype", "int16", "float32")),
+    ({"state_dtype": torch.int8, "amsgrad": True}, ValueError, ("amsgrad", "False", "True", "leave amsgrad out")),
+    ({"master_weights": "int32"}, ValueError, ("master_weights", "int16", "int8", "int32")),
+    ({"master_weights": True}, ValueError, ("master_weights", "True", "int16")),
+    (
+        {"master_weights": "int16", "state_dtype": torch.bfloat16},
+        ValueError,
+        ("master_weights", "float32", "bfloat16", "leave state_dtype out"),
+    ),
     ({"differentiable": True}, ValueError, ("differentiable", "False", "torch.optim.AdamW(differentiable=True)")),
     ({"schedule": "greedy"}, TypeError, ("schedule", "str", "GreedyLR()")),
 ]
@@ -111,15 +119,15 @@ def test_numbers_of_numpy_and_torch_are_numbers(options):
 
 def test_a_state_is_whole_or_not_there(monkeypatch):
     """What interrupts the making of a state (memory, a key) leaves none, and the next step makes it."""
-    opt, whole, made = FusedAdamW(one()), Engine._zeros, []
+    opt, whole, made = FusedAdamW(one()), storage.zeros, []
 
-    def once_interrupted(engine, param):
+    def once_interrupted(param, dtype):
         made.append(param)
         if len(made) == 2:
             raise KeyboardInterrupt
-        return whole(engine, param)
+        return whole(param, dtype)
 
-    monkeypatch.setattr(Engine, "_zeros", once_interrupted)
+    monkeypatch.setattr(storage, "zeros", once_interrupted)
     with pytest.raises(KeyboardInterrupt):
         opt.step()
     assert not any(opt.state.values())
