@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer
 
 from greedylr_fused import checkpoint
-from greedylr_fused.backends import Backend
-from greedylr_fused.control import Control, Schedule
+from greedylr_fused.control import Schedule
 from greedylr_fused.ranks import Ranks
-from greedylr_fused.step import (
-    Engine,
-    Listener,
-    Metrics,
-    Rates,
-    check_last,
-    flow,
-    losses,
-    options,
-    outside_graphs,
-    storage_options,
-)
-from greedylr_fused.tensors import storage
-
-#: Constructor options that a pickle keeps, beside what `checkpoint.get_state` returns.
-_OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite")
+from greedylr_fused.step import Engine, Metrics, check_last, flow, losses, options, outside_graphs, storage_options
+from greedylr_fused.tensors import Memory, memory_of, storage
 
 
-class FusedAdamW(Optimizer):
+class FusedAdamW(checkpoint.Restored):
     """AdamW in one pass over memory, with a learning rate that the loss decides on the device.
 
     Without `schedule` it is a drop-in `torch.optim.AdamW`: same arguments, state names, parameter-group rules, hooks
@@ -118,7 +103,9 @@ class FusedAdamW(Optimizer):
         super().__init__(params, defaults | dict(decoupled_weight_decay=True) | stored)
         for group in self.param_groups if not stored else ():  # groups that say it themselves were checked
             storage_options.check_params(group, state_dtype)
-        self._listeners: list[Listener] = []
+        for group in self.param_groups:
+            storage.complete(group, state_dtype)
+        self._listeners = []
         ranks = Ranks(process_group, partitions, needs_loss=options.needs_loss(schedule))
         self._engine = Engine(backend, self._device(), state_dtype, ranks)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
@@ -272,6 +259,10 @@ class FusedAdamW(Optimizer):
         """Return the state as in torch, with the optimizer's own tensors: `copy.deepcopy` it to keep what it holds now.
         With a schedule this waits for the device, and each group has its exact LR and, as "control", the schedule's
         numbers. Without one the keys are torch's, by which distributed checkpointing loads it into torch's AdamW.
+
+        8-bit moments are "exp_avg_q" (int8), "exp_avg_sq_q" (uint8) and the float32 scales of 64 elements each,
+        "exp_avg_scale" and "exp_avg_sq_scale"; a master is a "remainder" (int8, or an int16 as two bytes in a last
+        dimension). torch's AdamW does not know them, and fails: `export_state_dict()` is for it.
         """
         return checkpoint.save(self, None if self._schedule is None else self._numbers, self._engine.shown)
 
@@ -280,7 +271,12 @@ class FusedAdamW(Optimizer):
 
         Moments get `state_dtype`, by default the wider of the checkpoint's and the parameter's dtype, but float64 only
         for float64 parameters. Those on the parameters' device are copied, and the old ones stay until all is loaded:
-        if memory is short, load with `map_location="cpu"`.
+        if memory is short, load with `map_location="cpu"`. Codes of 8 bits stay as they are, or are decoded; other
+        moments are rounded to the nearest code. Remainders become the nearest of `master_weights` beside the parameter
+        as it is, or 0 where the checkpoint has none: load the model too, before or after.
+
+        torch.distributed.checkpoint reads files by the names and dtypes that it finds here. Load a file of another
+        `state_dict`, such as torch's, into an optimizer constructed as its own, and that one's state_dict() into this.
 
         The schedule keeps its own options; of a longer window it takes the newest losses. Where the checkpoint has no
         numbers of a schedule, as from torch's AdamW, it starts anew from the LRs there: a step schedule at its first
@@ -296,6 +292,49 @@ class FusedAdamW(Optimizer):
         """
         self._follow_groups()
         checkpoint.load(self, state_dict, self._control, self._engine, self._restart)
+
+    def export_state_dict(self) -> dict[str, Any]:
+        """Return a state_dict for `torch.optim.AdamW`: 8-bit moments decoded to new float32 tensors, no remainders, and
+        no keys but torch's. torch's loader rounds all moments to their parameter's dtype, float32 ones of bfloat16
+        parameters too; masters go by `master_weights()`. With a schedule this waits for the device.
+        """
+        return checkpoint.masters.for_torch_adamw(self.state_dict())
+
+    @torch.no_grad()
+    def master_weights(self) -> dict[Any, Tensor]:
+        """Return the parameters as new float32 tensors (DTensors where they are), wider or complex ones in their own
+        dtype: each with the remainder that `master_weights=` keeps, if any.
+
+        Returns:
+            By the name of each parameter, if the optimizer was constructed with named parameters, otherwise by its
+            number in `state_dict()`. Tied ones are there once.
+        """
+        return checkpoint.masters.join(self.param_groups, self.state)
+
+    @torch.no_grad()
+    def load_master_weights(self, weights: Mapping[Any, Tensor] | Iterable[Any]) -> None:
+        """Write float32 weights into parameters and remainders, in place: captured graphs see them, copies get them.
+        Moments and step counts stay; where a parameter has no state yet, it is made, at step 0. With
+        `master_weights="int8"` a master is rounded to the nearest of 24 bits, without any the parameter to its dtype.
+
+        Args:
+            weights: what `master_weights()` returns, or float tensors in that order or as `named_parameters()` gives
+                them; for a DTensor its own placements, or the whole on every rank.
+
+        Raises:
+            TypeError, ValueError: other keys, another number of them, or not such a tensor; nothing is written then.
+            RuntimeError: the optimizer has 16-bit parameters and keeps no masters.
+        """
+        keeps = any(group.get("master_weights") for group in self.param_groups)
+        make = functools.partial(self._engine.init_states, self.param_groups, self.state, of_all=True)
+        checkpoint.masters.load(weights, self.param_groups, self.state, make if keeps else lambda: None)
+        self._engine.copies.keep(self._engine.copies.of.items(), set(self._params()))
+
+    def memory(self) -> Memory:
+        """Return the bytes on this rank of parameters, gradients and states, from shapes and options: before the first
+        step, and on the meta device, as after. Step counts, tables and `keep_copies` are not in it.
+        """
+        return memory_of(self.param_groups, self._engine.state_dtype)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as in torch. With a schedule, the group starts at its own `lr`, with bounds from that,
@@ -319,77 +358,6 @@ class FusedAdamW(Optimizer):
         shown = checkpoint.without_marks(super().__repr__()) if self._schedule is not None else super().__repr__()
         return f"{shown[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}\n)"
 
-    def __getstate__(self) -> dict[str, Any]:
-        self._take_written()
-        own = {name: vars(self)[name] for name in _OPTIONS}
-        return checkpoint.get_state(self, self._control, self._engine) | own
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        made = checkpoint.set_state(self, state)
-        if made is not None:
-            self._listeners = []  # the original keeps its own
-            self._engine = checkpoint.engine(made, self._device(), needs_loss=options.needs_loss(self._schedule))
-            self._control = self._new_control(checkpoint.starting_lrs(made))
-            checkpoint.fill(self._control, made)
-            self._rates = self._new_rates(self._control)
-
-    def _new_control(self, lrs: Sequence[float]) -> Control:
-        return Control(
-            self._schedule,
-            lrs,
-            max_grad_norm=self._max_grad_norm,
-            skip_nonfinite=self._skip_nonfinite,
-            device=self._device(),
-        )
-
-    def _new_rates(self, control: Control) -> Rates:
-        """Return a new view of the control for the host."""
-        checkpoint.mark(self.param_groups, None if self._schedule is None else control.initial_lrs)
-        return Rates(control, self.param_groups, has_schedule=self._schedule is not None)
-
-    def _device(self) -> torch.device:
-        """Return the parameters' device now: torch lets a model move, or get its memory, after construction."""
-        device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
-        return torch.device("cpu") if device.type == "meta" else device
-
-    def _params(self) -> list[Tensor]:
-        return [param for group in self.param_groups for param in group["params"]]
-
-    def _rebuilt(self) -> Backend:
-        """Return the backend over a new table: parameters, states or dtypes of gradients have changed."""
-        checkpoint.drop_stale(self.param_groups, with_control=self._schedule is not None)
-        if self._device() != self._control.device:
-            self._control.to(self._device())
-            self._restart()
-        return self._engine.rebuilt(self.param_groups, self.state, self._control)
-
-    def _restart(self, control: Control | None = None) -> None:
-        """Drop the table and renew the mirror, after groups, states or the control (or its memory) were replaced."""
-        control = control or self._control
-        self._engine.discard()
-        self._rates, self._control = self._new_rates(control), control
-        for listener in self._listeners:
-            listener.after_restart()
-
-    def _follow_groups(self) -> None:
-        """Follow groups that were added, assigned, removed or put in another order since the last call."""
-        known = self._rates.groups
-        if not known.are(self.param_groups):
-            self._rates.push(known.then, tensors=not self._engine.lent)  # what was written before counts
-            control, written = known.regrouped(self.param_groups, self._control, self._engine.state_dtype, self.state)
-            self._restart(control)
-            for index, lr in written.items():
-                self.param_groups[index]["lr"] = lr
-
-    def _take_written(self) -> None:
-        """Take over the learning rates that the host wrote to the groups."""
-        self._follow_groups()
-        self._rates.push(self.param_groups, tensors=not self._engine.lent)
-
-    def _numbers(self) -> list[dict[str, Any]]:
-        self._take_written()
-        return self._control.numbers()
-
     def _replayed(self) -> None:
         """Show what is known by now, after the replay of a graph with a step in it."""
         self._rates.pull(self.param_groups)
@@ -402,16 +370,7 @@ class FusedAdamW(Optimizer):
         Raises:
             RuntimeError: a graph was captured before, which would not measure them.
         """
-        if self._control.measures_l1:
-            return
-        if self._engine.captured:
-            raise RuntimeError(
-                "Recorder(grad_norms=True): expected a call before a CUDA graph is captured, got one after; replays "
-                "would not measure the norms: construct the recorder first"
-            )
-        self._engine.ranks.any(self._params(), True)  # all ranks or none, as they add up other slots from now on
-        self._control.measures_l1 = True
-        self._engine.discard()
+        self._engine.measure_norms(self._params(), self._control)
 
     @property
     def _captures(self) -> list[Any]:

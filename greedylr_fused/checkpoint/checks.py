@@ -9,19 +9,19 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
-from greedylr_fused.step import options
-from greedylr_fused.tensors import DTYPES, MOMENTS, alike, has_memory, local, spec_of
+from greedylr_fused.step import options, storage_options
+from greedylr_fused.tensors import eight_bit, storage
 
 #: Options of a group that say how to compute. An optimizer keeps its own; torch's AdamW takes those of a checkpoint.
 _FLAGS = ("foreach", "capturable", "differentiable", "fused")
 
 
 def with_flags(group: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a loaded group with the flags of the live one."""
-    return {**group, **{name: live[name] for name in _FLAGS if name in live}}
+    """Return a loaded group with the flags of the live one, which also says how its own state is stored."""
+    kept = {name: live[name] for name in (*_FLAGS, *storage.OPTIONS) if name in live}
+    return {name: value for name, value in {**group, **kept}.items() if name in live or name not in storage.OPTIONS}
 
 
 def refuse(where: str, got: object, allowed: str, remedy: str, error: type[Exception] = ValueError) -> NoReturn:
@@ -66,8 +66,18 @@ def check_layout(loaded: Any, live: Sequence[Mapping[str, Any]]) -> None:
             "with the groups of the run that wrote the checkpoint"
         )
     for index, (group, live_group) in enumerate(zip(groups, live, strict=True)):
+        _check_formats(group, f"param_groups[{index}]")
         _check_group(with_flags(group, live_group), index, len(live_group["params"]))
     _check_ids(loaded, live)
+
+
+def _check_formats(group: Mapping[str, Any], where: str) -> None:
+    """Refuse formats of 8-bit moments and remainders that are not this version's."""
+    known = (("state_version", range(1, storage.VERSION + 1)), ("state_group_size", (eight_bit.GROUP,)))
+    for name, allowed in known:
+        if group.get(name) is not None and group[name] not in allowed:
+            wanted = f"at most {allowed[-1]}" if name == "state_version" else f"{allowed[-1]}"
+            refuse(f'{where}["{name}"]', group[name], wanted, "update greedylr_fused, which is older")
 
 
 def _check_group(group: Mapping[str, Any], index: int, n_params: int) -> None:
@@ -93,6 +103,9 @@ def _check_group(group: Mapping[str, Any], index: int, n_params: int) -> None:
         as_float(f'{where}["{name}"]', group[name])
     try:
         options.check_group(dict(group), index)
+        storage_options.check_storage(
+            group.get("state_dtype"), group.get("master_weights"), amsgrad=bool(group.get("amsgrad"))
+        )
     except (TypeError, ValueError) as error:
         raise type(error)(f"checkpoint: {where}: {error}") from None
 
@@ -117,47 +130,6 @@ def pairs(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> Ite
     return zip(names, itertools.chain.from_iterable(group["params"] for group in groups), strict=True)
 
 
-def check_states(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse states of another optimizer or another model, which torch's loader would let in.
-
-    Raises:
-        TypeError, ValueError: names the key.
-    """
-    known = {name for name, _ in pairs(loaded, groups)}
-    for name in loaded["state"]:
-        if isinstance(name, int) and name not in known:  # other names belong to no parameter, as in torch
-            raise ValueError(
-                f"checkpoint: state[{name!r}]: expected one of the parameters of param_groups, "
-                f"{sorted(map(str, known))[:5]}..., got none of them; load an earlier checkpoint"
-            )
-    amsgrad = {name for group in loaded["param_groups"] if group.get("amsgrad") for name in group["params"]}
-    for index, param in pairs(loaded, groups):
-        where, state = f"state[{index!r}]", loaded["state"].get(index, {})
-        if not isinstance(state, Mapping):
-            refuse(where, state, "a dictionary", "load an earlier checkpoint", TypeError)
-        needed = MOMENTS if index in amsgrad else MOMENTS[:2]
-        for name in ("step", *needed) if state else ():
-            if name not in state:
-                raise ValueError(
-                    f"checkpoint: {where}: expected a state of AdamW, got one with the keys {sorted(map(str, state))}, "
-                    f'without "{name}"; load a checkpoint that FusedAdamW or torch.optim.AdamW wrote'
-                )
-        if "step" in state:
-            _check_step(f'{where}["step"]', state["step"])
-        for name in MOMENTS:
-            if name in state:
-                _check_moment(f'{where}["{name}"]', state[name], param)
-
-
-def _check_step(where: str, step: Any) -> None:
-    if isinstance(step, Tensor):
-        real = step.is_floating_point() or step.dtype in (torch.int32, torch.int64)
-        if step.numel() != 1 or not real or step.is_meta:
-            refuse(where, step, "one number", "it is damaged: load an earlier checkpoint")
-        step = step.item()
-    check_count(where, step)
-
-
 def check_count(where: str, value: Any) -> float:
     """Return a value as a float, if it is a whole number from 0 to 2**53."""
     number = as_float(where, value)
@@ -176,30 +148,3 @@ def as_float(where: str, value: Any) -> float:
         return float(value)
     except OverflowError:
         refuse(where, value, "a number that a float can hold", "it is damaged: load an earlier checkpoint")
-
-
-def _check_moment(where: str, moment: Any, param: Tensor) -> None:
-    if not isinstance(moment, Tensor):
-        refuse(where, moment, "a tensor", "it is damaged: load an earlier checkpoint", TypeError)
-    if moment.shape != param.shape:
-        raise ValueError(
-            f"checkpoint: {where}: expected shape {tuple(param.shape)} like its parameter, got {tuple(moment.shape)}; "
-            "load the checkpoint of the same model"
-        )
-    fits = moment.dtype.to_real() in DTYPES and moment.is_complex() == param.is_complex()
-    if not fits or moment.layout is not torch.strided or not has_memory(local(moment)):
-        numbers = "complex" if param.is_complex() else "16, 32 or 64 bit float"
-        raise TypeError(
-            f"checkpoint: {where}: expected a dense Tensor of {numbers} numbers for a {param.dtype} parameter, got a "
-            f"{type(moment).__name__} of {moment.dtype} on {moment.device}, {moment.layout}; dequantize it if it holds "
-            "codes, or load the checkpoint of the same model"
-        )
-    if not alike(moment, param):
-        spec, wanted = spec_of(moment), spec_of(param)
-        got = "no DTensor" if spec is None else f"a DTensor with placements {spec.placements} on {spec.mesh}"
-        allowed = "a plain tensor" if wanted is None else f"placements {wanted.placements} on {wanted.mesh}"
-        raise ValueError(
-            f"checkpoint: {where}: expected {allowed} like its parameter, got {got}; load it by "
-            "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, with "
-            "StateDictOptions(full_state_dict=True) if it is whole"
-        )

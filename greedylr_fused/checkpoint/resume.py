@@ -18,6 +18,7 @@ from torch.optim.optimizer import Optimizer
 
 from greedylr_fused.checkpoint import checks
 from greedylr_fused.checkpoint.numbers import KEY, read_control
+from greedylr_fused.checkpoint.states import check_states
 from greedylr_fused.control import Control
 from greedylr_fused.step import PEAKS, lr_of, peaks, started_at
 
@@ -31,7 +32,7 @@ def loaded_control(
         TypeError, ValueError: not a checkpoint, or one that does not fit; nothing has been changed then.
     """
     checks.check_layout(loaded, optimizer.param_groups)
-    checks.check_states(loaded, optimizer.param_groups)
+    check_states(loaded, optimizer.param_groups)
     try:
         return _control_of(loaded, control, is_own=_is_own(loaded, optimizer, shown))
     except ValueError as error:

@@ -2,19 +2,17 @@
 
 `Optimizer.load_state_dict` casts floating-point state to the parameter's dtype and replaces whatever lies in
 `param_groups`; distributed checkpointing keeps only `state` and `param_groups`. So the control state travels as plain
-numbers under the key "control" of every parameter group, and moments wider than their parameter are put back here. The
-window is one text of numbers: with `full_state_dict=True` distributed checkpointing takes lists apart, loses an empty
-one, and fails on one that is longer than that of the optimizer it loads.
+numbers under the key "control" of every parameter group, and `stored.py` puts moments and remainders back. The window
+is one text of numbers: with `full_state_dict=True` distributed checkpointing takes lists apart, loses an empty one, and
+fails on one that is longer than that of the optimizer it loads.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
@@ -22,9 +20,10 @@ from greedylr_fused.capture import outside_inference
 from greedylr_fused.checkpoint import checks
 from greedylr_fused.checkpoint.numbers import KEY, saved
 from greedylr_fused.checkpoint.resume import counted_in, loaded_control
+from greedylr_fused.checkpoint.stored import restore
 from greedylr_fused.control import Control
 from greedylr_fused.step import Engine, peaks
-from greedylr_fused.tensors import DTYPES, MIXES, MOMENTS
+from greedylr_fused.tensors import STATE_ROWS, conversion
 from greedylr_fused.warning import warn
 
 
@@ -40,6 +39,10 @@ def save(
     """
 
     def complete(_: Optimizer, packed: dict[str, Any]) -> None:
+        packed["state"] = {key: in_bytes(own) for key, own in packed["state"].items()}
+        for group in packed["param_groups"]:
+            if "state_dtype" in group:  # as a text: distributed checkpointing gathers no dtypes
+                group["state_dtype"] = str(group["state_dtype"]).removeprefix("torch.")
         if numbers is not None:
             counted = counted_in(packed)
             shown.update((state["step"], True) for state in packed["state"].values() if _counts(state))
@@ -48,6 +51,13 @@ def save(
 
     with optimizer.register_state_dict_post_hook(complete, prepend=True):
         return Optimizer.state_dict(optimizer)
+
+
+def in_bytes(own: Any) -> Any:
+    """Return a state as a checkpoint has it."""
+    if not isinstance(own, Mapping) or not isinstance(own.get("remainder"), Tensor):
+        return own
+    return {**own, "remainder": conversion.in_bytes(own["remainder"])}
 
 
 @outside_inference
@@ -137,53 +147,12 @@ def all_or_nothing(optimizer: Optimizer, control: Control, engine: Engine) -> It
 
 
 def for_torch(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the checkpoint for PyTorch's loader: without moments, which it would copy and round, and with this
-    optimizer's own flags of how to compute.
+    """Return the checkpoint for PyTorch's loader: without moments and remainders, which it would copy and round, and
+    with this optimizer's own flags of how to compute.
     """
     state = {
-        key: {name: value for name, value in own.items() if name not in MOMENTS} if isinstance(own, Mapping) else own
+        key: {name: value for name, value in own.items() if name not in STATE_ROWS} if isinstance(own, Mapping) else own
         for key, own in loaded["state"].items()
     }
     groups = [checks.with_flags(group, own) for group, own in zip(loaded["param_groups"], live, strict=True)]
     return {**loaded, "state": state, "param_groups": groups}
-
-
-def restore(
-    optimizer: Optimizer, saved: Mapping[str, Any], previous: Mapping[Tensor, Any], state_dtype: torch.dtype | None
-) -> None:
-    """Add the moments, unrounded, to what PyTorch's loader has loaded. They get memory of their own: training on must
-    not change the dictionary that was loaded, nor its source.
-
-    Args:
-        optimizer: has its new state and parameter groups from the loader.
-        saved: the loaded state_dict.
-        previous: the optimizer's state before; moments that are the same objects there are not copied.
-        state_dtype: of moments, as the optimizer was constructed; None for that of `moment_dtype`.
-    """
-    for index, param in checks.pairs(saved, optimizer.param_groups):
-        values = saved["state"].get(index, {})
-        if "step" in values:
-            count = torch.as_tensor(values["step"], dtype=torch.float32, device=param.device).detach()
-            optimizer.state[param]["step"] = count.reshape(()).clone()
-        moments = {name: values[name] for name in MOMENTS if name in values}
-        if moments:  # of one dtype, though other optimizers keep exp_avg narrower than exp_avg_sq
-            widest = functools.reduce(torch.promote_types, (value.dtype for value in moments.values()))
-            dtype = moment_dtype(param, widest, state_dtype)
-            before = previous.get(param, {})
-            for name, value in moments.items():
-                source = value.detach()
-                moved = source.to(device=param.device, dtype=dtype)
-                shared = moved is source and value is not before.get(name)
-                optimizer.state[param][name] = moved.clone() if shared else moved
-
-
-def moment_dtype(param: Tensor, saved: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
-    """Return a loaded moment's storage type: `asked`, or else the wider of both, float32 if kernels lack that."""
-    if param.is_complex():
-        return param.dtype
-    if asked is not None:
-        return asked
-    wider = torch.promote_types(param.dtype, saved)
-    kind = DTYPES.get(param.dtype)
-    allowed = (wider, torch.float32, param.dtype)
-    return next((dtype for dtype in allowed if (kind, kind, DTYPES.get(dtype)) in MIXES), param.dtype)

@@ -21,6 +21,7 @@ from greedylr_fused.tensors import (
     Entry,
     TensorTable,
     check_memory,
+    conversion,
     local,
     storage,
     storage_of,
@@ -131,6 +132,19 @@ class Engine:
         """Return whether a CapturedStep is capturing."""
         return len(self.captures) > 1
 
+    def measure_norms(self, params: Sequence[Tensor], control: Control) -> None:
+        """Let each step from now on measure the norms of all gradients: see `FusedAdamW._measure_norms`."""
+        if control.measures_l1:
+            return
+        if self.captured:
+            raise RuntimeError(
+                "Recorder(grad_norms=True): expected a call before a CUDA graph is captured, got one after; replays "
+                "would not measure the norms: construct the recorder first"
+            )
+        self.ranks.any(params, True)  # all ranks or none, as they add up other slots from now on
+        control.measures_l1 = True
+        self.discard()
+
     def discard(self) -> None:
         """Forget the table: parameters, groups or states were replaced. The current stream may still read its memory,
         which another one allocated.
@@ -142,28 +156,33 @@ class Engine:
         self.table = self.backend = self.watch = None
 
     @outside_inference
-    def init_states(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any]) -> None:
+    def init_states(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], *, of_all: bool = False) -> None:
         """Create the state of every parameter that has a gradient, with the names, shapes and strides of torch's.
+
+        Args:
+            groups: the optimizer's.
+            state: the optimizer's.
+            of_all: whether also of those that could have a gradient.
 
         Raises:
             RuntimeError, TypeError: a parameter is refused (see `check_memory`); then no state was made.
         """
-        for group in groups:
-            for param in group["params"]:
-                if param.grad is not None or state.get(param):
-                    check_memory("a parameter", param)
-        for group in groups:
-            for param in group["params"]:
-                known = state.get(param)
-                if param.grad is not None and not known:
-                    count = torch.zeros((), dtype=torch.float32, device=param.device)
-                    own = storage_of(param, group, self.state_dtype)
-                    known = {"step": count, **storage.new_moments(param, own)}
-                    if own.remainder is not None:
-                        known["remainder"] = storage.zeros(param, own.remainder)
-                    state[param] = known  # complete, whatever interrupts this
-                if known and group["amsgrad"] and not {"max_exp_avg_sq", "exp_avg_q"} & known.keys():
-                    known["max_exp_avg_sq"] = torch.zeros_like(known["exp_avg_sq"])
+        wanted = [
+            (param, group)
+            for group in groups
+            for param in group["params"]
+            if param.grad is not None or state.get(param) or (of_all and param.requires_grad)
+        ]
+        for param, _ in wanted:
+            check_memory("a parameter", param)
+        for param, group in wanted:
+            known, own = state.get(param), storage_of(param, group, self.state_dtype)
+            if not known:
+                count = torch.zeros((), dtype=torch.float32, device=param.device)
+                state[param] = known = storage.new_state(param, count, own)  # complete, whatever interrupts this
+            if group["amsgrad"] and not {"max_exp_avg_sq", "exp_avg_q"} & known.keys():
+                known["max_exp_avg_sq"] = torch.zeros_like(known["exp_avg_sq"])
+            conversion.follow(known, param, own)
 
     def materialise(
         self,

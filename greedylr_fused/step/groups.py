@@ -14,6 +14,7 @@ from typing import Any
 from greedylr_fused.control import Control
 from greedylr_fused.schedules import LossSchedule
 from greedylr_fused.step import options, storage_options
+from greedylr_fused.tensors import storage
 
 #: Where torch's schedulers keep the LR that they multiply: OneCycleLR in the second, all others in the first.
 PEAKS = ("initial_lr", "max_lr")
@@ -61,6 +62,7 @@ class Groups:
             start = float(lr)
             if source is None:
                 _check_new(group, index, state_dtype, None)
+                storage.complete(group, state_dtype)
                 shown = started_at(group)
                 if shown is not None and any(id(param) in before or param in state for param in group["params"]):
                     start, written[index] = shown, lr
@@ -96,6 +98,8 @@ def check_last(groups: list[dict[str, Any]], state_dtype: Any = None, control: C
     """
     try:
         _check_new(groups[-1], len(groups) - 1, state_dtype, control)
+        if control is not None:
+            storage.complete(groups[-1], state_dtype)
     except BaseException:
         groups.pop()
         raise

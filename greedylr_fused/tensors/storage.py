@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,16 @@ def options(state_dtype: torch.dtype | None, master_weights: str | None) -> dict
     return dict(zip(OPTIONS, values, strict=True))
 
 
+def complete(group: dict[str, Any], state_dtype: torch.dtype | None) -> None:
+    """Give a group that asks for 8-bit moments or masters all that says so in a checkpoint.
+
+    Args:
+        group: a parameter group.
+        state_dtype: as the optimizer was constructed.
+    """
+    group |= options(group.get("state_dtype", state_dtype), group.get("master_weights"))
+
+
 def storage_of(param: Tensor, group: Mapping[str, Any], state_dtype: torch.dtype | None) -> Storage:
     """Return how the state of a parameter is to be stored.
 
@@ -55,12 +65,11 @@ def storage_of(param: Tensor, group: Mapping[str, Any], state_dtype: torch.dtype
     master = group.get("master_weights") if param.dtype == torch.bfloat16 else None
     if param.is_complex() or (asked is None and master is None):
         return Storage(param.dtype)
-    ruled = in_groups(param.shape)
-    eight_bit = asked is torch.int8 and ruled and lies_in_groups(param)
-    moments = torch.int8 if eight_bit else torch.float32 if asked in (None, torch.int8) else asked
+    grouped = in_groups(param.shape) and lies_in_groups(param)
+    moments = torch.int8 if asked is torch.int8 and grouped else torch.float32 if asked in (None, torch.int8) else asked
     if master is None:
         return Storage(moments)
-    return Storage(moments, REMAINDERS[master] if ruled and _lies_in_rows(param) else torch.int16)
+    return Storage(moments, REMAINDERS[master] if grouped else torch.int16)
 
 
 def in_groups(shape: torch.Size) -> bool:
@@ -98,12 +107,15 @@ def scale_shape(param: Tensor) -> torch.Size:
     return torch.Size((param.shape[0], math.prod(param.shape[1:]) // GROUP))
 
 
-def new_moments(param: Tensor, storage: Storage) -> dict[str, Tensor]:
-    """Return zero moments with the layout of their parameter."""
-    if storage.moments is not torch.int8:
-        return {name: zeros(param, storage.moments) for name in ("exp_avg", "exp_avg_sq")}
-    codes = {"exp_avg_q": zeros(param, torch.int8), "exp_avg_sq_q": zeros(param, torch.uint8)}
-    return codes | {f"{name}_scale": _scales(param) for name in ("exp_avg", "exp_avg_sq")}
+def new_state(param: Tensor, step: Tensor, storage: Storage) -> dict[str, Tensor]:
+    """Return the state of a parameter that was never stepped: zeros with its layout beside the count of steps."""
+    if storage.moments is torch.int8:
+        codes = {"exp_avg_q": zeros(param, torch.int8), "exp_avg_sq_q": zeros(param, torch.uint8)}
+        moments = codes | {f"{name}_scale": _scales(param) for name in ("exp_avg", "exp_avg_sq")}
+    else:
+        moments = {name: zeros(param, storage.moments) for name in ("exp_avg", "exp_avg_sq")}
+    remainder = {} if storage.remainder is None else {"remainder": zeros(param, storage.remainder)}
+    return {"step": step, **moments, **remainder}
 
 
 def zeros(param: Tensor, dtype: torch.dtype) -> Tensor:
@@ -113,16 +125,22 @@ def zeros(param: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _scales(param: Tensor) -> Tensor:
     memory = local(param)
-    here = torch.zeros(scale_shape(memory) if memory.numel() else (0, scale_shape(param)[1]), device=memory.device)
-    return like_param(here, param, scale_shape(param))
+    return like_param(torch.zeros(scale_shape(memory), device=memory.device), param, scale_shape(param))
 
 
-def like_param(here: Tensor, param: Tensor, shape: torch.Size) -> Tensor:
-    """Return this rank's part of a contiguous tensor that is divided like a parameter, as a DTensor if that is one."""
+def like_param(here: Tensor, param: Tensor, shape: torch.Size, strides: Sequence[int] | None = None) -> Tensor:
+    """Return this rank's part of a tensor that is divided like a parameter, as a DTensor if that is one.
+
+    Args:
+        here: the part.
+        param: a DTensor, or any other tensor.
+        shape: of the whole.
+        strides: of the whole; None for row-major ones.
+    """
     spec = spec_of(param)
     if spec is None:
         return here
     from torch.distributed.tensor import DTensor
 
-    strides = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(here, spec.mesh, spec.placements, run_check=False, shape=shape, stride=strides)
+    stride = tuple(strides or torch.empty(shape, device="meta").stride())
+    return DTensor.from_local(here, spec.mesh, spec.placements, run_check=False, shape=shape, stride=stride)

@@ -1,0 +1,72 @@
+"""How much memory the tensors of an optimizer take, before it has made any."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greedylr_fused.tensors.dtensor import local
+from greedylr_fused.tensors.eight_bit import GROUP
+from greedylr_fused.tensors.storage import storage_of
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of an optimizer's tensors on this rank, by kind, and the elements of its parameters.
+
+    Attributes:
+        elements: of all parameters here, frozen ones included.
+        parameters: bytes of these.
+        gradients: bytes of one gradient for each that is not frozen.
+        moments: bytes of codes, scales and float moments.
+        remainders: bytes of what parameters lack of their float32 masters.
+    """
+
+    elements: int
+    parameters: int
+    gradients: int
+    moments: int
+    remainders: int
+
+    @property
+    def total(self) -> int:
+        """Return the sum of all kinds."""
+        return self.parameters + self.gradients + self.moments + self.remainders
+
+    def __repr__(self) -> str:
+        each = max(self.elements, 1)
+        size, unit = (self.total / 1e9, "GB") if self.total >= 1e9 else (self.total / 1e6, "MB")
+        kinds = ("parameters", "gradients", "moments", "remainders")
+        parts = ", ".join(f"{getattr(self, kind) / each:.4g} {kind}" for kind in kinds)
+        return f"Memory({size:.4g} {unit} for {self.elements:,} elements, {self.total / each:.4g} bytes each: {parts})"
+
+
+def memory_of(groups: Sequence[Mapping[str, Any]], state_dtype: torch.dtype | None) -> Memory:
+    """Return the memory that parameters take, and that gradients and states take or will take.
+
+    Args:
+        groups: the optimizer's.
+        state_dtype: as it was constructed.
+    """
+    group_of = {param: group for group in reversed(groups) for param in group["params"]}
+    sizes = [_sizes(param, group, state_dtype) for param, group in group_of.items()]
+    return Memory(*(sum(column) for column in zip(*sizes, strict=True))) if sizes else Memory(0, 0, 0, 0, 0)
+
+
+def _sizes(param: Tensor, group: Mapping[str, Any], state_dtype: torch.dtype | None) -> tuple[int, ...]:
+    """Return the fields of `Memory` of one parameter."""
+    here = local(param)
+    n = here.numel()
+    if not param.requires_grad:
+        return n, n * here.itemsize, 0, 0, 0
+    own = storage_of(param, group, state_dtype)
+    moments = n * own.moments.itemsize * (3 if group["amsgrad"] else 2)
+    if own.moments is torch.int8:
+        moments += 2 * here.shape[0] * (math.prod(here.shape[1:]) // GROUP) * torch.float32.itemsize
+    gradient = (getattr(param, "grad_dtype", None) or param.dtype).itemsize
+    return n, n * here.itemsize, n * gradient, moments, n * own.remainder.itemsize if own.remainder is not None else 0
