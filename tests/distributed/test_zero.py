@@ -111,25 +111,44 @@ def test_a_schedule_from_outside_decides_as_within_one_process(ranks, name):
             torch.testing.assert_close(ours, one.detach(), rtol=STEPS * 2.0**-23, atol=STEPS * 2.0**-24)
 
 
-def plain_and_resumed(rank, dtype):
-    """A checkpoint of the optimizer inside, which ZeRO reads and fills without a method of it."""
-    net = model(dtype)
-    opt = zero(net, state_dtype=torch.float32)
+def plain_and_resumed(rank, dtype, make=model, **options):
+    """A checkpoint of the optimizer inside, which ZeRO reads and fills without a method of it; its dtypes."""
+    net = make(dtype)
+    opt = zero(net, **options)
     steps(net, opt, range(5))
     saved, at = consolidated(opt, rank), copy.deepcopy(net.state_dict())
     steps(net, opt, range(5, 9))
-    twin = model(dtype, seed=2)
+    twin = make(dtype, seed=2)
     twin.load_state_dict(at)
-    other = zero(twin, state_dtype=torch.float32)
+    other = zero(twin, **options)
     other.load_state_dict(saved)
     steps(twin, other, range(5, 9))
     assert all(map(torch.equal, values(net), values(twin)))
-    assert {value.dtype for own in other.optim.state.values() for value in own.values()} == {torch.float32}
+    return {value.dtype for own in other.optim.state.values() for value in own.values()}
+
+
+def floats_resumed(rank, dtype):
+    assert plain_and_resumed(rank, dtype, state_dtype=torch.float32) == {torch.float32}
+
+
+def wide(dtype, seed=1):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 128)).to(dtype)
+
+
+def codes_resumed(rank, master):
+    found = plain_and_resumed(rank, torch.bfloat16, wide, state_dtype=torch.int8, master_weights=master)
+    assert found == {torch.float32, torch.int8, torch.uint8} | {torch.int16}  # which vectors have in any case
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_a_schedule_it_goes_on_to_the_bit(ranks, dtype):
-    ranks(plain_and_resumed, dtype)
+    ranks(floats_resumed, dtype)
+
+
+@pytest.mark.parametrize("master", ["int16", "int8"])
+def test_codes_and_masters_go_on_to_the_bit(ranks, master):
+    ranks(codes_resumed, master)
 
 
 def steps(net, opt, which):
