@@ -75,6 +75,18 @@ __device__ __forceinline__ typename Format<D>::Stored narrowed(typename Format<D
 template <int BYTES>
 struct WordOf;
 template <>
+struct WordOf<1> {
+    using Type = uint8_t;
+};
+template <>
+struct WordOf<2> {
+    using Type = uint16_t;
+};
+template <>
+struct WordOf<4> {
+    using Type = uint32_t;
+};
+template <>
 struct WordOf<8> {
     using Type = uint2;
 };
@@ -83,17 +95,17 @@ struct WordOf<16> {
     using Type = uint4;
 };
 
-// V neighbouring elements in registers, which are one access. Neighbouring lanes have neighbouring packs, so
+// V neighbouring elements in registers, which are one access. Neighbouring lanes have neighbouring ones, so
 // that each access of a warp covers whole sectors of 32 bytes.
-template <DType D, int V>
-struct Pack {
-    using Stored = typename Format<D>::Stored;
-    using Math = typename Format<D>::Math;
-    using Word = typename WordOf<V* int(sizeof(Stored))>::Type;
+template <typename T, int V>
+struct Words {
+    using Stored = T;
+    static constexpr int BYTES = V * int(sizeof(Stored));
+    using Word = typename WordOf<BYTES>::Type;
 
     union {
         Word word;
-        uint32_t halves[V / 2];  // of 16-bit elements: two in each
+        uint32_t quads[(BYTES + 3) / 4];  // four bytes in each
         Stored elements[V];
     };
 
@@ -115,13 +127,20 @@ struct Pack {
             for (int j = 0; j < V; ++j) store_global(at + j, elements[j]);
         }
     }
+};
+
+// The same of a storage type.
+template <DType D, int V>
+struct Pack : Words<typename Format<D>::Stored, V> {
+    using Math = typename Format<D>::Math;
 
     // Element j for arithmetic. Of two bfloat16 in a register each is one instruction away.
     __device__ __forceinline__ Math get(int j) const {
-        if constexpr (D == BF16) {
-            return float_of(j % 2 == 0 ? halves[j / 2] << 16 : halves[j / 2] & 0xffff0000u);
+        if constexpr (D == BF16 && V > 1) {
+            const uint32_t both = this->quads[j / 2];
+            return float_of(j % 2 == 0 ? both << 16 : both & 0xffff0000u);
         } else {
-            return widened<D>(elements[j]);
+            return widened<D>(this->elements[j]);
         }
     }
 };

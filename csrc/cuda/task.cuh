@@ -5,6 +5,7 @@
 #include "../core/adamw.h"
 #include "../core/launch.h"
 #include "access.cuh"
+#include "randoms.cuh"
 
 namespace greedylr {
 namespace cuda {
@@ -18,15 +19,16 @@ HOST_DEVICE constexpr int widest(DType p, DType g, DType s) {
 // costs little beside memory and leaves registers to the elements under way.
 template <typename T>
 struct Task {
-    int64_t at[MAX_EXP_AVG_SQ + 1];  // by Row: address of the chunk's first element; 0: no such stream
-    int count, head, packs_end;      // elements; packs are those from head to packs_end
-    unsigned wide;                   // bit Row: that stream's packs lie on multiples of their size
-    int group;                       // whose scalars these are, -1: nobody's
-    float steps_taken;               // for tensors that have taken as many steps
+    int64_t at[EXP_AVG_SQ_SCALE + 1];  // by Row: address of the chunk's first element; 0: no such stream
+    int count, head, packs_end;        // elements; packs are those from head to packs_end
+    unsigned wide;                     // bit Row: that stream's packs lie on multiples of their size
+    int group;                         // whose scalars these are, -1: nobody's
+    float steps_taken;                 // for tensors that have taken as many steps
     Coefficients<T> k;
+    Randoms randoms;  // only where something is rounded by them
 };
 
-constexpr unsigned ALL_WIDE = (2u << MAX_EXP_AVG_SQ) - 1;
+constexpr unsigned ALL_WIDE = (2u << REMAINDER) - 1;
 
 // The storage of one dtype mix, stream by stream.
 template <DType P, DType G, DType S>
@@ -35,9 +37,15 @@ struct Streams {
     // of a stream, neighbouring lanes would leave gaps in each, which costs a sector for every half that is
     // stored.
     static constexpr int V = ACCESS / widest(P, G, S);
+    // Elements before the first pack, fewer than this: none where packs must not cross groups.
+    static constexpr int HEADS = S == Q8 ? 1 : V;
+    static constexpr int LAST = has_master(P) ? REMAINDER : MAX_EXP_AVG_SQ;  // row of a stream
 
     __device__ __forceinline__ static int size(int row) {
-        return row == PARAM ? element_size(P) : row == GRAD ? element_size(G) : element_size(S);
+        return row == PARAM       ? element_size(P)
+               : row == GRAD      ? element_size(G)
+               : row == REMAINDER ? remainder_size(P)
+                                  : element_size(S);
     }
 };
 
@@ -45,11 +53,11 @@ struct Streams {
 template <DType P, DType G, DType S, typename T>
 __device__ __forceinline__ void align(Task<T>& task) {
     int most = -1;
-    constexpr int V = Streams<P, G, S>::V;
-    for (int head = 0; head < V && most <= MAX_EXP_AVG_SQ; ++head) {
-        unsigned wide = 0;
+    constexpr int V = Streams<P, G, S>::V, LAST = Streams<P, G, S>::LAST;
+    for (int head = 0; head < Streams<P, G, S>::HEADS && most <= LAST; ++head) {
+        unsigned wide = ALL_WIDE >> (LAST + 1) << (LAST + 1);
         int streams = 0;
-        for (int row = PARAM; row <= MAX_EXP_AVG_SQ; ++row) {
+        for (int row = PARAM; row <= LAST; ++row) {
             const int size = Streams<P, G, S>::size(row);
             const bool aligned = task.at[row] == 0 || on_access(task.at[row] + head * size, V * size);
             wide |= unsigned(aligned) << row;
@@ -69,7 +77,8 @@ template <DType P, DType G, DType S, typename T>
 __device__ __forceinline__ void prepare(Task<T>& task, const TensorTable& t, int64_t c) {
     const int64_t tensor = t.chunk_tensor[c];
     const int64_t index = t.chunk_index[c];
-    for (int row = PARAM; row <= MAX_EXP_AVG_SQ; ++row) task.at[row] = address_of(t, Row(row), tensor);
+    constexpr int LAST = Streams<P, G, S>::LAST;
+    for (int row = PARAM; row <= LAST; ++row) task.at[row] = address_of(t, Row(row), tensor);
     task.count = 0;
     if (task.at[GRAD] == 0) return;
     align<P, G, S>(task);
@@ -78,11 +87,17 @@ __device__ __forceinline__ void prepare(Task<T>& task, const TensorTable& t, int
     if (index != 0) task.head = 0;
     if (task.head > span.count) task.head = span.count;
     task.packs_end = task.head + (span.count - task.head) / Streams<P, G, S>::V * Streams<P, G, S>::V;
-    for (int row = PARAM; row <= MAX_EXP_AVG_SQ; ++row) {
+    for (int row = PARAM; row <= LAST; ++row) {
         if (task.at[row] != 0) task.at[row] += span.begin * Streams<P, G, S>::size(row);
     }
     const int group = t.group[tensor];
     const float steps_taken = step_count(t, tensor);
+    if constexpr (S == Q8) {
+        for (int row = EXP_AVG_SCALE; row <= EXP_AVG_SQ_SCALE; ++row)
+            task.at[row] = address_of(t, Row(row), tensor) + span.begin / GROUP * int64_t(sizeof(float));
+    }
+    if constexpr (rounds_at_random(P, S))
+        task.randoms = randoms_of(t, tensor, span.begin, span.count, steps_taken);
     if (group == task.group && steps_taken == task.steps_taken) return;
     task.group = group;
     task.steps_taken = steps_taken;
@@ -110,9 +125,14 @@ __device__ __forceinline__ Coefficients<T> fetched_scalars(const Task<T>& task) 
             fetched(k.eps)};
 }
 
+template <typename Stored, typename T>
+__device__ __forceinline__ Stored* stream_of(const Task<T>& task, Row row, int i) {
+    return reinterpret_cast<Stored*>(fetched(task.at[row])) + i;
+}
+
 template <DType D, typename T>
 __device__ __forceinline__ typename Format<D>::Stored* stream(const Task<T>& task, Row row, int i) {
-    return reinterpret_cast<typename Format<D>::Stored*>(fetched(task.at[row])) + i;
+    return stream_of<typename Format<D>::Stored>(task, row, i);
 }
 
 }  // namespace cuda

@@ -6,6 +6,8 @@
 #pragma once
 
 #include "epilogue.cuh"
+#include "groups.cuh"
+#include "masters.cuh"
 #include "task.cuh"
 
 namespace greedylr {
@@ -19,45 +21,32 @@ struct UpdateArgs {
     Closing closing;    // of the step, if it is
 };
 
-template <bool AMSGRAD, bool FROM_OLD, DType P, DType G, DType S, typename T>
-__device__ __forceinline__ void update_one(const Task<T>& task, int i) {
-    T p = widened<P>(load_global(stream<P>(task, PARAM, i)));
-    const T g = widened<G>(load_global(stream<G>(task, GRAD, i)));
-    T m = widened<S>(load_global(stream<S>(task, EXP_AVG, i)));
-    T v = widened<S>(load_global(stream<S>(task, EXP_AVG_SQ, i)));
-    T vmax = AMSGRAD ? T(widened<S>(load_global(stream<S>(task, MAX_EXP_AVG_SQ, i)))) : T(0);
-    adamw_element<AMSGRAD, FROM_OLD>(p, g, m, v, vmax, fetched_scalars(task));
-    store_global(stream<P>(task, PARAM, i), narrowed<P>(p));
-    store_global(stream<S>(task, EXP_AVG, i), narrowed<S>(m));
-    store_global(stream<S>(task, EXP_AVG_SQ, i), narrowed<S>(v));
-    if (AMSGRAD) store_global(stream<S>(task, MAX_EXP_AVG_SQ, i), narrowed<S>(vmax));
-}
-
 // V elements: all loads before the first use, so that as many bytes as possible are under way.
-template <bool AMSGRAD, bool FROM_OLD, DType P, DType G, DType S, typename T>
-__device__ __forceinline__ void update_pack(const Task<T>& task, int i, unsigned wide) {
-    constexpr int V = Streams<P, G, S>::V;
-    Pack<P, V> param;
+template <int V, bool AMSGRAD, bool FROM_OLD, DType P, DType G, DType S, typename T>
+__device__ __forceinline__ void update_pack(const Task<T>& task, const TensorTable& t, int i, unsigned wide) {
+    Params<P, V> params;
     Pack<G, V> grad;
     Pack<S, V> exp_avg, exp_avg_sq, max_exp_avg_sq;
-    param.load(stream<P>(task, PARAM, i), wide & (1u << PARAM));
+    params.load(task, i, wide);
     grad.load(stream<G>(task, GRAD, i), wide & (1u << GRAD));
     exp_avg.load(stream<S>(task, EXP_AVG, i), wide & (1u << EXP_AVG));
     exp_avg_sq.load(stream<S>(task, EXP_AVG_SQ, i), wide & (1u << EXP_AVG_SQ));
     if (AMSGRAD) max_exp_avg_sq.load(stream<S>(task, MAX_EXP_AVG_SQ, i), wide & (1u << MAX_EXP_AVG_SQ));
     const Coefficients<T> k = fetched_scalars(task);
+    uint32_t random[V] = {};
+    if constexpr (rounds_at_random(P, S)) draw<V>(random, task.randoms, t, i);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-        T p = param.get(j);
+        T p = params.get(j);
         T m = exp_avg.get(j), v = exp_avg_sq.get(j);
         T vmax = AMSGRAD ? T(max_exp_avg_sq.get(j)) : T(0);
         adamw_element<AMSGRAD, FROM_OLD>(p, T(grad.get(j)), m, v, vmax, k);
-        param.elements[j] = narrowed<P>(p);
+        params.set(j, p, random[j]);
         exp_avg.elements[j] = narrowed<S>(m);
         exp_avg_sq.elements[j] = narrowed<S>(v);
         if (AMSGRAD) max_exp_avg_sq.elements[j] = narrowed<S>(vmax);
     }
-    param.store(stream<P>(task, PARAM, i), wide & (1u << PARAM));
+    params.store(task, i, wide);
     exp_avg.store(stream<S>(task, EXP_AVG, i), wide & (1u << EXP_AVG));
     exp_avg_sq.store(stream<S>(task, EXP_AVG_SQ, i), wide & (1u << EXP_AVG_SQ));
     if (AMSGRAD) max_exp_avg_sq.store(stream<S>(task, MAX_EXP_AVG_SQ, i), wide & (1u << MAX_EXP_AVG_SQ));
@@ -65,39 +54,43 @@ __device__ __forceinline__ void update_pack(const Task<T>& task, int i, unsigned
 
 // All lanes update a few single elements, the packs, and the elements that are left.
 template <bool AMSGRAD, bool FROM_OLD, DType P, DType G, DType S, typename T>
-__device__ __forceinline__ void update_chunk(const Task<T>& task) {
+__device__ __forceinline__ void update_chunk(const Task<T>& task, const TensorTable& t) {
     constexpr int V = Streams<P, G, S>::V;
     const int lane = threadIdx.x % WARP;
     if (task.wide == ALL_WIDE) {
 #pragma unroll 1
         for (int i = task.head + lane * V; i < fetched(task.packs_end); i += WARP * V) {
-            update_pack<AMSGRAD, FROM_OLD, P, G, S>(task, i, ALL_WIDE);
+            update_pack<V, AMSGRAD, FROM_OLD, P, G, S>(task, t, i, ALL_WIDE);
         }
     } else {
 #pragma unroll 1
         for (int i = task.head + lane * V; i < fetched(task.packs_end); i += WARP * V) {
-            update_pack<AMSGRAD, FROM_OLD, P, G, S>(task, i, fetched(task.wide));
+            update_pack<V, AMSGRAD, FROM_OLD, P, G, S>(task, t, i, fetched(task.wide));
         }
     }
     // Fewer than 2 V elements, one each.
     const int single = lane < task.head ? lane : lane - task.head + task.packs_end;
-    if (single < task.count) update_one<AMSGRAD, FROM_OLD, P, G, S>(task, single);
+    if (single < task.count) update_pack<1, AMSGRAD, FROM_OLD, P, G, S>(task, t, single, 0);
+}
+
+template <bool FROM_OLD, DType P, DType G, DType S, typename T>
+__device__ __forceinline__ void update_chunk_from(const Task<T>& task, const TensorTable& t) {
+    if constexpr (S == Q8) {
+        update_groups_of<FROM_OLD, P, G>(task, t);
+    } else if (task.at[MAX_EXP_AVG_SQ] == 0) {
+        update_chunk<false, FROM_OLD, P, G, S>(task, t);
+    } else {
+        update_chunk<true, FROM_OLD, P, G, S>(task, t);
+    }
 }
 
 template <DType P, DType G, DType S, typename T>
-__device__ __forceinline__ void update_chunk_of(const Task<T>& task) {
+__device__ __forceinline__ void update_chunk_of(const Task<T>& task, const TensorTable& t) {
     if (task.count == 0) return;
-    const bool from_old = starts_at_old(task.k);
-    if (task.at[MAX_EXP_AVG_SQ] == 0) {
-        if (from_old) {
-            update_chunk<false, true, P, G, S>(task);
-        } else {
-            update_chunk<false, false, P, G, S>(task);
-        }
-    } else if (from_old) {
-        update_chunk<true, true, P, G, S>(task);
+    if (starts_at_old(task.k)) {
+        update_chunk_from<true, P, G, S>(task, t);
     } else {
-        update_chunk<true, false, P, G, S>(task);
+        update_chunk_from<false, P, G, S>(task, t);
     }
 }
 
@@ -130,7 +123,9 @@ __global__ void __launch_bounds__(THREADS, RESIDENT<P>)
             if (lane < BATCH && own < args.count) prepare<P, G, S>(batch[lane], t, args.first + own);
             __syncwarp();
 #pragma unroll 1
-            for (int k = 0; k < BATCH && c + k * warps < args.count; ++k) update_chunk_of<P, G, S>(batch[k]);
+            for (int k = 0; k < BATCH && c + k * warps < args.count; ++k) {
+                update_chunk_of<P, G, S>(batch[k], t);
+            }
             __syncwarp();
         }
     }
