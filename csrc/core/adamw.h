@@ -66,8 +66,22 @@ HOST_DEVICE inline bool starts_at_old(const Coefficients<T>& k) {
 HOST_DEVICE inline float square_root(float x) { return sqrtf(x); }
 HOST_DEVICE inline double square_root(double x) { return sqrt(x); }
 
+// How roots and quotients are rounded: as the compiler does it.
+struct Rounded {
+    template <typename T>
+    HOST_DEVICE static T root(T x) {
+        return square_root(x);
+    }
+    HOST_DEVICE static float fourth_root(float x) { return square_root(square_root(x)); }
+    HOST_DEVICE static float inverse(float x) { return 1.0f / x; }
+    template <typename T>
+    HOST_DEVICE static T quotient(T x, T y) {
+        return x / y;
+    }
+};
+
 // FROM_OLD is starts_at_old(k). `vmax` is read and written only if AMSGRAD.
-template <bool AMSGRAD, bool FROM_OLD, typename T>
+template <bool AMSGRAD, bool FROM_OLD, typename Rounding = Rounded, typename T>
 HOST_DEVICE inline void adamw_element(T& p, T g, T& m, T& v, T& vmax, const Coefficients<T>& k) {
     // A1: clip, unscale and maximize are one factor.
     g = g * k.grad_multiplier;
@@ -83,9 +97,9 @@ HOST_DEVICE inline void adamw_element(T& p, T g, T& m, T& v, T& vmax, const Coef
         vmax = (v > vmax || v != v) ? v : vmax;
         u = vmax;
     }
-    const T denom = square_root(u) * k.inv_bias_correction2_sqrt + k.eps;
+    const T denom = Rounding::root(u) * k.inv_bias_correction2_sqrt + k.eps;
     // A6
-    p = p - k.step_size * (m / denom);
+    p = p - k.step_size * Rounding::quotient(m, denom);
 }
 
 }  // namespace GREEDYLR_ISA

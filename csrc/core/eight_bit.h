@@ -34,7 +34,8 @@ HOST_DEVICE inline uint32_t hash_seed(uint64_t index, int64_t number, float step
 HOST_DEVICE inline uint32_t random_bits(uint32_t lower, uint32_t seed) { return mix_bits(lower ^ seed); }
 
 HOST_DEVICE inline uint32_t bits_for_master(uint32_t random) { return random >> 8 & 0xffu; }
-// In (0, 1): (random bits + 1/2) / 2^8, by writing the bits behind a power of two. Conversions are slow on GPUs.
+// In (0, 1): (random bits + 1/2) / 2^8, by writing the bits behind a power of two. Conversions are slow on
+// GPUs.
 HOST_DEVICE inline float fraction(uint32_t random) {
     return float_of(0x47000000u | (random & 0xffu)) - (0x1p15f - 0x1p-9f);
 }
@@ -42,19 +43,28 @@ HOST_DEVICE inline float fraction_sq(uint32_t random) {
     return float_of(0x43000000u | random >> 16) - (0x1p7f - 0x1p-17f);
 }
 
-// The magnitude of a code.
+// The value of a code, with its sign.
 HOST_DEVICE inline float decoded(float code, float scale, float largest) {
     float t = code * (1.0f / largest);
-    t = t * t;
-    return t * t * scale;
+    t = t * fabsf(t);
+    return t * fabsf(t) * scale;
 }
 
 HOST_DEVICE inline float scale_of(float largest) { return largest < SMALLEST_SCALE ? 0.0f : largest; }
-HOST_DEVICE inline float inverse_of(float scale) { return scale > 0.0f ? 1.0f / scale : 0.0f; }
+template <typename Rounding = Rounded>
+HOST_DEVICE inline float inverse_of(float scale) {
+    return scale > 0.0f ? Rounding::inverse(scale) : 0.0f;
+}
 
-// The code of a magnitude, a whole number in [0, largest] after truncation.
+// The code of a magnitude, a whole number in [0, largest] after truncation. Without `largest` as its bound,
+// that of 127 ends below 128 all the same, since its u has 8 bits.
+template <typename Rounding = Rounded>
+HOST_DEVICE inline float unbounded_code(float x, float inverse, float largest, float u) {
+    return largest * Rounding::fourth_root(x * inverse) + u;
+}
+template <typename Rounding = Rounded>
 HOST_DEVICE inline float encoded(float x, float inverse, float largest, float u) {
-    const float code = largest * square_root(square_root(x * inverse)) + u;
+    const float code = unbounded_code<Rounding>(x, inverse, largest, u);
     return code < largest ? code : largest;
 }
 

@@ -124,10 +124,9 @@ void narrow_codes(const int32_t* __restrict from, Code* __restrict to, int64_t n
 inline void decode_group(const int32_t* __restrict code, const int32_t* __restrict code_sq, float scale,
                          float scale_sq, float* __restrict exp_avg, float* __restrict exp_avg_sq) {
     for (int i = 0; i < GROUP; ++i) {
-        const float magnitude = decoded(float(code[i]), scale, LARGEST_CODE);
+        const float value = decoded(float(code[i]), scale, LARGEST_CODE);
         const float root = decoded(float(code_sq[i]), scale_sq, LARGEST_CODE_SQ);
-        const float signed_ = code[i] < 0 ? -magnitude : magnitude;
-        exp_avg[i] = code_sq[i] == 0 ? 0.0f : signed_;
+        exp_avg[i] = code_sq[i] == 0 ? 0.0f : value;
         exp_avg_sq[i] = root * root;
     }
 }

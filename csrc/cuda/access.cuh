@@ -36,6 +36,21 @@ using emulation::load_global;
 using emulation::store_global;
 #endif
 
+// What lies in shared memory, fetched anew at each use, whatever the compiler thinks of it.
+template <typename T>
+__device__ __forceinline__ T fetched(const T& number) {
+    return *static_cast<const volatile T*>(&number);
+}
+
+// Keeps the compiler from following a number through a loop: it would hold each address in two registers and
+// add to all of them in every turn.
+__device__ __forceinline__ int untracked(int number) {
+#ifdef __CUDACC__
+    asm volatile("" : "+r"(number));
+#endif
+    return number;
+}
+
 // Adds 1 to a counter in global memory and returns what it was, with acquire and release: what this thread
 // has done or seen is done for all that count after it. One fence each way, where __threadfence on both sides
 // of an atomicAdd is two that also order all threads' fences among themselves (PTX ISA, memory consistency
@@ -136,7 +151,7 @@ struct Pack : Words<typename Format<D>::Stored, V> {
 
     // Element j for arithmetic. Of two bfloat16 in a register each is one instruction away.
     __device__ __forceinline__ Math get(int j) const {
-        if constexpr (D == BF16 && V > 1) {
+        if constexpr ((D == BF16 || has_master(D)) && V > 1) {
             const uint32_t both = this->quads[j / 2];
             return float_of(j % 2 == 0 ? both << 16 : both & 0xffff0000u);
         } else {

@@ -2,38 +2,29 @@
 // known by shuffles before any code is written: one pass over memory.
 #pragma once
 
+#include "codes.cuh"
 #include "masters.cuh"
-#include "randoms.cuh"
 
 namespace greedylr {
 namespace cuda {
 
-// The lowest 8 bits are those of the whole part of x, in [0, 256).
-__device__ __forceinline__ uint32_t cut(float x) {
+// The larger of numbers that are not negative; a NaN is larger than all.
+__device__ __forceinline__ float larger(float a, float b) {
 #ifdef __CUDACC__
-    return bits_of(__fadd_rz(x, 0x1p23f));  // conversions are four times as slow
+    float c;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+    return c;
 #else
-    return uint32_t(x);
+    return b > a || b != b ? b : a;
 #endif
 }
 
-// Four codes of 8 bits in a register, the first lowest, as floats. `bias` was added to each.
-__device__ __forceinline__ float code_of(uint32_t four, int j, float bias) {
-    const uint32_t code = four >> (8 * j) & 0xffu;
-    return float_of(0x4b000000u | code) - (0x1p23f + bias);
-}
-
-constexpr uint32_t BIASED = 0x80808080u;  // turns four signed codes into ones that 128 was added to
-constexpr float BIAS = 128.0f;
-
-// The largest of numbers that are not negative, over the lanes that hold a group. As integers: a NaN is larger
-// than infinity, and that than all else.
+// The largest over the lanes that hold a group.
 template <int LANES>
-__device__ __forceinline__ uint32_t over_group(uint32_t largest) {
+__device__ __forceinline__ float over_group(float largest) {
 #pragma unroll
     for (int apart = LANES / 2; apart > 0; apart /= 2) {
-        const uint32_t other = __shfl_xor_sync(ALL_LANES, largest, apart);
-        largest = other > largest ? other : largest;
+        largest = larger(largest, __shfl_xor_sync(ALL_LANES, largest, apart));
     }
     return largest;
 }
@@ -44,7 +35,7 @@ struct Moments {
     Words<uint8_t, V> q, q_sq;
     float scale, scale_sq;
     float exp_avg[V], root[V];  // root: of exp_avg_sq
-    uint32_t largest = 0, largest_sq = 0;
+    float largest, largest_sq;
 
     __device__ __forceinline__ void load(const Task<float>& task, int i, unsigned wide) {
         q.load(stream<Q8>(task, EXP_AVG, i), wide & (1u << EXP_AVG));
@@ -54,41 +45,44 @@ struct Moments {
     }
 
     __device__ __forceinline__ void get(int j, float& m, float& v) const {
-        const float code_sq = code_of(q_sq.quads[j / 4], j % 4, 0.0f);
-        const float code = code_of(q.quads[j / 4] ^ BIASED, j % 4, BIAS);
-        const float magnitude = decoded(fabsf(code), scale, LARGEST_CODE);
-        m = code_sq == 0.0f ? 0.0f : copysignf(magnitude, code);
-        const float r = decoded(code_sq, scale_sq, LARGEST_CODE_SQ);
+        const uint32_t four_sq = q_sq.quads[j / 4];
+        const uint32_t four = (q.quads[j / 4] & where_positive(four_sq)) ^ BIASED;
+        m = decoded(code_of(four, j % 4, BIAS), scale, LARGEST_CODE);
+        const float r = decoded(code_of(four_sq, j % 4, 0.0f), scale_sq, LARGEST_CODE_SQ);
         v = r * r;
     }
 
     __device__ __forceinline__ void set(int j, float m, float v) {
         exp_avg[j] = m;
-        root[j] = square_root(v);
-        const uint32_t a = bits_of(m) & 0x7fffffffu, b = bits_of(root[j]) & 0x7fffffffu;
-        largest = a > largest ? a : largest;
-        largest_sq = b > largest_sq ? b : largest_sq;
+        root[j] = Approximate::root(v);
+        largest = larger(largest, fabsf(m));
+        largest_sq = larger(largest_sq, root[j]);
     }
 
     // By all lanes of a warp.
     __device__ __forceinline__ void agree() {
-        scale = scale_of(float_of(over_group<GROUP / V>(largest)));
-        scale_sq = scale_of(float_of(over_group<GROUP / V>(largest_sq)));
+        scale = scale_of(over_group<GROUP / V>(largest));
+        scale_sq = scale_of(over_group<GROUP / V>(largest_sq));
     }
 
     // A group with a moment that is not finite stays as it was.
     __device__ __forceinline__ void store(const Task<float>& task, int i, unsigned wide, uint32_t start) {
         if (!is_finite(scale) || !is_finite(scale_sq)) return;
-        const float inverse = inverse_of(scale), inverse_sq = inverse_of(scale_sq);
+        const float inverse = inverse_of<Approximate>(scale), inverse_sq = inverse_of<Approximate>(scale_sq);
+        uint32_t codes[V], codes_sq[V];
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-            const uint32_t random = random_of(start, j);
-            const float code = encoded(fabsf(exp_avg[j]), inverse, LARGEST_CODE, fraction(random));
-            float code_sq = encoded(root[j], inverse_sq, LARGEST_CODE_SQ, fraction_sq(random));
-            code_sq = root[j] > 0.0f && scale_sq > 0.0f && code_sq < 1.0f ? 1.0f : code_sq;
-            const uint32_t whole = cut(code);
-            q.elements[j] = uint8_t(exp_avg[j] < 0.0f ? 0u - whole : whole);
-            q_sq.elements[j] = uint8_t(cut(code_sq));
+            const uint32_t random = random_bits(uint32_t(j), start);
+            const float m = exp_avg[j], r = root[j];
+            const float code = unbounded_code<Approximate>(fabsf(m), inverse, LARGEST_CODE, fraction(random));
+            const float code_sq = encoded<Approximate>(r, inverse_sq, LARGEST_CODE_SQ, fraction_sq(random));
+            codes[j] = uint32_t(int32_t(copysignf(code, m)));
+            codes_sq[j] = cut(fmaxf(code_sq, one_if_positive(r)));
+        }
+#pragma unroll
+        for (int j = 0; j < V; j += 4) {
+            q.quads[j / 4] = four_bytes(codes + j);
+            q_sq.quads[j / 4] = four_bytes(codes_sq + j);
         }
         q.store(stream<Q8>(task, EXP_AVG, i), wide & (1u << EXP_AVG));
         q_sq.store(stream<Q8>(task, EXP_AVG_SQ, i), wide & (1u << EXP_AVG_SQ));
@@ -99,48 +93,49 @@ struct Moments {
 };
 
 // By all lanes of a warp, of which those that are `active` have elements.
-template <bool FROM_OLD, DType P, DType G>
-__device__ __forceinline__ void update_groups(const Task<float>& task, const TensorTable& t, int i,
-                                              unsigned wide, bool active) {
-    constexpr int V = Streams<P, G, Q8>::V;
-    Moments<V> moments;
+template <int V, bool PLAIN, bool FROM_OLD, DType P, DType G>
+__device__ __forceinline__ void update_groups(const Task<float>& task, int i, unsigned wide, bool active) {
+    // Of the pack's first element. That of the j-th differs in the lowest bits alone: packs begin at
+    // multiples of their size, here and in the whole parameter, and neither gaps nor upper halves begin
+    // within a group.
     uint32_t start = 0;
+    Params<P, V> params = {};
+    Pack<G, V> grad = {};
+    Moments<V> moments = {};
     if (active) {
-        Params<P, V> params;
-        Pack<G, V> grad;
+        start = start_of<PLAIN>(task.randoms, i);
         params.load(task, i, wide);
         grad.load(stream<G>(task, GRAD, i), wide & (1u << GRAD));
         moments.load(task, i, wide);
-        const Coefficients<float> k = fetched_scalars(task);
-        start = start_of(task.randoms, t, i);
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-            float p = params.get(j), m, v, vmax = 0.0f;
-            moments.get(j, m, v);
-            adamw_element<false, FROM_OLD>(p, grad.get(j), m, v, vmax, k);
-            params.set(j, p, random_of(start, j));
-            moments.set(j, m, v);
-        }
-        params.store(task, i, wide);
     }
+    const Coefficients<float> k = fetched_scalars(task);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+        float p = params.get(j), m, v, vmax = 0.0f;
+        moments.get(j, m, v);
+        adamw_element<false, FROM_OLD, Approximate>(p, grad.get(j), m, v, vmax, k);
+        params.set(j, p, random_bits(uint32_t(j), start));
+        moments.set(j, m, v);
+    }
+    if (active) params.store(task, i, wide);
     moments.agree();
     if (active) moments.store(task, i, wide, start);
 }
 
-// A warp's turns in which all lanes have elements and wide accesses, then those that are left.
+// A warp's turns in which all lanes have elements, at places that follow each other, and wide accesses; then
+// the others, by four elements: with more, their many ways would take more registers than there are.
 template <bool FROM_OLD, DType P, DType G>
-__device__ __forceinline__ void update_groups_of(const Task<float>& task, const TensorTable& t) {
-    constexpr int V = Streams<P, G, Q8>::V, TURN = WARP * V;
+__device__ __forceinline__ void update_groups_of(const Task<float>& task) {
+    constexpr int V = Streams<P, G, Q8>::V, FEW = 4;
     const int lane = threadIdx.x % WARP;
-    const int turns_end = task.wide == ALL_WIDE ? task.count / TURN * TURN : 0;
 #pragma unroll 1
-    for (int begin = 0; begin < turns_end; begin += TURN) {
-        update_groups<FROM_OLD, P, G>(task, t, begin + lane * V, ALL_WIDE, true);
+    for (int i = lane * V; i < fetched(task.packs_end); i += WARP * V) {
+        update_groups<V, true, FROM_OLD, P, G>(task, untracked(i), ALL_WIDE, true);
     }
 #pragma unroll 1
-    for (int begin = turns_end; begin < fetched(task.count); begin += TURN) {
-        const int i = begin + lane * V;
-        update_groups<FROM_OLD, P, G>(task, t, i, fetched(task.wide), i < fetched(task.count));
+    for (int begin = fetched(task.packs_end); begin < fetched(task.count); begin += WARP * FEW) {
+        const int i = untracked(begin + lane * FEW);
+        update_groups<FEW, false, FROM_OLD, P, G>(task, i, fetched(task.wide), i < fetched(task.count));
     }
 }
 

@@ -33,7 +33,7 @@ struct Params {
     __device__ __forceinline__ Math get(int j) const {
         if constexpr (has_master(P)) {
             const int32_t rest = low.elements[j];
-            return joined_master(high.elements[j], P == BF16_R8 ? rest * 256 : rest);
+            return joined_master(bits_of(high.get(j)), P == BF16_R8 ? rest * 256 : rest);
         } else {
             return high.get(j);
         }

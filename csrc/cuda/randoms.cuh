@@ -9,63 +9,45 @@ namespace cuda {
 
 HOST_DEVICE constexpr bool rounds_at_random(DType p, DType s) { return p == BF16_R8 || s == Q8; }
 
-// What the elements of a chunk share.
+// What the elements of a chunk share. Their indices follow that of the first, but for a gap after `left` of
+// them and then after each `run`.
 struct Randoms {
-    int64_t tensor, begin, number;  // `begin`: the chunk's first element in the part that lies here
-    uint64_t index;                 // of that one in the whole parameter
-    float step;                     // this one included
+    uint64_t index;  // of the first
+    int64_t gap, number;
+    uint32_t left, run;  // cut to more than a chunk has
+    float step;          // this one included
     uint32_t seed;
-    bool straight;  // the indices of the others follow it, and share its upper half: the seed is that of all
+    bool straight;  // without a gap, and the upper halves of the indices are one: the seed is that of all
 };
 
 __device__ __forceinline__ Randoms randoms_of(const TensorTable& t, int64_t tensor, int64_t begin, int count,
                                               float steps_taken) {
-    const int64_t run = address_of(t, RUN, tensor);
-    const bool whole = run >= t.numel[tensor];  // all elements of the part; spares a division
+    constexpr int64_t MANY = INT32_MAX;
+    const int64_t run = address_of(t, RUN, tensor), stride = address_of(t, STRIDE, tensor);
+    const bool whole = run >= t.numel[tensor];  // spares the division
+    const int64_t runs = whole ? 0 : begin / run;
+    const int64_t left = (runs + 1) * run - begin;
     Randoms r;
-    r.tensor = tensor;
-    r.begin = begin;
+    r.gap = stride - run;
+    r.index = uint64_t(address_of(t, FIRST, tensor) + begin + runs * r.gap);
     r.number = address_of(t, NUMBER, tensor);
-    r.index = whole ? uint64_t(address_of(t, FIRST, tensor) + begin) : index_of(t, tensor, begin);
+    r.left = uint32_t(left < MANY ? left : MANY);
+    r.run = uint32_t(run < MANY ? run : MANY);
     r.step = steps_taken + 1.0f;
     r.seed = hash_seed(r.index, r.number, r.step);
-    r.straight = (whole || begin % run + count <= run) && (r.index + count - 1) >> 32 == r.index >> 32;
+    r.straight = count <= left && (r.index + uint64_t(count - 1)) >> 32 == r.index >> 32;
     return r;
 }
 
-// Those of V neighbours, whatever their places.
-template <int V>
-__device__ __forceinline__ void draw(uint32_t (&random)[V], const Randoms& r, const TensorTable& t, int i) {
-    if (r.straight) {
-#pragma unroll
-        for (int j = 0; j < V; ++j) random[j] = random_bits(r.index + uint64_t(i + j), r.seed);
-        return;
-    }
-    const int64_t run = address_of(t, RUN, r.tensor);
-    const int64_t gap = address_of(t, STRIDE, r.tensor) - run;
-    uint64_t index = index_of(t, r.tensor, r.begin + i);
-    int64_t left = run - (r.begin + i) % run;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-        random[j] = random_bits(index, hash_seed(index, r.number, r.step));
-        ++index;
-        if (--left == 0) {
-            index += uint64_t(gap);
-            left = run;
-        }
-    }
+// What `mix_bits` makes random bits of, for element i of the chunk.
+template <bool STRAIGHT>
+__device__ __forceinline__ uint32_t start_of(const Randoms& r, int i) {
+    if (STRAIGHT) return uint32_t(r.index + uint64_t(i)) ^ r.seed;
+    const uint32_t left = fetched(r.left);
+    const uint32_t gaps = uint32_t(i) < left ? 0 : 1 + (uint32_t(i) - left) / fetched(r.run);
+    const uint64_t index = fetched(r.index) + uint64_t(i) + uint64_t(gaps * fetched(r.gap));
+    return uint32_t(index) ^ hash_seed(index, fetched(r.number), fetched(r.step));
 }
-
-// Of a pack within one group, what `random_of` takes: no run ends in a group, and index and pack begin at
-// multiples of the pack.
-__device__ __forceinline__ uint32_t start_of(const Randoms& r, const TensorTable& t, int i) {
-    if (r.straight) return uint32_t(r.index + uint64_t(i)) ^ r.seed;
-    const uint64_t index = index_of(t, r.tensor, r.begin + i);
-    return uint32_t(index) ^ hash_seed(index, r.number, r.step);
-}
-
-// The random bits of the j-th of the pack.
-__device__ __forceinline__ uint32_t random_of(uint32_t start, int j) { return random_bits(uint32_t(j), start); }
 
 }  // namespace cuda
 }  // namespace greedylr

@@ -20,6 +20,7 @@ HOST_DEVICE constexpr int widest(DType p, DType g, DType s) {
 template <typename T>
 struct Task {
     int64_t at[EXP_AVG_SQ_SCALE + 1];  // by Row: address of the chunk's first element; 0: no such stream
+    int chunk;                         // of the launch
     int count, head, packs_end;        // elements; packs are those from head to packs_end
     unsigned wide;                     // bit Row: that stream's packs lie on multiples of their size
     int group;                         // whose scalars these are, -1: nobody's
@@ -92,23 +93,23 @@ __device__ __forceinline__ void prepare(Task<T>& task, const TensorTable& t, int
     }
     const int group = t.group[tensor];
     const float steps_taken = step_count(t, tensor);
+    if constexpr (rounds_at_random(P, S)) {
+        task.randoms = randoms_of(t, tensor, span.begin, span.count, steps_taken);
+        if (task.wide != ALL_WIDE || !task.randoms.straight) task.packs_end = task.head;
+    }
     if constexpr (S == Q8) {
+        constexpr int TURN = WARP * Streams<P, G, S>::V;  // elements of a warp
+        task.packs_end = task.packs_end / TURN * TURN;
         for (int row = EXP_AVG_SCALE; row <= EXP_AVG_SQ_SCALE; ++row)
             task.at[row] = address_of(t, Row(row), tensor) + span.begin / GROUP * int64_t(sizeof(float));
     }
-    if constexpr (rounds_at_random(P, S))
-        task.randoms = randoms_of(t, tensor, span.begin, span.count, steps_taken);
     if (group == task.group && steps_taken == task.steps_taken) return;
     task.group = group;
     task.steps_taken = steps_taken;
     task.k = rounded<T>(coefficients(t.hyper + group * HYPER_COUNT, lr_of(t.control, group),
                                      t.control[slot::grad_multiplier], steps_taken));
-}
-
-// Fetched anew at each use, whatever the compiler thinks of it.
-template <typename T>
-__device__ __forceinline__ T fetched(const T& in_task) {
-    return *static_cast<const volatile T*>(&in_task);
+    // So that no denominator is subnormal, which an approximate quotient takes for 0.
+    if (S == Q8 && task.k.eps > 0 && task.k.eps < T(0x1p-126)) task.k.eps = T(0x1p-126);
 }
 
 template <typename T>

@@ -23,7 +23,7 @@ struct UpdateArgs {
 
 // V elements: all loads before the first use, so that as many bytes as possible are under way.
 template <int V, bool AMSGRAD, bool FROM_OLD, DType P, DType G, DType S, typename T>
-__device__ __forceinline__ void update_pack(const Task<T>& task, const TensorTable& t, int i, unsigned wide) {
+__device__ __forceinline__ void update_pack(const Task<T>& task, int i, unsigned wide) {
     Params<P, V> params;
     Pack<G, V> grad;
     Pack<S, V> exp_avg, exp_avg_sq, max_exp_avg_sq;
@@ -33,15 +33,14 @@ __device__ __forceinline__ void update_pack(const Task<T>& task, const TensorTab
     exp_avg_sq.load(stream<S>(task, EXP_AVG_SQ, i), wide & (1u << EXP_AVG_SQ));
     if (AMSGRAD) max_exp_avg_sq.load(stream<S>(task, MAX_EXP_AVG_SQ, i), wide & (1u << MAX_EXP_AVG_SQ));
     const Coefficients<T> k = fetched_scalars(task);
-    uint32_t random[V] = {};
-    if constexpr (rounds_at_random(P, S)) draw<V>(random, task.randoms, t, i);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
         T p = params.get(j);
         T m = exp_avg.get(j), v = exp_avg_sq.get(j);
         T vmax = AMSGRAD ? T(max_exp_avg_sq.get(j)) : T(0);
         adamw_element<AMSGRAD, FROM_OLD>(p, T(grad.get(j)), m, v, vmax, k);
-        params.set(j, p, random[j]);
+        // Where there is more than one, indices follow each other.
+        params.set(j, p, P == BF16_R8 ? mix_bits(start_of<(V > 1)>(task.randoms, i + j)) : 0);
         exp_avg.elements[j] = narrowed<S>(m);
         exp_avg_sq.elements[j] = narrowed<S>(v);
         if (AMSGRAD) max_exp_avg_sq.elements[j] = narrowed<S>(vmax);
@@ -52,45 +51,49 @@ __device__ __forceinline__ void update_pack(const Task<T>& task, const TensorTab
     if (AMSGRAD) max_exp_avg_sq.store(stream<S>(task, MAX_EXP_AVG_SQ, i), wide & (1u << MAX_EXP_AVG_SQ));
 }
 
-// All lanes update a few single elements, the packs, and the elements that are left.
+// All lanes update packs, and the single elements before and behind them.
 template <bool AMSGRAD, bool FROM_OLD, DType P, DType G, DType S, typename T>
-__device__ __forceinline__ void update_chunk(const Task<T>& task, const TensorTable& t) {
+__device__ __forceinline__ void update_chunk(const Task<T>& task) {
     constexpr int V = Streams<P, G, S>::V;
     const int lane = threadIdx.x % WARP;
     if (task.wide == ALL_WIDE) {
 #pragma unroll 1
         for (int i = task.head + lane * V; i < fetched(task.packs_end); i += WARP * V) {
-            update_pack<V, AMSGRAD, FROM_OLD, P, G, S>(task, t, i, ALL_WIDE);
+            update_pack<V, AMSGRAD, FROM_OLD, P, G, S>(task, untracked(i), ALL_WIDE);
         }
-    } else {
+    } else if constexpr (!rounds_at_random(P, S)) {
 #pragma unroll 1
         for (int i = task.head + lane * V; i < fetched(task.packs_end); i += WARP * V) {
-            update_pack<V, AMSGRAD, FROM_OLD, P, G, S>(task, t, i, fetched(task.wide));
+            update_pack<V, AMSGRAD, FROM_OLD, P, G, S>(task, untracked(i), fetched(task.wide));
         }
     }
-    // Fewer than 2 V elements, one each.
-    const int single = lane < task.head ? lane : lane - task.head + task.packs_end;
-    if (single < task.count) update_pack<1, AMSGRAD, FROM_OLD, P, G, S>(task, t, single, 0);
+    const int singles = fetched(task.head) + fetched(task.count) - fetched(task.packs_end);
+    // Fewer than 2 V and so one for each lane at most, unless there are no packs.
+#pragma unroll 1
+    for (int k = lane; k < singles; k += WARP) {
+        const int i = k < task.head ? k : k - task.head + task.packs_end;
+        update_pack<1, AMSGRAD, FROM_OLD, P, G, S>(task, i, 0);
+    }
 }
 
 template <bool FROM_OLD, DType P, DType G, DType S, typename T>
-__device__ __forceinline__ void update_chunk_from(const Task<T>& task, const TensorTable& t) {
+__device__ __forceinline__ void update_chunk_from(const Task<T>& task) {
     if constexpr (S == Q8) {
-        update_groups_of<FROM_OLD, P, G>(task, t);
+        update_groups_of<FROM_OLD, P, G>(task);
     } else if (task.at[MAX_EXP_AVG_SQ] == 0) {
-        update_chunk<false, FROM_OLD, P, G, S>(task, t);
+        update_chunk<false, FROM_OLD, P, G, S>(task);
     } else {
-        update_chunk<true, FROM_OLD, P, G, S>(task, t);
+        update_chunk<true, FROM_OLD, P, G, S>(task);
     }
 }
 
 template <DType P, DType G, DType S, typename T>
-__device__ __forceinline__ void update_chunk_of(const Task<T>& task, const TensorTable& t) {
+__device__ __forceinline__ void update_chunk_of(const Task<T>& task) {
     if (task.count == 0) return;
     if (starts_at_old(task.k)) {
-        update_chunk_from<true, P, G, S>(task, t);
+        update_chunk_from<true, P, G, S>(task);
     } else {
-        update_chunk_from<false, P, G, S>(task, t);
+        update_chunk_from<false, P, G, S>(task);
     }
 }
 
@@ -118,15 +121,18 @@ __global__ void __launch_bounds__(THREADS, RESIDENT<P>)
         if (lane < BATCH) batch[lane].group = -1;
         const int warp = int(blockIdx.x * blockDim.x + threadIdx.x) / WARP;
         const int warps = int(gridDim.x * blockDim.x) / WARP;
-        for (int c = warp; c < args.count; c += BATCH * warps) {
-            const int own = c + lane * warps;
-            if (lane < BATCH && own < args.count) prepare<P, G, S>(batch[lane], t, args.first + own);
+        // The number of the chunk is fetched back from the first task: registers are for the elements.
+        for (int c = warp; c < args.count; c = fetched(batch->chunk) + BATCH * warps) {
             __syncwarp();
-#pragma unroll 1
-            for (int k = 0; k < BATCH && c + k * warps < args.count; ++k) {
-                update_chunk_of<P, G, S>(batch[k], t);
+            if (lane < BATCH) {
+                const int own = c + lane * warps;
+                batch[lane].chunk = own;
+                batch[lane].count = 0;
+                if (own < args.count) prepare<P, G, S>(batch[lane], t, args.first + own);
             }
             __syncwarp();
+#pragma unroll 1
+            for (auto* task = batch; task != batch + BATCH; ++task) update_chunk_of<P, G, S>(*task);
         }
     }
     if (args.arrived != nullptr && is_last_block(args.arrived)) control_in_block(t, args.closing);

@@ -8,19 +8,14 @@
 #include <vector>
 
 #include "../core/control.h"
-#include "../cpu/loops.h"
 #include "../cuda/step.h"
 #include "check.h"
+#include "cuda_problem.h"
 #include "emulation.h"
-#include "guarded.h"
 
 using namespace greedylr;
 
 namespace {
-
-constexpr int64_t CHUNK = 256, TENSORS = 140, SECOND = 100, GROUPS = 3;
-constexpr double HYPER[GROUPS][HYPER_COUNT] = {
-    {0.9, 0.99, 1e-6, 0.1, 0.0, 0.0}, {0.3, 0.95, 1e-8, 0.0, 1.0, 0.0}, {0.9, 0.999, 1e-6, 0.01, 1.0, 0.0}};
 
 // How a GPU may run the same launches: the order of threads, and how many blocks at a time. The time of the
 // thread sanitizer grows with the square of these.
@@ -29,132 +24,6 @@ struct Schedule {
     unsigned blocks;
 };
 constexpr Schedule SCHEDULES[] = {{0, 1}, {1, 2}, {2, 5}};
-
-// Every size from 0 to 129, and some of several chunks: exact, one less, one more, behind a head of up to 7.
-int64_t size_of(int64_t tensor) {
-    constexpr int64_t LARGE[] = {CHUNK - 1,     CHUNK,         CHUNK + 1,     CHUNK + 7, CHUNK + 8,
-                                 2 * CHUNK - 1, 2 * CHUNK + 1, 2 * CHUNK + 9, 1500,      131};
-    return tensor < 130 ? tensor : LARGE[tensor - 130];
-}
-
-// Two mixes in one table, the second from tensor 100 on; a third of the tensors with amsgrad, every 7th
-// without a gradient, streams on and off multiples of 16 bytes, alike and not.
-struct Problem {
-    Problem(int first_mix, bool long_window, bool with_l1 = false)
-        : mixes{first_mix, (first_mix + 1) % MIX_COUNT}, l1(with_l1) {
-        for (int64_t n = 0; n < TENSORS; ++n) {
-            numel.push_back(size_of(n));
-            group.push_back(int32_t(n % GROUPS));
-            steps.push_back(float(n / 5 % 3));
-            norm_weight.push_back(1.0 / double(1 + n % 3));
-            for (int64_t k = 0; k * CHUNK < size_of(n); ++k) {
-                chunk_tensor.push_back(int32_t(n));
-                chunk_index.push_back(int32_t(k));
-            }
-            if (n == SECOND - 1) first_chunks = int64_t(chunk_tensor.size());
-        }
-        for (int row = 0; row < STEP; ++row) {
-            for (int64_t n = 0; n < TENSORS; ++n) {
-                const Mix m = MIXES[mix_of(n)];
-                const DType types[STEP] = {m.param, m.grad, m.state, m.state, m.state, BF16, F16};
-                const int64_t offset = n % 4 == 0 ? 0 : n % 4 == 1 ? n % 9 : (n + row * (n % 4)) % 9;
-                arrays[row].emplace_back(types[row], size_of(n), unsigned(row * 1000 + n), row >= EXP_AVG_SQ,
-                                         offset);
-                const bool absent = (row == GRAD && n % 7 == 3) ||
-                                    (row == MAX_EXP_AVG_SQ && n / GROUPS % 3 != 1) ||
-                                    row >= COPY_BF16;  // these kernels leave copies to others
-                ptrs.push_back(absent ? 0 : int64_t(arrays[row].back().at(0)));
-            }
-        }
-        for (float& count : steps) ptrs.push_back(reinterpret_cast<int64_t>(&count));
-        set_control(long_window ? 700 : 5);
-    }
-
-    int mix_of(int64_t tensor) const { return mixes[tensor >= SECOND]; }
-    bool has(Row row, int64_t tensor) const { return ptrs[size_t(row * TENSORS + tensor)] != 0; }
-
-    void set_control(int window) {
-        control.assign(size_t(block_begin(block::count, GROUPS) + window), 0.0);
-        const auto set = [this](slot::Slot s, double x) { control[s] = x; };
-        set(slot::kind, double(Kind::GREEDY));
-        set(slot::raises, 1);
-        set(slot::factor, 0.5);
-        set(slot::smooth, 1);
-        set(slot::window_size, window);
-        set(slot::reset_start, 100);
-        set(slot::resets_left, 100);
-        set(slot::best, HUGE_VAL);
-        set(slot::n_groups, GROUPS);
-        set(slot::curve_length, 2);
-        set(slot::decay_start, 1);
-        set(slot::decay_steps, 2);
-        set(slot::grad_scale, 1);
-        set(slot::grad_multiplier, 0.75);
-        const LrBlocks b = lr_blocks(control.data());
-        for (int g = 0; g < GROUPS; ++g) {
-            b.lr[g] = b.initial_lr[g] = b.level[g] = 0.01 * (1 + g);
-            b.max_lr[g] = 1.0;
-        }
-    }
-
-    TensorTable table() {
-        return {ptrs.data(),
-                numel.data(),
-                group.data(),
-                &HYPER[0][0],
-                norm_weight.data(),
-                chunk_tensor.data(),
-                chunk_index.data(),
-                TENSORS,
-                int64_t(chunk_tensor.size()),
-                CHUNK,
-                control.data(),
-                CURVE,
-                l1};
-    }
-
-    std::vector<Launch> launches() const {
-        return {{mixes[0], 0, first_chunks},
-                {mixes[1], first_chunks, int64_t(chunk_tensor.size()) - first_chunks}};
-    }
-
-    // The same step by the CPU's loops, a tensor at a time.
-    void update() {
-        for (int64_t n = 0; n < TENSORS && control[slot::skip] == 0; ++n) {
-            if (!has(GRAD, n)) continue;
-            const bool amsgrad = has(MAX_EXP_AVG_SQ, n);
-            const auto at = [&](Row row) { return arrays[row][size_t(n)].at(0); };
-            const Range range = {
-                at(PARAM), at(GRAD), at(EXP_AVG), at(EXP_AVG_SQ), amsgrad ? at(MAX_EXP_AVG_SQ) : nullptr,
-                nullptr,   nullptr,  size_of(n)};
-            const auto k = coefficients(HYPER[n % GROUPS], lr_of(control.data(), int(n % GROUPS)),
-                                        control[slot::grad_multiplier], steps[size_t(n)]);
-            loops_baseline.update[mix_of(n)][amsgrad](range, k);
-            steps[size_t(n)] += 1;
-        }
-        run_control(control.data(), CURVE);
-    }
-
-    // Adds up the gradients' absolute values to this power.
-    long double sum_of_powers(int power) {
-        long double sum = 0;
-        for (int64_t n = 0; n < TENSORS; ++n) {
-            for (int64_t i = 0; has(GRAD, n) && i < size_of(n); ++i)
-                sum += norm_weight[size_t(n)] * powl(fabsl(arrays[GRAD][size_t(n)].value(i)), power);
-        }
-        return sum;
-    }
-
-    static constexpr double CURVE[] = {1.0, 0.9, 1.0, 0.7, 0.3};
-    const int mixes[2];
-    const bool l1;
-    std::vector<Guarded> arrays[STEP];
-    std::vector<int64_t> ptrs, numel;
-    std::vector<int32_t> group, chunk_tensor, chunk_index;
-    std::vector<float> steps;
-    std::vector<double> norm_weight, control;
-    int64_t first_chunks = 0;
-};
 
 bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
     return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
@@ -224,7 +93,8 @@ void check_steps(int mix, const Schedule& schedule, Sums& sums) {
             p->control[slot::max_grad_norm] = step == 1 ? 0.5 : HUGE_VAL;
             p->control[slot::grad_scale] = step == 1 ? 4.0 : 1.0;
             p->control[slot::skip_nonfinite] = step == 2;
-            if (step == 2) p->arrays[GRAD][TENSORS - 1].set(size_of(TENSORS - 1) - 1, INFINITY);
+            if (step == 2) p->arrays[GRAD][TENSORS - 1].set(p->size(TENSORS - 1) - 1, INFINITY);
+            if (step < 2) p->set_special_groups(step == 0);
         }
         if (step > 0) {
             gpu.stepper.measure(0, alone);
@@ -254,7 +124,7 @@ void check_what_a_problem_has() {
     bool seen[2][2][2] = {};
     for (int64_t n = 0; n < TENSORS; ++n) {
         const bool from_old = 1.0 - HYPER[n % GROUPS][BETA1] < 0.5;
-        if (p.has(GRAD, n) && size_of(n) > 8) seen[n >= SECOND][p.has(MAX_EXP_AVG_SQ, n)][from_old] = true;
+        if (p.has(GRAD, n) && p.size(n) > 8) seen[n >= SECOND][p.has(MAX_EXP_AVG_SQ, n)][from_old] = true;
     }
     for (int i = 0; i < 8; ++i) CHECK(seen[i / 4][i / 2 % 2][i % 2], "combination %d is not run", i);
 }

@@ -34,6 +34,12 @@ inline void store(DType d, void* at, double x) {
            size_t(element_size(d)));
 }
 
+// Codes take the lowest byte.
+inline void store_code(void* at, unsigned bits) {
+    const uint8_t byte = uint8_t(bits);
+    memcpy(at, &byte, 1);
+}
+
 // One array in an allocation of its own, `offset` elements off a multiple of 16 bytes. Before it lie bytes
 // that show whether they were written; its end is that of the allocation, where the address sanitizer sees
 // reads, too.
@@ -44,7 +50,11 @@ class Guarded {
         for (int64_t i = 0; i < n; ++i) {
             seed = seed * 1664525u + 1013904223u;
             const double x = double(seed >> 8) / (1 << 24);
-            store(dtype, at(i), positive ? x * 0.1 : x - 0.5);
+            if (dtype == Q8) {
+                store_code(at(i), seed >> 16);
+            } else {
+                store(dtype, at(i), positive ? x * 0.1 : x - 0.5);
+            }
         }
     }
     unsigned char* at(int64_t i) { return memory_.data() + PAD + (offset_ + i) * element_size(dtype_); }

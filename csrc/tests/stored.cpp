@@ -158,7 +158,7 @@ struct Problem {
                 const uint8_t code_sq = get<uint8_t>(EXP_AVG_SQ, n, i);
                 const float root = decoded(code_sq, get<float>(EXP_AVG_SQ_SCALE, n, i / GROUP), 255.0f);
                 m = decoded(code, get<float>(EXP_AVG_SCALE, n, i / GROUP), 127.0f);
-                m = code_sq == 0 ? 0.0f : code < 0 ? -m : m;
+                if (code_sq == 0) m = 0.0f;
                 v = root * root;
             } else {
                 m = get<float>(EXP_AVG, n, i);
