@@ -26,9 +26,9 @@ struct Approximate {
     }
     // y, which is at least eps, is no subnormal number (see prepare) and below 2^126.
     __device__ __forceinline__ static float quotient(float x, float y) {
-        float inverse;
-        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
-        return x * inverse;
+        float quotient;
+        asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(quotient) : "f"(x), "f"(y));
+        return quotient;
     }
     __device__ __forceinline__ static float inverse(float x) {
         float y;

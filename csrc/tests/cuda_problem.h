@@ -177,8 +177,8 @@ struct Problem {
                     const double other = alone || x == 0.0f ? 0.0 : 0.01 * double(i);
                     arrays[GRAD][size_t(n)].set(k * GROUP + i, special && here ? double(x) : other);
                 }
-                if ((n + k) % 8 > 3 || !special) continue;  // nothing before either
-                arrays[EXP_AVG_SCALE][size_t(n)].set(k, 0.0);
+                if ((n + k) % 8 > 3 || !special) continue;
+                arrays[EXP_AVG_SCALE][size_t(n)].set(k, 0.0);  // nothing before either
                 arrays[EXP_AVG_SQ_SCALE][size_t(n)].set(k, 0.0);
             }
         }

@@ -5,19 +5,15 @@ register, float64 in the loop over elements, a product contracted into the sum a
 """
 
 import re
-import subprocess
 from collections import Counter
 
 import pytest
 from support.machine_code import (
     BYTES,
     TARGETS,
-    TOOLS,
     accesses,
-    built_module,
     check_measure_loop,
     check_update_loop,
-    disassemble,
     each,
     elements,
     float64,
@@ -29,50 +25,16 @@ from support.machine_code import (
     matching,
     moved,
     needs_tools,
+    streams,
+    update_kernels,
 )
 from support.rates import GPUS
 
 from greedylr_fused.tensors.formats import MIXES, DType
 
 pytestmark = needs_tools
-CASES = [(target, mix) for target in TARGETS for mix in sorted(MIXES)]
-
-
-@pytest.fixture(scope="session")
-def extracted(tmp_path_factory):
-    """Folder with what the module holds: machine code (.cubin) for each target and PTX for the newest."""
-    module = built_module()
-    folder = tmp_path_factory.mktemp("cuda")
-    for option in ("-xelf", "-xptx"):
-        command = [TOOLS / "cuobjdump", option, "all", module]
-        subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=60)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def kernels(extracted):
-    """The kernels for a target by symbol, disassembled when they are first asked for."""
-    known = {}
-
-    def of(target):
-        if target not in known:
-            found = list(extracted.glob(f"*.sm_{target}.cubin"))
-            if not found:
-                pytest.skip(f"the nvcc that built the module does not know sm_{target}")
-            known[target] = disassemble(found[0])
-        return known[target]
-
-    return of
-
-
-def update_kernels(codes):
-    """By mix. The types are template arguments, numbered as `DType`."""
-    found = {}
-    for symbol, code in codes.items():
-        if "update_kernel" in symbol:
-            mix = re.findall(r"L(?:NS\d?_5DTypeE|S\d*_)(\d)E", symbol)
-            found[tuple(DType(int(number)) for number in mix)] = code
-    return found
+#: Moments of 8 bits: test_cuda_eight_bit_code.py
+CASES = [(target, mix) for target in TARGETS for mix in sorted(MIXES) if DType.Q8 not in mix]
 
 
 def only(codes, name):
@@ -110,7 +72,7 @@ def opcodes(lines):
 def is_wide(loop, mix):
     """Whether each stream is accessed once per turn, the widest by 16 bytes."""
     count = elements(loop)
-    widths = {8 * BYTES[dtype] * count for dtype in mix}
+    widths = {8 * size * count for size in streams(mix) if size}
     return count > 0 and {width for _, width in accesses(loop)} == widths and max(widths) == 128
 
 

@@ -8,7 +8,15 @@ from ptx.names import DType
 
 GUARD = 0xA5
 GAP = 64  # bytes of it between arrays, at least
-BITS = {DType.F32: np.uint32, DType.F64: np.uint64, DType.BF16: np.uint16, DType.F16: np.uint16}
+BITS = {
+    DType.F32: np.uint32,
+    DType.F64: np.uint64,
+    DType.BF16: np.uint16,
+    DType.F16: np.uint16,
+    DType.BF16_R16: np.uint16,
+    DType.BF16_R8: np.uint16,
+    DType.Q8: np.uint8,
+}
 QUIET_NAN = {DType.F32: 0x7FC00000, DType.F64: 0x7FF8 << 48, DType.BF16: 0x7FC0, DType.F16: 0x7E00}
 
 
@@ -18,7 +26,9 @@ def stored(dtype: DType, numbers):
         narrow = np.asarray(numbers, np.float64 if dtype == DType.F64 else np.float32)
         if dtype in (DType.F32, DType.F64):
             return narrow.view(BITS[dtype])
-        return formats.to_bf16(narrow) if dtype == DType.BF16 else formats.to_f16(narrow)
+        if dtype == DType.Q8:
+            return np.clip(np.nan_to_num(narrow) * 1000, -1e9, 1e9).astype(np.int64).astype(np.uint8)  # any code
+        return formats.to_f16(narrow) if dtype == DType.F16 else formats.to_bf16(narrow)
 
 
 def is_nan(dtype: DType, bits):
@@ -29,6 +39,8 @@ def is_nan(dtype: DType, bits):
 
 def with_one_nan(dtype: DType, bits):
     """Bits that can be compared between processors, which have different NaNs."""
+    if dtype not in QUIET_NAN:  # codes, and masters, of which there is one NaN
+        return bits
     return np.where(is_nan(dtype, bits), BITS[dtype](QUIET_NAN[dtype]), bits)
 
 

@@ -17,8 +17,9 @@ def arithmetic(block: BlockWriter, ins: Instruction) -> None:
     elif ins.parts[0] == "mul":
         block.set(ins.operands[0], _product(block, ins))
     elif ins.parts[0] == "div":
-        expect(ins.parts == ["div", kind] and kind.startswith("u"), ins)
-        block.set(ins.operands[0], f"{block.value(ins.operands[1], kind)} // {block.value(ins.operands[2], kind)}")
+        expect(ins.parts == ["div", kind], ins)
+        a, b = (block.value(operand, kind) for operand in ins.operands[1:])
+        block.set(ins.operands[0], f"{a} // {b}" if kind.startswith("u") else f"divide_integers({a}, {b})")
     else:
         expect(len(ins.parts) == 2, ins)
         a, b = (block.bits(operand, width(kind)) for operand in ins.operands[1:])
@@ -28,12 +29,15 @@ def arithmetic(block: BlockWriter, ins: Instruction) -> None:
 def _float_arithmetic(block: BlockWriter, ins: Instruction) -> None:
     opcode, *modes, kind = ins.parts
     a, b = (block.value(operand, kind) for operand in ins.operands[1:])
-    if opcode == "div" and modes == ["full"]:
+    if opcode == "div" and modes in (["full"], ["approx", "ftz"]):
         expect(kind == "f32", ins)
-        block.set(ins.operands[0], f"divide({a}, {b})")
-        return
-    expect(modes == ["rn"] or (modes == [] and opcode != "div"), ins)
-    block.set(ins.operands[0], f"of_{kind}({a} {SIGNS[opcode]} {b})")
+        block.set(ins.operands[0], f"divide({a}, {b})" if modes == ["full"] else f"flushed(divide({a}, flushed({b})))")
+    elif modes == ["rz"]:
+        expect(ins.opcode == "add.rz.f32", ins)
+        block.set(ins.operands[0], f"of_f32(add_toward_zero({a}, {b}))")
+    else:
+        expect(modes == ["rn"] or (modes == [] and opcode != "div"), ins)
+        block.set(ins.operands[0], f"of_{kind}({a} {SIGNS[opcode]} {b})")
 
 
 def _product(block: BlockWriter, ins: Instruction) -> str:
@@ -69,6 +73,12 @@ def root_or_inverse(block: BlockWriter, ins: Instruction) -> None:
     if ins.opcode == "rcp.approx.ftz.f64":
         block.set(ins.operands[0], f"invert({value})")
         return
+    if modes[0] == "approx":
+        expect(kind == "f32" and modes[1:] in ([], ["ftz"]), ins)
+        approximate = "take_root" if opcode == "sqrt" else "invert32"
+        flushed = f"flushed({approximate}(flushed({value})))" if "ftz" in modes else f"{approximate}({value})"
+        block.set(ins.operands[0], flushed)
+        return
     expect(modes == ["rn"], ins)
     exact = f"np.sqrt({value})" if opcode == "sqrt" else f"f{width(kind)}(1.0) / {value}"
     block.set(ins.operands[0], f"of_{kind}({exact})")
@@ -87,12 +97,21 @@ def sign(block: BlockWriter, ins: Instruction) -> None:
     block.set(ins.operands[0], changed)
 
 
+def copy_sign(block: BlockWriter, ins: Instruction) -> None:
+    """copysign: that of the first to the second"""
+    expect(ins.parts == ["copysign", "f32"], ins)
+    of, to = (block.bits(operand, 32) for operand in ins.operands[1:])
+    block.set(ins.operands[0], f"({to} & u32(0x7fffffff)) | ({of} & u32(0x80000000))")
+
+
 def smaller_or_larger(block: BlockWriter, ins: Instruction) -> None:
-    """min, max; of a number and a NaN, the number"""
-    opcode, kind = ins.parts
+    """min, max; of a number and a NaN, the number, unless asked for the NaN"""
+    opcode, *modes, kind = ins.parts
+    expect(modes == [] or (modes == ["NaN"] and is_float(kind)), ins)
     a, b = (block.value(operand, kind) for operand in ins.operands[1:])
     if is_float(kind):
-        block.set(ins.operands[0], f"of_{kind}(np.f{opcode}({a}, {b}))")
+        name = f"{opcode}imum" if modes else f"f{opcode}"
+        block.set(ins.operands[0], f"of_{kind}(np.{name}({a}, {b}))")
     else:
         block.set(ins.operands[0], f"np.{opcode}imum({a}, {b}).view(u{width(kind)})")
 
@@ -116,16 +135,6 @@ def shift(block: BlockWriter, ins: Instruction) -> None:
     else:
         way = "shift_left" if opcode == "shl" else "shift_right"
         block.set(ins.operands[0], f"{way}({value}, {block.bits(distance, 32)}, {integer})")
-
-
-def insert_bits(block: BlockWriter, ins: Instruction) -> None:
-    """bfi, with constant position and length"""
-    expect(ins.opcode == "bfi.b32" and all(operand.isdigit() for operand in ins.operands[3:]), ins)
-    position, length = map(int, ins.operands[3:])
-    field = ((1 << length) - 1) << position & 0xFFFFFFFF
-    source, into = block.bits(ins.operands[1], 32), block.bits(ins.operands[2], 32)
-    kept = f"{into} & u32({~field & 0xFFFFFFFF})"
-    block.set(ins.operands[0], f"({kept}) | (({source} << u32({position})) & u32({field}))")
 
 
 def compare(block: BlockWriter, ins: Instruction) -> None:
@@ -165,6 +174,8 @@ def convert(block: BlockWriter, ins: Instruction) -> None:
     if to in ("bf16", "f16"):
         expect(modes == ["rn"] and of == "f32", ins)
         block.set(target, f"to_{to}({value})")
+    elif is_float(to) and to == of and modes == ["sat"]:
+        block.set(target, f"of_{to}(saturated({value}))")
     elif is_float(to) and to == of:
         expect(modes == ["rzi"], ins)
         block.set(target, f"np.trunc({value}).view(u{width(to)})")
@@ -186,12 +197,12 @@ TRANSLATIONS = {
     **dict.fromkeys(("add", "sub", "mul", "div"), arithmetic),
     **dict.fromkeys(("sqrt", "rcp"), root_or_inverse),
     **dict.fromkeys(("abs", "neg"), sign),
+    "copysign": copy_sign,
     **dict.fromkeys(("min", "max"), smaller_or_larger),
     **dict.fromkeys(("and", "or", "xor", "not"), logic),
     **dict.fromkeys(("shl", "shr"), shift),
     "mad": multiply_add,
     "fma": fused,
-    "bfi": insert_bits,
     "setp": compare,
     "selp": select,
     "cvt": convert,

@@ -70,3 +70,21 @@ def shift_right(values, distance, integer):
     if np.issubdtype(integer, np.signedinteger):
         return shifted.view(UNSIGNED[bits])
     return np.where(far, integer(0), shifted)
+
+
+def permuted(a, b, selector):
+    """Bytes of two words: the lowest bits of a nibble of the selector say which, its highest whether only the sign."""
+    both = np.asarray(b).astype(np.uint64) << np.uint64(32) | np.asarray(a)
+    result = np.zeros(np.broadcast(both, selector).shape, np.uint32)
+    for k in range(4):
+        nibble = np.asarray(selector) >> np.uint32(4 * k) & np.uint32(15)
+        byte = (both >> (nibble & np.uint32(7)).astype(np.uint64) * np.uint64(8)).astype(np.uint8)
+        sign = np.where(byte >= 128, np.uint8(255), np.uint8(0))
+        result |= np.where(nibble >= 8, sign, byte).astype(np.uint32) << np.uint32(8 * k)
+    return result
+
+
+def divide_integers(a, b):
+    """Toward zero."""
+    quotient = np.abs(a) // np.abs(b)
+    return np.where((a < 0) != (b < 0), -quotient, quotient).view(UNSIGNED[quotient.dtype.itemsize * 8])

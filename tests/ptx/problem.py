@@ -10,7 +10,9 @@ from ptx.names import BLOCKS, MIXES, SLOT, SLOTS, DType, Hyper, Row, block, ring
 Mix = tuple[DType, DType, DType]
 ALL_MIXES: list[Mix] = sorted(MIXES)
 CHUNK = 256  # elements
-TENSORS = range(Row.MAX_EXP_AVG_SQ + 1)  # the rows that point to a tensor's elements
+GROUP = 64  # elements that share scales
+TENSORS = range(Row.EXP_AVG_SQ_SCALE + 1)  # the rows that point to a tensor's elements, or its scales
+REMAINDERS = {DType.BF16_R16: np.int16, DType.BF16_R8: np.int8}
 #: By group: both forms of the first moment's update (beta1 below or above 1/2), with and without each option.
 GROUPS = [
     {Hyper.BETA1: 0.9, Hyper.BETA2: 0.99, Hyper.EPS: 1e-6, Hyper.WEIGHT_DECAY: 0.1},
@@ -40,7 +42,7 @@ class Problem:
 
     Args:
         mixes: of the first third of the tensors and of the others.
-        sizes: elements of each tensor.
+        sizes: elements of each tensor, made whole groups where moments have 8 bits.
         scratch: bytes that the kernels need.
         window: losses that the schedule smooths over, 0: none.
         l1: whether absolute values are measured, too.
@@ -53,11 +55,13 @@ class Problem:
     def __init__(
         self, mixes: tuple[Mix, Mix], sizes: list[int], scratch: int, seed: int, window: int = 0, l1: bool = False
     ) -> None:
-        self.sizes = sizes
         self.second = len(sizes) // 3  # the first tensor of the second mix, whose launch closes the step
         self.mixes = mixes
+        self.sizes = sizes = [
+            -(-size // GROUP) * GROUP if self._mix(t)[2] == DType.Q8 else size for t, size in enumerate(sizes)
+        ]
         self.random = np.random.default_rng(seed)
-        self.arena = Arena(60 * sum(sizes) + 1000 * len(sizes) + scratch + 100_000)
+        self.arena = Arena(60 * sum(sizes) + 1500 * len(sizes) + scratch + 100_000)
         self.arrays: dict[tuple[int, int], tuple[DType, np.ndarray]] = {}
         self.views: dict[str, np.ndarray] = {}
         self.addresses: dict[str, int] = {}
@@ -71,21 +75,41 @@ class Problem:
     def _place(self, name: str, array) -> None:
         self.addresses[name], self.views[name] = self.arena.place(array)
 
+    def _mix(self, tensor: int) -> Mix:
+        return self.mixes[tensor >= self.second]
+
     def _tensors(self):
         """Places all elements; their addresses by row and tensor."""
         addresses = np.zeros((len(Row), len(self.sizes)), np.int64)
         for row in TENSORS:
             for t, size in enumerate(self.sizes):
-                if (row == Row.GRAD and t % 7 == 3) or (row == Row.MAX_EXP_AVG_SQ and t % 3 != 1):
+                dtype, bits = self._bits(row, t, size)
+                if bits is None:
                     continue
-                param, grad, state = self.mixes[t >= self.second]
-                dtype = {Row.PARAM: param, Row.GRAD: grad}.get(row, state)
-                bits = stored(dtype, self._numbers(row, size, extreme=t % 5 == 2))
                 # On multiples of 16 bytes; off them, all streams by as many elements; each by another number of them.
                 offset = [0, t, t + 2 * row, t + 3 * row][t % 4] % 9
                 addresses[row, t], view = self.arena.place(bits, offset * bits.itemsize)
                 self.arrays[row, t] = dtype, view
+        for t, size in enumerate(self.sizes):
+            run = {1: GROUP, 2: 3 * GROUP}.get(t % 4, max(size, 1))
+            first = (1 << 32) - 2 * GROUP if t % 3 == 0 else 100 * GROUP * t
+            addresses[Row.NUMBER : Row.STRIDE + 1, t] = t, first, run, run + t % 5 * GROUP
         return addresses
+
+    def _bits(self, row: int, t: int, size: int):
+        """The type and bits of a tensor's row; None where it has none."""
+        param, grad, state = self._mix(t)
+        extreme = t % 5 == 2
+        if row > Row.REMAINDER:
+            scales = np.minimum(0.1 * np.abs(self._numbers(row, size // GROUP, extreme)), 3e38)  # as stored ones are
+            return DType.F32, stored(DType.F32, scales) if state == DType.Q8 else None
+        if row == Row.REMAINDER:
+            remainder = REMAINDERS.get(param)
+            return DType.Q8, None if remainder is None else self.random.integers(-128, 128, size).astype(remainder) * 3
+        if (row == Row.GRAD and t % 7 == 3) or (row == Row.MAX_EXP_AVG_SQ and (t % 3 != 1 or state == DType.Q8)):
+            return state, None
+        dtype = {Row.PARAM: param, Row.GRAD: grad}.get(row, state)
+        return dtype, stored(dtype, self._numbers(row, size, extreme))
 
     def _numbers(self, row: int, size: int, extreme: bool):
         numbers = self.random.standard_normal(size)

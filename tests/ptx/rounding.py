@@ -18,8 +18,8 @@ class Rounding:
 
     Attributes:
         host_pow: the C library's pow in place of the device's, which differs by 1 ulp in one case of six.
-        ulps: by how much div.full, and rcp.approx in the upper half of its bits, is off at most: by something between
-            that depends on the operands only, as on the machine.
+        ulps: by how much div.full, div.approx, sqrt.approx and rcp.approx (of float64 in the upper half of its bits)
+            are off at most: by something between that depends on the operands only, as on the machine.
     """
 
     host_pow: bool = False
@@ -49,6 +49,25 @@ def fused64(a, b, c):
     return of_f64(libraries.fused(a, b, c, np.float64))
 
 
+def add_toward_zero(a, b):
+    """Of numbers whose exact sum float64 holds."""
+    exact = np.asarray(a).astype(np.float64) + np.asarray(b).astype(np.float64)
+    nearest = exact.astype(np.float32)
+    return np.where(np.abs(nearest) > np.abs(exact), np.nextafter(nearest, np.float32(0.0)), nearest)
+
+
+def saturated(values):
+    """Between 0 and 1; a NaN is 0."""
+    return np.where(np.isnan(values), np.float32(0.0), np.clip(values, np.float32(0.0), np.float32(1.0)))
+
+
+def flushed(values):
+    """Subnormal numbers, or the bits of some, as zeros; of the kind that is given."""
+    numbers = np.asarray(values).view(np.float32)
+    result = np.where(np.abs(numbers) < np.finfo(np.float32).tiny, np.copysign(np.float32(0.0), numbers), numbers)
+    return result.view(np.asarray(values).dtype)
+
+
 def host_pow(bases, exponents):
     pairs = zip(bases.view(np.float64), exponents.view(np.float64), strict=True)
     return of_f64(np.array([math.pow(base, exponent) for base, exponent in pairs]))
@@ -68,13 +87,25 @@ class Approximate:
         return ((mixed >> np.uint64(33)) % np.uint64(2 * self.ulps + 1)).astype(np.int64) - self.ulps
 
     def divide(self, a, b):
-        """div.full.f32"""
-        quotient = np.atleast_1d(a / b)
+        """div.full.f32, div.approx.f32"""
+        return self._off(a / b, a, b)
+
+    def take_root(self, values):
+        """sqrt.approx.f32"""
+        return self._off(np.sqrt(values), values)
+
+    def invert32(self, values):
+        """rcp.approx.f32"""
+        return self._off(np.float32(1.0) / values, values)
+
+    def _off(self, exact, *operands):
+        """The bits of results in float32, off by up to `ulps`."""
+        result = np.atleast_1d(exact)
         if self.ulps:
-            open_ = (np.abs(quotient) > TINY) & (np.abs(quotient) < HUGE)
-            moved = quotient.view(np.int32) + self.errors(a.view(np.uint32), b.view(np.uint32)).astype(np.int32)
-            quotient = np.where(open_, moved, quotient.view(np.int32)).view(np.float32)
-        return of_f32(quotient)
+            open_ = (np.abs(result) > TINY) & (np.abs(result) < HUGE)
+            moved = result.view(np.int32) + self.errors(*(x.view(np.uint32) for x in operands)).astype(np.int32)
+            result = np.where(open_, moved, result.view(np.int32)).view(np.float32)
+        return of_f32(result)
 
     def invert(self, values):
         """rcp.approx.ftz.f64: reads and gives the upper 32 bits only, subnormal numbers being 0."""
@@ -99,4 +130,9 @@ def names(rounding: Rounding) -> dict[str, Callable]:
         "fma64": fused64,
         "divide": approximate.divide,
         "invert": approximate.invert,
+        "take_root": approximate.take_root,
+        "invert32": approximate.invert32,
+        "add_toward_zero": add_toward_zero,
+        "saturated": saturated,
+        "flushed": flushed,
     }

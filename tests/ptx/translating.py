@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ptx import Fault, computing, formats, moving, rounding
+from ptx import Fault, bits, computing, formats, moving, rounding
 from ptx.flow import flow_of, is_together
 from ptx.operands import BlockWriter
 from ptx.parsing import Function, Instruction, Module, Variable
 from ptx.rounding import MACHINE, Rounding
 
-TRANSLATIONS = computing.TRANSLATIONS | moving.TRANSLATIONS
+TRANSLATIONS = computing.TRANSLATIONS | bits.TRANSLATIONS | moving.TRANSLATIONS
 NAMES = formats.NAMES | {
     "np": np,
     "shift_left": formats.shift_left,
@@ -19,6 +19,8 @@ NAMES = formats.NAMES | {
     "to_bf16": formats.to_bf16,
     "to_f16": formats.to_f16,
     "to_integer": formats.to_integer,
+    "permuted": formats.permuted,
+    "divide_integers": formats.divide_integers,
 }
 GAP = 16  # bytes between variables in shared memory, which nobody may touch
 

@@ -27,6 +27,7 @@ needs_tools = pytest.mark.skipif(
 TARGETS = [80, 90, 100]
 SECTOR = 32  # bytes, the smallest piece of memory that moves
 BYTES = {DType.F32: 4, DType.F64: 8, DType.BF16: 2, DType.F16: 2}
+MASTERS = {DType.BF16_R16: 2, DType.BF16_R8: 1}  # bytes of the remainder beside a bfloat16 parameter
 
 Mix = tuple[DType, DType, DType]
 Loop = Counter[str]  # instructions by opcode
@@ -82,6 +83,16 @@ def disassemble(cubin: Path) -> dict[str, Code]:
         codes[name] = Code(tuple(lines), found[name])
     assert codes, text[:2000]
     return codes
+
+
+def update_kernels(codes: dict[str, Code]) -> dict[Mix, Code]:
+    """By mix. The types are template arguments, numbered as `DType`."""
+    found = {}
+    for symbol, code in codes.items():
+        if "update_kernel" in symbol:
+            mix = re.findall(r"L(?:NS\d?_5DTypeE|S\d*_)(\d)E", symbol)
+            found[tuple(DType(int(number)) for number in mix)] = code
+    return found
 
 
 def _usage(cubin: Path) -> list[tuple[str, str]]:
@@ -167,10 +178,19 @@ def float64(loop: Loop) -> list[str]:
     return [opcode for opcode in loop if re.match(r"D(ADD|MUL|FMA|SETP|MNMX)|[FI]2[FI]\S*F64|MUFU\S*64", opcode)]
 
 
-def floor(mix: Mix, *, amsgrad: bool = False) -> int:
-    """Bytes per parameter that an update cannot do without: each stream read, all but the gradient written."""
-    param, grad, state = (BYTES[dtype] for dtype in mix)
-    return 2 * param + grad + (6 if amsgrad else 4) * state
+def streams(mix: Mix) -> tuple[int, int, int, int]:
+    """Bytes of an element's parameter, gradient, moment and remainder."""
+    param, grad, state = mix
+    return BYTES.get(param, 2), BYTES[grad], BYTES.get(state, 1), MASTERS.get(param, 0)
+
+
+def floor(mix: Mix, *, amsgrad: bool = False) -> float:
+    """Bytes per parameter that an update cannot do without: each stream read, all but the gradient written; of 8-bit
+    moments two scales of 4 bytes for 64 elements, too, both ways.
+    """
+    param, grad, state, remainder = streams(mix)
+    scales = 4 * 4 / 64 if mix[2] == DType.Q8 else 0
+    return 2 * param + grad + (6 if amsgrad else 4) * state + 2 * remainder + scales
 
 
 def check_update_loop(loop: Loop, mix: Mix) -> None:

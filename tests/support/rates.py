@@ -1,4 +1,4 @@
-"""How fast GPUs are at what the norm's loops do, beside their memory: results per clock of a multiprocessor.
+"""How fast GPUs are at what the loops do, beside their memory: results per clock of a multiprocessor.
 
 Rates: NVIDIA, CUDA C++ Programming Guide, "Arithmetic Instructions", table of the throughput of native arithmetic
 instructions; a warp scheduler issues one instruction per clock (the same, "Hardware Multithreading"). Clocks: with 128
@@ -20,10 +20,12 @@ UNITS = {
     "convert64": r"[FI]2[FI]\S*64",
     "float32": r"F(ADD|MUL|FMA)",
     "half": r"HADD2|HFMA2",
+    "special": r"MUFU|F2[IF]\.|I2F",
+    "shuffle": r"SHFL|LDS",
     "multiply": r"IMAD|IMUL",
-    "integer": r"LOP3|SHF|PRMT|SEL|[FIV]*MNMX|ISETP|IADD3|VIADD|LEA|MOV|PLOP3|FSETP|FSEL",
+    "integer": r"F2FP|SGXT|LOP3|SHF|PRMT|SEL|[FIV]*MNMX|ISETP|IADD3|VIADD|LEA|MOV|PLOP3|FSETP|FSEL",
 }
-OTHER = r"LDG|BRA|U[A-Z]+|WARPSYNC|BSYNC|NOP|\.L_"
+OTHER = r"LDG|STG|BRA|U[A-Z]+|C?S2R|WARPSYNC|BSSY|BSYNC|YIELD|NOP|\.L_"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Gpu:
             "convert64": self.convert64,
             "float32": 128,
             "half": 64,
+            "special": 16,
+            "shuffle": 32,
             "multiply": 64,
             "integer": 64,
         }
