@@ -163,6 +163,7 @@ def test_a_group_with_storage_of_its_own(backend, device):
     train(opt, [1])
     more = parameter(torch.ones(64, 64, dtype=BF16, device=device), torch.ones(64, 64, dtype=BF16, device=device))
     opt.add_param_group({"params": [more], "state_dtype": I8, "master_weights": "int8"})
+    assert opt.state_dict()["param_groups"][-1]["state_version"] == 1
     opt.step()
     assert opt.state[more]["remainder"].dtype == I8 and set(EIGHT_BIT) < opt.state[more].keys()
     assert not any(EIGHT_BIT[0] in opt.state[p] for p in params_of(opt)[:-1])
