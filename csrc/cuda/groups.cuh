@@ -119,6 +119,7 @@ __device__ __forceinline__ void update_groups(const Task<float>& task, int i, un
     }
     if (active) params.store(task, i, wide);
     moments.agree();
+    __syncwarp();  // all lanes have read the scales that one writes
     if (active) moments.store(task, i, wide, start);
 }
 

@@ -47,7 +47,7 @@ def program(source: str, sanitizer: str | None, tested: Sequence[native.Object])
 
 def run(path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **OPTIONS, **variables}
-    return subprocess.run([str(path), *arguments], capture_output=True, text=True, timeout=60, env=env)
+    return subprocess.run([str(path), *arguments], capture_output=True, text=True, timeout=150, env=env)
 
 
 @functools.cache
