@@ -78,6 +78,10 @@ class Problem:
     def _mix(self, tensor: int) -> Mix:
         return self.mixes[tensor >= self.second]
 
+    def has_codes(self, tensor: int) -> bool:
+        """Whether its moments have 8 bits."""
+        return self._mix(tensor)[2] == DType.Q8
+
     def _tensors(self):
         """Places all elements; their addresses by row and tensor."""
         addresses = np.zeros((len(Row), len(self.sizes)), np.int64)

@@ -12,7 +12,7 @@ from ptx import Fault
 from ptx.memory import Site
 
 NOBODY, SEVERAL = -1, -2
-UNIT = 2  # bytes
+UNIT = 1  # bytes, the least that a kernel accesses
 WARP = 32
 MAX_THREADS = 1024
 NEVER = np.iinfo(np.int32).max
@@ -78,7 +78,7 @@ class Races:
 
     def access(self, grid, space: str, threads, addresses, size: int, site: Site, *, writes: bool) -> None:
         """Some threads access `size` bytes each."""
-        each = np.arange(max(size // UNIT, 1))
+        each = np.arange(size // UNIT)
         numbers = grid.block_of.take(threads), grid.thread_of.take(threads)
         block, thread = (np.repeat(number.astype(np.int32), len(each)) for number in numbers)
         if space == "global":

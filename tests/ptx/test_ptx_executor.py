@@ -76,7 +76,7 @@ def test_shared_memory_is_not_zero_at_first():
     {
         "popc.b32 %r2, %r1;": "unknown popc",
         "add.sat.s32 %r2, %r1, %r1;": "unknown form",
-        "add.rz.f32 %r2, %r1, %r1;": "unknown form",
+        "add.rm.f32 %r2, %r1, %r1;": "unknown form",
         "atom.acq_rel.cta.global.add.u32 %r3, [%rd2], %r2;": "unknown form",
         "atom.sc.gpu.global.add.u32 %r3, [%rd2], %r2;": "unknown form",
         "@%p1 mov.u32 %r2, %r1;": "unknown @%p1 mov",

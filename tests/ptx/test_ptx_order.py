@@ -19,8 +19,9 @@ pytestmark = needs_tools
 #: Every part of a chunk, and in the launch that closes the step more chunks than all warps,
 #: of more than one block, prepare at a time.
 SIZES = [*range(10), 17, 40, 255, 257, 300, *range(10), 40, 300, *[1, 2, 3, 4] * 40]
-F32 = ALL_MIXES[0]
+F32, EIGHT_BIT = ALL_MIXES[0], ALL_MIXES[-1]
 UPDATE, MEASURE = "13update_kernelILNS_5DTypeE0ELS2_0ELS2_0EE", "14measure_kernelILb0ELb0EE"
+UPDATE_EIGHT_BIT = "13update_kernelILNS_5DTypeE6ELS2_2ELS2_7EE"
 
 
 def watched(device, program, mix, *, steps=STEPS, schedule="together", seed=0) -> None:
@@ -59,8 +60,8 @@ ATOMIC, FENCE = r"^atom\.acq_rel\.gpu(.*)", "membar.gl;"
         pytest.param(MEASURE, r"^bar\.sync\b[^;]*;", "", 0, id="barrier before measure's atomic"),
         pytest.param(MEASURE, ATOMIC, r"atom.acquire.gpu\1", 0, id="its release"),
         pytest.param(MEASURE, ATOMIC, r"atom.release.gpu\1", 0, id="its acquire"),
-        pytest.param(UPDATE, r"^bar\.warp\.sync\b[^;]*;", "", 0, id="task written, then read"),
-        pytest.param(UPDATE, r"^bar\.warp\.sync\b[^;]*;", "", 1, id="task read, then written"),
+        pytest.param(UPDATE, r"^bar\.warp\.sync\b[^;]*;", "", 0, id="task read, then written"),
+        pytest.param(UPDATE, r"^bar\.warp\.sync\b[^;]*;", "", 1, id="task written, then read"),
         pytest.param(UPDATE, r"^bar\.sync\b[^;]*;", "", 0, id="barrier before update's atomic"),
         pytest.param(UPDATE, ATOMIC, r"atom.acquire.gpu\1", 0, id="its release too"),
         pytest.param(UPDATE, ATOMIC, r"atom.release.gpu\1", 0, id="its acquire too"),
@@ -92,3 +93,23 @@ def test_a_wrong_instruction_is_seen(device, ptx, kernel, pattern, replacement, 
     program = Program(mutated(ptx, kernel, pattern, replacement), AS_ON_THE_HOST)
     with pytest.raises((Fault, AssertionError), match=message):
         watched(device, program, F32, steps=STEPS[:2])
+
+
+@pytest.mark.parametrize(
+    "pattern, replacement, message",
+    [
+        pytest.param(r"^bar\.warp\.sync\b[^;]*;", "", "race: read before", id="scales read, then written"),
+        pytest.param(r"^(shfl.*), 8, 31,", r"\1, 4, 31,", "differ", id="a lane of the group left out"),
+        pytest.param(r"^add\.rz\.f32", "add.f32", "differ", id="codes to nearest"),
+        pytest.param(r"^(prmt\.b32 .*), 0xba98;", r"\1, 0x3210;", "differ", id="exp_avg where exp_avg_sq is 0"),
+    ],
+)
+def test_a_wrong_instruction_for_groups_is_seen(device, ptx, pattern, replacement, message):
+    for number in (-1, -2, 2, 3):  # with and without full turns, of two forms of the update; not those of tasks
+        program = Program(mutated(ptx, UPDATE_EIGHT_BIT, pattern, replacement, number), AS_ON_THE_HOST)
+        try:
+            watched(device, program, EIGHT_BIT, steps=STEPS[:1])
+        except (Fault, AssertionError) as found:
+            assert re.search(message, str(found))
+            return
+    pytest.fail("nothing is seen")
