@@ -1,7 +1,7 @@
 """The backends: each computes a step in four calls over one table, none of which reads a value back to the host.
 
 Where does a parameter change? In `csrc/core/adamw.h`, whose loops are `csrc/cpu/loops.cpp` for `cpu.py` and
-`csrc/cuda/update.cuh` for `cuda.py` (`native.py` loads what was compiled), and in `triton/elements.py`; `adamw.py`
+`csrc/cuda/update.cuh` for `cuda.py` (`native.py` loads what was compiled), and in `triton/adamw.py`; `adamw.py`
 specifies all of them in plain torch operations, and `reference.py` (with `stored.py` for 8-bit moments and masters) is
 the backend made of it. `base.py` is the protocol; `choice.py` takes the first backend that can run on a device.
 """

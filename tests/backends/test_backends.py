@@ -194,7 +194,7 @@ FORMS = {
     "greedylr_fused/backends/reference.py": "GCS",
     "greedylr_fused/backends/triton/control.py": "GS",
     "greedylr_fused/backends/triton/observe.py": "C",
-    "greedylr_fused/backends/triton/elements.py": "A",
+    "greedylr_fused/backends/triton/adamw.py": "A",
 }
 COUNT = {"A": 6, "G": 4, "C": 9, "S": 3}
 

@@ -37,9 +37,9 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from greedylr_fused.backends.triton import access as triton_access  # noqa: E402
 from greedylr_fused.backends.triton import control as triton_control  # noqa: E402
-from greedylr_fused.backends.triton import elements as triton_elements  # noqa: E402
 from greedylr_fused.backends.triton import measure as triton_measure  # noqa: E402
-from greedylr_fused.backends.triton.backend import OPTIONS, TritonBackend, blocks  # noqa: E402
+from greedylr_fused.backends.triton import update as triton_update  # noqa: E402
+from greedylr_fused.backends.triton.backend import OPTIONS, TritonBackend, blocks, types_of  # noqa: E402
 from greedylr_fused.tensors.formats import MIXES, DType  # noqa: E402
 
 pytestmark = [
@@ -59,7 +59,7 @@ POINTERS |= {"curve": "*fp64", "square_sums": "*fp64", "norm_weight": "*fp64", "
 POINTERS |= {"norms": "*fp32", "loss": "*fp64", "snapshot": "i64", "weight": "i64"}
 #: Arguments that are None where nothing else is said, and the constant which says that they are not.
 ABSENT, GIVEN = {"snapshot"}, object()
-KERNELS = [triton_elements.update_kernel, triton_measure.measure_kernel]
+KERNELS = [triton_update.update_kernel, triton_measure.measure_kernel]
 KERNELS += [triton_control.conclude_kernel, triton_control.clip_kernel, triton_control.control_kernel]
 KERNELS += [triton_control.observe_kernel]
 CONTROL_KERNELS = KERNELS[2:]
@@ -83,10 +83,9 @@ def compiled(kernel, target, **constants):
 @cache
 def update(target, mix, closes=True):
     block, rest = blocks(mix)
-    constants = dict(zip("PGS", (TYPES[dtype] for dtype in mix), strict=True))
-    constants |= {"CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest, "CLOSES": closes, "HAS_LOSS": closes}
+    constants = types_of(mix) | {"CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest, "CLOSES": closes, "HAS_LOSS": closes}
     constants |= {"snapshot": GIVEN} if closes else {}
-    return compiled(triton_elements.update_kernel, target, **constants)
+    return compiled(triton_update.update_kernel, target, **constants)
 
 
 @cache

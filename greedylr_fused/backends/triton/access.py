@@ -54,6 +54,13 @@ def address(ptrs, row, tensor, n_tensors):
 
 
 @triton.jit
+def start_of(ptrs, row, tensor, n_tensors, first, DTYPE: tl.constexpr):
+    """Return the address of element `first` of a stream, 0 if the tensor does not have it."""
+    start = address(ptrs, row, tensor, n_tensors)
+    return tl.where(start == 0, 0, start + first * (DTYPE.primitive_bitwidth // 8))
+
+
+@triton.jit
 def step_count(ptrs, tensor, n_tensors, mask=None):
     """Return a pointer to the count of steps that a tensor has taken (float32); of several tensors where `mask` is."""
     return pointer(tl.load(ptrs + _STEP * n_tensors + tensor, mask), tl.float32)

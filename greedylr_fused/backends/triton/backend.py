@@ -47,7 +47,16 @@ def _types(dtypes: Sequence[DType]) -> list[Any]:
     import triton.language as tl
 
     names = {DType.F32: tl.float32, DType.F64: tl.float64, DType.BF16: tl.bfloat16, DType.F16: tl.float16}
+    names |= {DType.BF16_R16: tl.bfloat16, DType.BF16_R8: tl.bfloat16, DType.Q8: tl.int8}
     return [names[dtype] for dtype in dtypes]
+
+
+def types_of(mix: Sequence[DType]) -> dict[str, Any]:
+    """Return the types of a mix as the update kernel takes them: P, G, S, and R of remainders, None for none."""
+    import triton.language as tl
+
+    remainder = {DType.BF16_R16: tl.int16, DType.BF16_R8: tl.int8}.get(mix[0])
+    return dict(zip("PGSR", [*_types(mix), remainder], strict=True))
 
 
 def _shape(table: TensorTable, dtypes: Sequence[DType]) -> tuple[int, int, int]:
@@ -182,7 +191,7 @@ class TritonBackend:
 
     def _plan_updates(self, steps: tuple[int, Tensor, int], then_control: bool) -> list[_Kernel | _Closing]:
         """Plan one launch per mix; with `then_control` the last one closes the step."""
-        from greedylr_fused.backends.triton.elements import update_kernel
+        from greedylr_fused.backends.triton.update import update_kernel
 
         table = self.table
         if not table.launches:
@@ -193,7 +202,7 @@ class TritonBackend:
             mix = (at.param, at.grad, at.state)
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, at.first)
             scalars = (table.group, table.hyper, table.curve, self._snapshot)
-            before, types = (*tensors, *scalars, *steps, counter), (*_types(mix), *_shape(table, mix))
+            before, types = (*tensors, *scalars, *steps, counter), (*types_of(mix).values(), *_shape(table, mix))
             if then_control and at is table.launches[-1]:
                 kernels.append(_Closing(update_kernel, at.count, before, (*types, True), table.control))
             else:

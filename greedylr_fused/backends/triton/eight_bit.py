@@ -1,0 +1,129 @@
+"""Moments in 8 bits in Triton: `greedylr_fused/tensors/eight_bit.py` specifies them and says why.
+
+Integers and float32 are converted by their bits where that is exact: conversions share one slow unit of GPUs with the
+roots, of which there are five per element.
+"""
+
+import triton
+import triton.language as tl
+
+from greedylr_fused.tensors import Row, eight_bit
+
+_NUMBER, _FIRST = tl.constexpr(int(Row.NUMBER)), tl.constexpr(int(Row.FIRST))
+_RUN, _STRIDE = tl.constexpr(int(Row.RUN)), tl.constexpr(int(Row.STRIDE))
+GROUP = tl.constexpr(eight_bit.GROUP)
+LARGEST, LARGEST_SQ = tl.constexpr(float(eight_bit.LARGEST)), tl.constexpr(float(eight_bit.LARGEST_SQ))
+_SMALLEST_SCALE = tl.constexpr(eight_bit.SMALLEST_SCALE)
+_INFINITY = tl.constexpr(0x7F800000)
+#: From here to its double a float32 number is whole, its last bits an integer.
+_WHOLE, _WHOLE_BITS = tl.constexpr(2.0**23), tl.constexpr(0x4B000000)
+
+
+@triton.jit
+def mix(x):
+    """Return a 32-bit hash of 32-bit numbers (uint32)."""
+    x = x ^ (x >> 16)
+    x = tl.mul(x, 0x7FEB352D, sanitize_overflow=False)
+    x = x ^ (x >> 15)
+    x = tl.mul(x, 0x846CA68B, sanitize_overflow=False)
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _seed(upper, number, step):
+    """Return the part of the hash that elements share whose index has the same upper half (all uint32)."""
+    return mix(mix(mix(upper) ^ number) ^ step)
+
+
+@triton.jit
+def place_of(ptrs, tensor, n_tensors, first, count, steps_taken, CHUNK: tl.constexpr):
+    """Return where a chunk of `count` elements from element `first` of a part on lies in the whole parameter, as
+    `low_and_seed` takes it.
+    """
+    place = ptrs + tensor
+    run = tl.load(place + _RUN * n_tensors)
+    stride = tl.load(place + _STRIDE * n_tensors)
+    inside = first % run
+    index = tl.load(place + _FIRST * n_tensors) + first // run * stride + inside
+    number = tl.load(place + _NUMBER * n_tensors).to(tl.uint32)
+    step = (steps_taken.to(tl.int64) + 1).to(tl.uint32)
+    upper = (index >> 32).to(tl.int32)
+    together = (inside + count <= run) & (((index + count - 1) >> 32).to(tl.int32) == upper)
+    # What a chunk can tell of its runs: one that is longer than it ends at most once.
+    length = tl.minimum(run, CHUNK)
+    before = length - tl.minimum(run - inside, CHUNK)
+    runs = before.to(tl.float32), 1.0 / length.to(tl.float32), stride - run
+    return together, index, _seed(upper.to(tl.uint32), number, step), number, step, runs
+
+
+@triton.jit
+def low_and_seed(place, at):
+    """Return for elements of a chunk (int32, from its first) the lower half of their index in the whole parameter, and
+    the seed that goes with the upper half (uint32).
+    """
+    together, index, seed, number, step, runs = place
+    if together:  # nearly always
+        low = index.to(tl.uint32) + at.to(tl.uint32)
+        seeds = tl.zeros_like(low) + seed
+    else:
+        before, inverse, gap = runs
+        run = ((at.to(tl.float32) + before + 0.5) * inverse).to(tl.int32)  # exact: below 2^20, and half off from whole
+        each = index + at + run.to(tl.int64) * gap
+        low = each.to(tl.uint32)
+        seeds = _seed((each >> 32).to(tl.uint32), number, step)
+    return low, seeds
+
+
+@triton.jit
+def _to_float(n):
+    """Convert integers in [0, 2^23)."""
+    return (n.to(tl.int32) | _WHOLE_BITS).to(tl.float32, bitcast=True) - _WHOLE
+
+
+@triton.jit
+def fraction(random):
+    """Return what rounds codes of exp_avg, in (0, 1)."""
+    return (_to_float(random & 0xFF) + 0.5) * (1.0 / 256)
+
+
+@triton.jit
+def fraction_sq(random):
+    """Return what rounds codes of sqrt(exp_avg_sq), in (0, 1)."""
+    return (_to_float(random >> 16) + 0.5) * (1.0 / 65536)
+
+
+@triton.jit
+def decode(code, scale, LARGEST: tl.constexpr):
+    """Return the magnitudes of codes (integers >= 0)."""
+    t = _to_float(code) * (1.0 / LARGEST)
+    t = t * t
+    return t * t * scale
+
+
+@triton.jit
+def largest_bits(x):
+    """Return the bits (int32) of the largest |x| of each row: as integers, NaN and infinity are above all others."""
+    return tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
+
+
+@triton.jit
+def scale_of(bits):
+    """Return what `largest_bits` found as a scale, and whether it is finite."""
+    scale = bits.to(tl.float32, bitcast=True)
+    return tl.where(scale < _SMALLEST_SCALE, 0.0, scale), bits < _INFINITY
+
+
+@triton.jit
+def inverse_of(scale):
+    """Return 1 / scale, rounded correctly down to subnormal numbers, and 0 of 0."""
+    return tl.where(scale > 0, tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale), 0.0)
+
+
+@triton.jit
+def encode(x, inverse, LARGEST: tl.constexpr, u):
+    """Return the codes (int32, in [0, LARGEST]) of x >= 0: fourth roots of their shares, plus u, the fraction cut off.
+
+    What x and inverse are if not finite does not matter.
+    """
+    code = LARGEST * tl.sqrt_rn(tl.sqrt_rn(x * inverse)) + u
+    return tl.minimum(code, LARGEST).to(tl.int32)
