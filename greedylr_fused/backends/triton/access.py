@@ -8,6 +8,7 @@ come to 16 bytes at a common element have no body.
 
 import inspect
 
+import torch
 import triton
 import triton.language as tl
 
@@ -15,6 +16,8 @@ from greedylr_fused.tensors import Row
 
 #: True if these functions run in Triton's interpreter; fixed when Triton decorates them, at import.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+#: True if kernels are compiled to PTX: for NVIDIA, on a machine without a GPU too.
+PTX = tl.constexpr(not INTERPRETED.value and not torch.version.hip and not getattr(torch.version, "xpu", None))
 _STEP = tl.constexpr(int(Row.STEP))
 #: Elements that 16 bytes hold of the narrowest storage type.
 _VECTOR = tl.constexpr(8)
@@ -131,3 +134,21 @@ def narrow(x, DTYPE: tl.constexpr):
         bits = tl.where(x == x, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0)
         return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
     return x.to(DTYPE)
+
+
+@triton.jit
+def store_each(pointers, values, mask):
+    """Store one float32 value per row of a block that several threads share. `tl.store` would have one thread per row
+    do it, and first pass the values to it through shared memory; here all that hold a value store it.
+    """
+    if PTX:
+        store: tl.constexpr = """{
+            .reg .pred stores;
+            setp.ne.b32 stores, $3, 0;
+            @stores st.global.b32 [$1], $2;
+            mov.b32 $0, $3;
+        }"""
+        inputs = [pointers.to(tl.int64), values.to(tl.int32, bitcast=True), mask.to(tl.int32)]
+        tl.inline_asm_elementwise(store, "=r,l,r,r,~{memory}", inputs, dtype=tl.int32, is_pure=False, pack=1)
+    else:
+        tl.store(pointers, values, mask)

@@ -15,8 +15,10 @@ GROUP = tl.constexpr(eight_bit.GROUP)
 LARGEST, LARGEST_SQ = tl.constexpr(float(eight_bit.LARGEST)), tl.constexpr(float(eight_bit.LARGEST_SQ))
 _SMALLEST_SCALE = tl.constexpr(eight_bit.SMALLEST_SCALE)
 _INFINITY = tl.constexpr(0x7F800000)
-#: From here to its double a float32 number is whole, its last bits an integer.
-_WHOLE, _WHOLE_BITS = tl.constexpr(2.0**23), tl.constexpr(0x4B000000)
+#: Amid the float32 numbers that are whole and whose last bits count them, with its bits.
+_MIDDLE, _MIDDLE_BITS = tl.constexpr(1.5 * 2.0**23), tl.constexpr(0x4B400000)
+#: 1, and half of what the 8th, the 16th bit behind the point is worth.
+_HALF_BELOW_8, _HALF_BELOW_16 = tl.constexpr(0x3F804000), tl.constexpr(0x3F800040)
 
 
 @triton.jit
@@ -76,25 +78,25 @@ def low_and_seed(place, at):
 
 @triton.jit
 def _to_float(n):
-    """Convert integers in [0, 2^23)."""
-    return (n.to(tl.int32) | _WHOLE_BITS).to(tl.float32, bitcast=True) - _WHOLE
+    """Convert integers between -2^22 and 2^22."""
+    return (n + _MIDDLE_BITS).to(tl.float32, bitcast=True) - _MIDDLE
 
 
 @triton.jit
 def fraction(random):
-    """Return what rounds codes of exp_avg, in (0, 1)."""
-    return (_to_float(random & 0xFF) + 0.5) * (1.0 / 256)
+    """Return what rounds codes of exp_avg: (bits 0-7 + 1/2) / 256."""
+    return (((random & 0xFF) << 15) | _HALF_BELOW_8).to(tl.float32, bitcast=True) - 1.0
 
 
 @triton.jit
 def fraction_sq(random):
-    """Return what rounds codes of sqrt(exp_avg_sq), in (0, 1)."""
-    return (_to_float(random >> 16) + 0.5) * (1.0 / 65536)
+    """Return what rounds codes of sqrt(exp_avg_sq): (bits 16-31 + 1/2) / 65536."""
+    return (((random >> 9) & 0x7FFF80) | _HALF_BELOW_16).to(tl.float32, bitcast=True) - 1.0
 
 
 @triton.jit
 def decode(code, scale, LARGEST: tl.constexpr):
-    """Return the magnitudes of codes (integers >= 0)."""
+    """Return the magnitudes of codes (int32)."""
     t = _to_float(code) * (1.0 / LARGEST)
     t = t * t
     return t * t * scale
@@ -125,5 +127,5 @@ def encode(x, inverse, LARGEST: tl.constexpr, u):
 
     What x and inverse are if not finite does not matter.
     """
-    code = LARGEST * tl.sqrt_rn(tl.sqrt_rn(x * inverse)) + u
+    code = LARGEST * tl.sqrt(tl.sqrt(x * inverse)) + u
     return tl.minimum(code, LARGEST).to(tl.int32)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from greedylr_fused.backends.triton.access import loop_bound, narrow, pointer, start_of, wide, widen
+from greedylr_fused.backends.triton.access import loop_bound, narrow, pointer, start_of, store_each, wide, widen
 from greedylr_fused.backends.triton.adamw import adamw
 from greedylr_fused.backends.triton.eight_bit import (
     GROUP,
@@ -32,8 +32,8 @@ def _moments(q_ptr, q_sq_ptr, s_ptr, s_sq_ptr, at, groups, mask, mask_groups):
     """Return exp_avg and exp_avg_sq of some groups; exp_avg is 0 where exp_avg_sq is."""
     q, q_sq = tl.load(q_ptr + at, mask).to(tl.int32), tl.load(q_sq_ptr + at, mask).to(tl.int32)
     scale, scale_sq = tl.load(s_ptr + groups, mask_groups)[:, None], tl.load(s_sq_ptr + groups, mask_groups)[:, None]
-    m = decode(tl.abs(q), scale, LARGEST)
-    m = tl.where(q_sq == 0, 0.0, tl.where(q < 0, -m, m))
+    m = decode(q, scale, LARGEST).to(tl.int32, bitcast=True) | (q & -0x80000000)  # with its sign
+    m = tl.where(q_sq == 0, 0.0, m.to(tl.float32, bitcast=True))
     root = decode(q_sq, scale_sq, LARGEST_SQ)
     return m, root * root
 
@@ -47,8 +47,8 @@ def _keep_moments(q_ptr, q_sq_ptr, s_ptr, s_sq_ptr, at, groups, mask_groups, m, 
     finite = finite & finite_sq
     if mask_groups is not None:
         finite = finite & mask_groups
-    tl.store(s_ptr + groups, scale, finite)
-    tl.store(s_sq_ptr + groups, scale_sq, finite)
+    store_each(s_ptr + groups, scale, finite)
+    store_each(s_sq_ptr + groups, scale_sq, finite)
     code = encode(tl.abs(m), inverse_of(scale)[:, None], LARGEST, fraction(random))
     code_sq = encode(root, inverse_of(scale_sq)[:, None], LARGEST_SQ, fraction_sq(random))
     seen = (root > 0) & (scale_sq > 0)[:, None]
