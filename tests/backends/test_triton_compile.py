@@ -15,6 +15,7 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
+from support.compiled import GIVEN, compiled, machine_code, update  # noqa: E402
 from support.machine_code import (  # noqa: E402
     BYTES,
     TARGETS,
@@ -32,14 +33,12 @@ from support.machine_code import (  # noqa: E402
     needs_tools,
 )
 from support.rates import GPUS  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
 
 from greedylr_fused.backends.triton import access as triton_access  # noqa: E402
 from greedylr_fused.backends.triton import control as triton_control  # noqa: E402
 from greedylr_fused.backends.triton import measure as triton_measure  # noqa: E402
 from greedylr_fused.backends.triton import update as triton_update  # noqa: E402
-from greedylr_fused.backends.triton.backend import OPTIONS, TritonBackend, blocks, types_of  # noqa: E402
+from greedylr_fused.backends.triton.backend import TritonBackend, blocks  # noqa: E402
 from greedylr_fused.tensors.formats import MIXES, DType  # noqa: E402
 
 pytestmark = [
@@ -50,15 +49,11 @@ pytestmark = [
 F32, F64, BF16, F16 = DType.F32, DType.F64, DType.BF16, DType.F16
 TYPES = {F32: triton.language.float32, F64: triton.language.float64}
 TYPES |= {BF16: triton.language.bfloat16, F16: triton.language.float16}
-#: All mixes for one target; for the others those whose code differs in more than conversions.
+#: All mixes of plain types for one target; for the others those whose code differs in more than conversions. Masters and
+#: moments in 8 bits: test_triton_stored_code.py.
 FEW = [(F32, F32, F32), (BF16, BF16, BF16), (BF16, BF16, F32)]
-CASES = [(90, mix) for mix in sorted(MIXES)] + [(target, mix) for target in (80, 100) for mix in FEW]
-POINTERS = {"numel": "*i64", "ptrs": "*i64", "hyper": "*fp64", "control": "*fp64", "c": "*fp64"}
-POINTERS |= {"group": "*i32", "chunk_tensor": "*i32", "chunk_index": "*i32", "nonfinite": "*i32", "others": "*i32"}
-POINTERS |= {"curve": "*fp64", "square_sums": "*fp64", "norm_weight": "*fp64", "counter": "*i32", "counters": "*i32"}
-POINTERS |= {"norms": "*fp32", "loss": "*fp64", "snapshot": "i64", "weight": "i64"}
-#: Arguments that are None where nothing else is said, and the constant which says that they are not.
-ABSENT, GIVEN = {"snapshot"}, object()
+PLAIN = [mix for mix in sorted(MIXES) if all(dtype in TYPES for dtype in mix)]
+CASES = [(90, mix) for mix in PLAIN] + [(target, mix) for target in (80, 100) for mix in FEW]
 KERNELS = [triton_update.update_kernel, triton_measure.measure_kernel]
 KERNELS += [triton_control.conclude_kernel, triton_control.clip_kernel, triton_control.control_kernel]
 KERNELS += [triton_control.observe_kernel]
@@ -70,22 +65,6 @@ def registers(mix):
     many bytes of loads under way where every element is 16 bits wide or 64.
     """
     return 64 if F32 in mix else 80
-
-
-def compiled(kernel, target, **constants):
-    constants = {name: None for name in ABSENT & {*kernel.arg_names}} | constants
-    constants = {name: value for name, value in constants.items() if value is not GIVEN}
-    signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in kernel.arg_names}
-    source = ASTSource(kernel, signature, constants)
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=OPTIONS)
-
-
-@cache
-def update(target, mix, closes=True):
-    block, rest = blocks(mix)
-    constants = types_of(mix) | {"CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest, "CLOSES": closes, "HAS_LOSS": closes}
-    constants |= {"snapshot": GIVEN} if closes else {}
-    return compiled(triton_update.update_kernel, target, **constants)
 
 
 @cache
@@ -100,13 +79,6 @@ def measure(target, dtype, l1=False):
 def control(target, kernel):
     constants = {"DECIDES": True, "L1": True, "HAS_LOSS": True, "WEIGHT_AT": False, "snapshot": GIVEN}
     return compiled(kernel, target, **{name: value for name, value in constants.items() if name in kernel.arg_names})
-
-
-def machine_code(kernel, tmp_path):
-    path = tmp_path / "kernel.cubin"
-    path.write_bytes(kernel.asm["cubin"])
-    (code,) = disassemble(path).values()
-    return code
 
 
 @each(CASES)

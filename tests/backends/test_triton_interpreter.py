@@ -25,6 +25,7 @@ def conformance(*options: str, **environment: str) -> str:
         "pytest",
         "tests/conformance",
         "tests/backends/test_triton_launches.py",
+        "tests/backends/test_triton_stored.py",
         "-q",
         "-p",
         "no:cacheprovider",
