@@ -49,8 +49,8 @@ pytestmark = [
 F32, F64, BF16, F16 = DType.F32, DType.F64, DType.BF16, DType.F16
 TYPES = {F32: triton.language.float32, F64: triton.language.float64}
 TYPES |= {BF16: triton.language.bfloat16, F16: triton.language.float16}
-#: All mixes of plain types for one target; for the others those whose code differs in more than conversions. Masters and
-#: moments in 8 bits: test_triton_stored_code.py.
+#: All mixes of plain types for one target; for the others those whose code differs in more than conversions. The other
+#: mixes: test_triton_stored_code.py.
 FEW = [(F32, F32, F32), (BF16, BF16, BF16), (BF16, BF16, F32)]
 PLAIN = [mix for mix in sorted(MIXES) if all(dtype in TYPES for dtype in mix)]
 CASES = [(90, mix) for mix in PLAIN] + [(target, mix) for target in (80, 100) for mix in FEW]

@@ -198,12 +198,13 @@ def test_special_groups(device, backends, mix):
 
 
 def random_state(pair) -> None:
-    """Any codes, with scales of any size, zero and near the largest number."""
+    """Any codes, with scales of any size, zero, near the largest number, and one that no step stores."""
     for i, params in enumerate(zip(*pair.sides, strict=True)):
         shape = params[0].shape
         codes = torch.randint(-127, 128, shape, generator=pair.random)
         codes_sq = torch.randint(0, 256, shape, generator=pair.random)
         scales = 10.0 ** torch.randint(-45, 38, (2, shape[0], 1), generator=pair.random, dtype=F32)
+        scales[0, -1] = torch.inf
         for side in pair.state(i):
             side["exp_avg_q"].copy_(codes)
             side["exp_avg_sq_q"].copy_(codes_sq)
@@ -250,3 +251,14 @@ def test_no_code_exceeds_the_largest(device, backends, monkeypatch):
     pair.step([torch.ones(64, 64)])
     assert int(pair.state(0)[0]["exp_avg_sq_q"][0, index % 64]) == 255
     pair.check()
+
+
+def test_fractions(device, backends):
+    """Of every lane, exactly."""
+    from support.triton_kernels import fractions
+
+    lanes = torch.arange(1 << 16, device=device, dtype=torch.int64)
+    random = lanes << 16 | 0xFF00 | lanes & 0xFF
+    u, u_sq = fractions(random)
+    assert torch.equal(u, ((lanes & 0xFF).float() + 0.5) / 256)
+    assert torch.equal(u_sq, (lanes.float() + 0.5) / 65536)

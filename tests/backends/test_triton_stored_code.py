@@ -70,10 +70,11 @@ def test_each_group_lies_in_one_warp(target, mix, tmp_path):
     (loop,) = loops_over_elements(machine_code(update(target, mix), tmp_path))
     count = 16 // max(BYTES[dtype] for dtype in mix)
     lanes = 64 // count
-    exchanges = matching(loop, "SHFL"), matching(loop, "REDUX")
+    exchanges = matching(loop, "SHFL"), matching(loop, "C?REDUX")
     assert exchanges == (2 * (lanes.bit_length() - 1), 0) or exchanges[0] == 0 and exchanges[1] > 0
     assert matching(loop, r"MUFU\.(RSQ|SQRT)") == 5 * count, "roots: one of the update, two for each code"
-    assert matching(loop, r"F2I") == 2 * count + 1 and matching(loop, r"I2F\.|I2F$") == 0, "conversions"
+    # Two codes; and where a row is divided among ranks, one number of a run for the group.
+    assert matching(loop, "F2I") == 2 * count + 1 and matching(loop, r"I2F(\.|$)") <= 1
 
 
 def test_arithmetic():

@@ -51,8 +51,7 @@ def _keep_moments(q_ptr, q_sq_ptr, s_ptr, s_sq_ptr, at, groups, mask_groups, m, 
     store_each(s_sq_ptr + groups, scale_sq, finite)
     code = encode(tl.abs(m), inverse_of(scale)[:, None], LARGEST, fraction(random))
     code_sq = encode(root, inverse_of(scale_sq)[:, None], LARGEST_SQ, fraction_sq(random))
-    seen = (root > 0) & (scale_sq > 0)[:, None]
-    code_sq = tl.where(seen, tl.maximum(code_sq, 1), code_sq)
+    code_sq = tl.where(root > 0, tl.maximum(code_sq, 1), code_sq)  # a root is far above the smallest scale, or 0
     finite = tl.broadcast_to(finite[:, None], at.shape)
     tl.store(q_ptr + at, tl.where(m < 0, -code, code).to(tl.int8), finite)
     tl.store(q_sq_ptr + at, code_sq.to(tl.uint8), finite)

@@ -25,8 +25,7 @@ def split(master, random, R: tl.constexpr):
     """
     word = master.to(tl.uint32, bitcast=True)
     if R == tl.int8:
-        finite = (word & 0x7F800000) != 0x7F800000
-        word = tl.where(finite, word + ((random >> 8) & 0xFF), word) & 0xFFFFFF00
+        word += (random >> 8) & 0xFF  # below the bits that are kept: infinity stays what it is
     word = tl.where(master != master, _NAN, word)
     high = (word + 0x8000) >> 16
     if R == tl.int8:
