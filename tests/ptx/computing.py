@@ -86,10 +86,13 @@ def root_or_inverse(block: BlockWriter, ins: Instruction) -> None:
 
 def sign(block: BlockWriter, ins: Instruction) -> None:
     """abs, neg"""
-    opcode, kind = ins.parts
+    opcode, *modes, kind = ins.parts
+    expect(modes == [] or ins.opcode == "abs.ftz.f32", ins)
     bits = width(kind)
     value, top = block.bits(ins.operands[1], bits), 1 << (bits - 1)
-    if is_float(kind):
+    if modes:
+        changed = f"flushed({value} & u32({top - 1}))"
+    elif is_float(kind):
         changed = f"{value} & u{bits}({top - 1})" if opcode == "abs" else f"{value} ^ u{bits}({top})"
     else:
         expect(opcode == "neg", ins)
