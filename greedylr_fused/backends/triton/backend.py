@@ -59,6 +59,12 @@ def types_of(mix: Sequence[DType]) -> dict[str, Any]:
     return dict(zip("PGSR", [*_types(mix), remainder], strict=True))
 
 
+def _in_one_piece(table: TensorTable, mix: tuple[DType, ...]) -> bool:
+    """Return whether the tensors of a mix lie in one piece in the whole parameters, each within 2^32 elements there."""
+    places = ((entry.place, max(entry.memory.numel(), 1)) for entry in table.entries if entry.mix == mix)
+    return all(place.run >= count and place.first >> 32 == (place.first + count - 1) >> 32 for place, count in places)
+
+
 def _shape(table: TensorTable, dtypes: Sequence[DType]) -> tuple[int, int, int]:
     """Return the elements per chunk, and per iteration of both paths."""
     from greedylr_fused.backends.triton.access import INTERPRETED
@@ -202,7 +208,8 @@ class TritonBackend:
             mix = (at.param, at.grad, at.state)
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, at.first)
             scalars = (table.group, table.hyper, table.curve, self._snapshot)
-            before, types = (*tensors, *scalars, *steps, counter), (*types_of(mix).values(), *_shape(table, mix))
+            types = (*types_of(mix).values(), _in_one_piece(table, mix), *_shape(table, mix))
+            before = (*tensors, *scalars, *steps, counter)
             if then_control and at is table.launches[-1]:
                 kernels.append(_Closing(update_kernel, at.count, before, (*types, True), table.control))
             else:

@@ -38,42 +38,38 @@ def _seed(upper, number, step):
 
 
 @triton.jit
-def place_of(ptrs, tensor, n_tensors, first, count, steps_taken, CHUNK: tl.constexpr):
-    """Return where a chunk of `count` elements from element `first` of a part on lies in the whole parameter, as
-    `low_and_seed` takes it.
-    """
+def place_of(ptrs, tensor, n_tensors, first, steps_taken, CHUNK: tl.constexpr, ONE_PIECE: tl.constexpr):
+    """Return where a chunk that begins at element `first` of a part lies in the whole, as `low_and_seed` takes it."""
     place = ptrs + tensor
-    run = tl.load(place + _RUN * n_tensors)
-    stride = tl.load(place + _STRIDE * n_tensors)
-    inside = first % run
-    index = tl.load(place + _FIRST * n_tensors) + first // run * stride + inside
+    index = tl.load(place + _FIRST * n_tensors) + first
     number = tl.load(place + _NUMBER * n_tensors).to(tl.uint32)
     step = (steps_taken.to(tl.int64) + 1).to(tl.uint32)
-    upper = (index >> 32).to(tl.int32)
-    together = (inside + count <= run) & (((index + count - 1) >> 32).to(tl.int32) == upper)
-    # What a chunk can tell of its runs: one that is longer than it ends at most once.
-    length = tl.minimum(run, CHUNK)
-    before = length - tl.minimum(run - inside, CHUNK)
-    runs = before.to(tl.float32), 1.0 / length.to(tl.float32), stride - run
-    return together, index, _seed(upper.to(tl.uint32), number, step), number, step, runs
+    if ONE_PIECE:
+        found = index.to(tl.uint32), _seed((index >> 32).to(tl.uint32), number, step)
+    else:
+        run = tl.load(place + _RUN * n_tensors)
+        gap = tl.load(place + _STRIDE * n_tensors) - run
+        # What a chunk can tell of its runs: one that is longer than it ends at most once.
+        length = tl.minimum(run, CHUNK)
+        before = (length - tl.minimum(run - first % run, CHUNK)).to(tl.float32)
+        found = index + first // run * gap, number, step, before + 0.5, 1.0 / length.to(tl.float32), gap
+    return found
 
 
 @triton.jit
-def low_and_seed(place, at):
+def low_and_seed(place, at, ONE_PIECE: tl.constexpr):
     """Return for elements of a chunk (int32, from its first) the lower half of their index in the whole parameter, and
-    the seed that goes with the upper half (uint32).
+    the seed that goes with the upper half (uint32), which is one number if the chunk lies in ONE_PIECE.
     """
-    together, index, seed, number, step, runs = place
-    if together:  # nearly always
-        low = index.to(tl.uint32) + at.to(tl.uint32)
-        seeds = tl.zeros_like(low) + seed
+    if ONE_PIECE:
+        low, seed = place
+        low = low + at.to(tl.uint32)
     else:
-        before, inverse, gap = runs
-        run = ((at.to(tl.float32) + before + 0.5) * inverse).to(tl.int32)  # exact: below 2^20, and half off from whole
-        each = index + at + run.to(tl.int64) * gap
-        low = each.to(tl.uint32)
-        seeds = _seed((each >> 32).to(tl.uint32), number, step)
-    return low, seeds
+        index, number, step, before, inverse, gap = place
+        run = ((at.to(tl.float32) + before) * inverse).to(tl.int32)  # exact: below 2^20, and half off from whole
+        index = index + at + run.to(tl.int64) * gap
+        low, seed = index.to(tl.uint32), _seed((index >> 32).to(tl.uint32), number, step)
+    return low, seed
 
 
 @triton.jit

@@ -25,11 +25,11 @@ _MAX_EXP_AVG_SQ, _REMAINDER = tl.constexpr(int(Row.MAX_EXP_AVG_SQ)), tl.constexp
 
 
 @triton.jit
-def _keep_master(p_ptr, r_ptr, at, mask, p, place, first, R: tl.constexpr):
+def _keep_master(p_ptr, r_ptr, at, mask, p, place, first, R: tl.constexpr, ONE_PIECE: tl.constexpr):
     """Store a master; `first`: where in its chunk the span begins."""
     random = at
     if R == tl.int8:
-        low, seed = low_and_seed(place, first + at)
+        low, seed = low_and_seed(place, first + at, ONE_PIECE)
         random = mix(low ^ seed)
     high, remainder = split(p, random, R)
     tl.store(p_ptr + at, high, mask)
@@ -48,6 +48,7 @@ def _update_at(
     S: tl.constexpr,
     T: tl.constexpr,
     R: tl.constexpr,
+    ONE_PIECE: tl.constexpr,
     AMSGRAD: tl.constexpr,
 ):
     """Update the elements `at` (int32) of a span that begins at element `first` of its chunk; `mask` None: all."""
@@ -66,7 +67,7 @@ def _update_at(
     if R is None:
         tl.store(p_ptr + at, narrow(p, P), mask)
     else:
-        _keep_master(p_ptr, r_ptr, at, mask, p, place, first, R)
+        _keep_master(p_ptr, r_ptr, at, mask, p, place, first, R, ONE_PIECE)
     tl.store(m_ptr + at, narrow(m, S), mask)
     tl.store(v_ptr + at, narrow(v, S), mask)
     if AMSGRAD:
@@ -121,6 +122,7 @@ def _update_chunk(
     S: tl.constexpr,
     T: tl.constexpr,
     R: tl.constexpr,
+    ONE_PIECE: tl.constexpr,
     AMSGRAD: tl.constexpr,
     BLOCK: tl.constexpr,
     REST: tl.constexpr,
@@ -134,7 +136,7 @@ def _update_chunk(
         at = offset + tl.arange(0, REST)
         mask = at < count - body
         at = tl.where(at < begin, at, at + body)
-        _update_at(streams, at, mask, scalars, place, 0, P, S, T, R, AMSGRAD)
+        _update_at(streams, at, mask, scalars, place, 0, P, S, T, R, ONE_PIECE, AMSGRAD)
     # The body last: the loop that matters then keeps no register for what comes after it.
     streams = (
         wide(p, begin, H),
@@ -147,10 +149,10 @@ def _update_chunk(
     part = tl.multiple_of(body % BLOCK, 8)
     if part != 0:
         at = tl.arange(0, BLOCK)
-        _update_at(streams, at, at < part, scalars, place, begin, P, S, T, R, AMSGRAD)
+        _update_at(streams, at, at < part, scalars, place, begin, P, S, T, R, ONE_PIECE, AMSGRAD)
     for offset in range(0, loop_bound(body - part), BLOCK):
         at = part + offset + tl.arange(0, BLOCK)
-        _update_at(streams, at, None, scalars, place, begin, P, S, T, R, AMSGRAD)
+        _update_at(streams, at, None, scalars, place, begin, P, S, T, R, ONE_PIECE, AMSGRAD)
 
 
 @triton.jit
@@ -167,6 +169,7 @@ def update_elements(
     S: tl.constexpr,
     T: tl.constexpr,
     R: tl.constexpr,
+    ONE_PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
     REST: tl.constexpr,
 ):
@@ -174,6 +177,6 @@ def update_elements(
     starts = _starts(ptrs, tensor, n_tensors, first, P, G, S, R)
     begin, body = _body(starts, count, P, G, S, R)
     if starts[4] == 0:
-        _update_chunk(starts, begin, body, count, scalars, place, P, G, S, T, R, False, BLOCK, REST)
+        _update_chunk(starts, begin, body, count, scalars, place, P, G, S, T, R, ONE_PIECE, False, BLOCK, REST)
     else:
-        _update_chunk(starts, begin, body, count, scalars, place, P, G, S, T, R, True, BLOCK, REST)
+        _update_chunk(starts, begin, body, count, scalars, place, P, G, S, T, R, ONE_PIECE, True, BLOCK, REST)

@@ -58,7 +58,9 @@ def _keep_moments(q_ptr, q_sq_ptr, s_ptr, s_sq_ptr, at, groups, mask_groups, m, 
 
 
 @triton.jit
-def _update_groups_at(streams, groups, mask_groups, scalars, place, P: tl.constexpr, R: tl.constexpr):
+def _update_groups_at(
+    streams, groups, mask_groups, scalars, place, P: tl.constexpr, R: tl.constexpr, ONE_PIECE: tl.constexpr
+):
     """Update `groups` (int32 [n]) of a chunk; `mask_groups` None: all of them."""
     p_ptr, r_ptr, g_ptr, q_ptr, q_sq_ptr, s_ptr, s_sq_ptr = streams
     lane = tl.arange(0, GROUP)[None, :]
@@ -72,8 +74,10 @@ def _update_groups_at(streams, groups, mask_groups, scalars, place, P: tl.conste
     g = widen(tl.load(g_ptr + at, mask), tl.float32)
     m, v = _moments(q_ptr, q_sq_ptr, s_ptr, s_sq_ptr, at, groups, mask, mask_groups)
     p, m, v, _ = adamw(widen(p, tl.float32), g, m, v, v, scalars, False)
-    low, seed = low_and_seed(place, groups * GROUP)
-    random = mix((low[:, None] + lane.to(tl.uint32)) ^ seed[:, None])
+    low, seed = low_and_seed(place, groups * GROUP, ONE_PIECE)
+    if not ONE_PIECE:
+        seed = seed[:, None]
+    random = mix((low[:, None] + lane.to(tl.uint32)) ^ seed)
     if R is None:
         tl.store(p_ptr + at, narrow(p, P), mask)
     else:
@@ -95,6 +99,7 @@ def update_groups(
     P: tl.constexpr,
     G: tl.constexpr,
     R: tl.constexpr,
+    ONE_PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
     REST: tl.constexpr,
 ):
@@ -115,13 +120,13 @@ def update_groups(
         streams = (pointer(p, H), pointer(r, L), pointer(g, G), pointer(q, tl.int8), pointer(q_sq, tl.uint8), s, s_sq)
         for offset in range(0, loop_bound(n), REST // GROUP):
             groups = offset + tl.arange(0, REST // GROUP)
-            _update_groups_at(streams, groups, groups < n, scalars, place, P, R)
+            _update_groups_at(streams, groups, groups < n, scalars, place, P, R, ONE_PIECE)
     else:
         streams = (wide(p, 0, H), wide(r, 0, L), wide(g, 0, G), wide(q, 0, tl.int8), wide(q_sq, 0, tl.uint8), s, s_sq)
         part = n % (BLOCK // GROUP)
         if part != 0:
             groups = tl.arange(0, BLOCK // GROUP)
-            _update_groups_at(streams, groups, groups < part, scalars, place, P, R)
+            _update_groups_at(streams, groups, groups < part, scalars, place, P, R, ONE_PIECE)
         for offset in range(0, loop_bound(n - part), BLOCK // GROUP):
             groups = part + offset + tl.arange(0, BLOCK // GROUP)
-            _update_groups_at(streams, groups, None, scalars, place, P, R)
+            _update_groups_at(streams, groups, None, scalars, place, P, R, ONE_PIECE)

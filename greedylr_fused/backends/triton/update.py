@@ -40,6 +40,7 @@ def update_kernel(
     G: tl.constexpr,
     S: tl.constexpr,
     R: tl.constexpr,
+    ONE_PIECE: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     REST: tl.constexpr,
@@ -49,7 +50,8 @@ def update_kernel(
     """Update chunk `first_chunk + program` of the table.
 
     P, G, S: types of parameter, gradient, moments; int8 of moments for codes of 8 bits with scales. R: type of the
-    remainders of masters, int16 or int8; None for no masters.
+    remainders of masters, int16 or int8; None for no masters. ONE_PIECE: whether all tensors lie in one piece in whole
+    parameters, with one upper half of elements' indices.
 
     The step of a tensor of one chunk is counted here, that of the `others` at the end of the launch that CLOSES it.
     """
@@ -64,14 +66,15 @@ def update_kernel(
         if alone:
             tl.debug_barrier()  # every thread has read the count
             tl.store(taken, steps_taken + 1)
+        place = 0
+        if S == tl.int8 or R == tl.int8:  # rounds at random
+            place = place_of(ptrs, tensor, n_tensors, first, steps_taken, CHUNK, ONE_PIECE)
         if S == tl.int8:
-            place = place_of(ptrs, tensor, n_tensors, first, count, steps_taken, CHUNK)
-            update_groups(ptrs, tensor, n_tensors, first, count, scalars, place, P, G, R, BLOCK, REST)
-        elif R == tl.int8:
-            place = place_of(ptrs, tensor, n_tensors, first, count, steps_taken, CHUNK)
-            update_elements(ptrs, tensor, n_tensors, first, count, scalars, place, P, G, S, T, R, BLOCK, REST)
-        else:  # rounds nothing at random
-            update_elements(ptrs, tensor, n_tensors, first, count, scalars, 0, P, G, S, T, R, BLOCK, REST)
+            update_groups(ptrs, tensor, n_tensors, first, count, scalars, place, P, G, R, ONE_PIECE, BLOCK, REST)
+        else:
+            update_elements(
+                ptrs, tensor, n_tensors, first, count, scalars, place, P, G, S, T, R, ONE_PIECE, BLOCK, REST
+            )
     if CLOSES:
         if last_to_finish(counter, tl.num_programs(0)):
             run_control(control, curve, snapshot, ptrs, n_tensors, others, n_others, loss, HAS_LOSS)
