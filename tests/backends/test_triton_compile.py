@@ -38,7 +38,8 @@ from greedylr_fused.backends.triton import access as triton_access  # noqa: E402
 from greedylr_fused.backends.triton import control as triton_control  # noqa: E402
 from greedylr_fused.backends.triton import measure as triton_measure  # noqa: E402
 from greedylr_fused.backends.triton import update as triton_update  # noqa: E402
-from greedylr_fused.backends.triton.backend import TritonBackend, blocks  # noqa: E402
+from greedylr_fused.backends.triton.backend import TritonBackend  # noqa: E402
+from greedylr_fused.backends.triton.mixes import blocks  # noqa: E402
 from greedylr_fused.tensors.formats import MIXES, DType  # noqa: E402
 
 pytestmark = [

@@ -25,11 +25,11 @@ OLDER = triton.__version__.startswith(("3.5.", "3.6."))
 
 
 def registers(mix):
-    """Budget per thread. 64 lets 8 programs of 128 threads run at once on a multiprocessor, 80 lets 6. Where a thread
+    """Budget per thread. 72 lets 7 programs of 128 threads run at once on a multiprocessor, 80 lets 6. Where a thread
     takes 8 elements, 96 lets 5 and 128 lets 4, with more than 32 KB of loads under way.
     """
     if F32 in mix:
-        return 80 if OLDER else 64
+        return 80 if OLDER else 72
     return 128 if OLDER else 96
 
 

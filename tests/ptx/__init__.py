@@ -6,6 +6,8 @@ thread go its own way from block to block, `grid` is a launch with its barriers,
 asks whether what threads share is ordered. `host` links the module's host code with a CUDA runtime that hands launches
 to these.
 
+`launches` runs Triton's kernels the same way, whose PTX `dialect` puts in nvcc's words.
+
 What this cannot show: the work of ptxas, the memory model of the hardware beyond `races`, speed.
 """
 

@@ -9,7 +9,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from greedylr_fused.backends.triton import update as triton_update  # noqa: E402
-from greedylr_fused.backends.triton.backend import OPTIONS, TritonBackend, blocks, types_of  # noqa: E402
+from greedylr_fused.backends.triton.backend import OPTIONS, TritonBackend  # noqa: E402
+from greedylr_fused.backends.triton.mixes import blocks, types_of  # noqa: E402
 from support.machine_code import disassemble  # noqa: E402
 
 POINTERS = {"numel": "*i64", "ptrs": "*i64", "hyper": "*fp64", "control": "*fp64", "c": "*fp64"}

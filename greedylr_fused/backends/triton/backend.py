@@ -18,58 +18,16 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.backends.base import Staging, absent
+from greedylr_fused.backends.triton.mixes import THREADS, in_one_piece, shape, types, types_of
 from greedylr_fused.capture import capturing
 from greedylr_fused.control import SLOT, add_pending
-from greedylr_fused.tensors import DType, TensorTable, real
+from greedylr_fused.tensors import TensorTable, real
 
 #: Types of the devices that Triton compiles for ("cuda" is also AMD's).
 _DEVICES = ("cuda", "xpu")
-#: Threads per program of every kernel.
-_THREADS = 128
 #: How kernels are compiled: without contraction, since every launch may end in decisions, which are compared bit for
 #: bit with Python floats.
-OPTIONS = {"num_warps": _THREADS // 32, "enable_fp_fusion": False}
-#: The interpreter pays per operation, not per element.
-_INTERPRETED_BLOCK = 1024
-
-
-def blocks(dtypes: Sequence[DType]) -> tuple[int, int]:
-    """Return the elements per iteration of the 16-byte path and of the path for the rest, for streams of these types.
-
-    Every thread takes 16 bytes of the widest stream and one element on the other path: with more than that, Triton
-    lays out narrow and wide accesses differently and moves values between threads through shared memory.
-    """
-    widest = max({DType.F64: 8, DType.F32: 4}.get(dtype, 2) for dtype in dtypes)
-    return _THREADS * (16 // widest), _THREADS
-
-
-def _types(dtypes: Sequence[DType]) -> list[Any]:
-    import triton.language as tl
-
-    names = {DType.F32: tl.float32, DType.F64: tl.float64, DType.BF16: tl.bfloat16, DType.F16: tl.float16}
-    names |= {DType.BF16_R16: tl.bfloat16, DType.BF16_R8: tl.bfloat16, DType.Q8: tl.int8}
-    return [names[dtype] for dtype in dtypes]
-
-
-def types_of(mix: Sequence[DType]) -> dict[str, Any]:
-    """Return the types of a mix as the update kernel takes them: P, G, S, and R of remainders, None for none."""
-    import triton.language as tl
-
-    remainder = {DType.BF16_R16: tl.int16, DType.BF16_R8: tl.int8}.get(mix[0])
-    return dict(zip("PGSR", [*_types(mix), remainder], strict=True))
-
-
-def _in_one_piece(table: TensorTable, mix: tuple[DType, ...]) -> bool:
-    """Return whether the tensors of a mix lie in one piece in the whole parameters, each within 2^32 elements there."""
-    places = ((entry.place, max(entry.memory.numel(), 1)) for entry in table.entries if entry.mix == mix)
-    return all(place.run >= count and place.first >> 32 == (place.first + count - 1) >> 32 for place, count in places)
-
-
-def _shape(table: TensorTable, dtypes: Sequence[DType]) -> tuple[int, int, int]:
-    """Return the elements per chunk, and per iteration of both paths."""
-    from greedylr_fused.backends.triton.access import INTERPRETED
-
-    return (table.chunk, *((_INTERPRETED_BLOCK,) * 2 if INTERPRETED.value else blocks(dtypes)))
+OPTIONS = {"num_warps": THREADS // 32, "enable_fp_fusion": False}
 
 
 def _guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -208,12 +166,12 @@ class TritonBackend:
             mix = (at.param, at.grad, at.state)
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, at.first)
             scalars = (table.group, table.hyper, table.curve, self._snapshot)
-            types = (*types_of(mix).values(), _in_one_piece(table, mix), *_shape(table, mix))
+            constants = (*types_of(mix).values(), in_one_piece(table, mix), *shape(table, mix))
             before = (*tensors, *scalars, *steps, counter)
             if then_control and at is table.launches[-1]:
-                kernels.append(_Closing(update_kernel, at.count, before, (*types, True), table.control))
+                kernels.append(_Closing(update_kernel, at.count, before, (*constants, True), table.control))
             else:
-                kernels.append(_Kernel(update_kernel, at.count, (*before, table.control, *types, False, False)))
+                kernels.append(_Kernel(update_kernel, at.count, (*before, table.control, *constants, False, False)))
         return kernels
 
     def _plan_measures(self, then_clip: bool) -> list[_Kernel]:
@@ -242,7 +200,7 @@ class TritonBackend:
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, begin)
             work = (table.norm_weight, self._n_tensors, table.chunk_tensor.numel(), *sums, counters, group, n_groups)
             closes = group == spans[-1][3]
-            args = (*tensors, *work, *_types([grad]), *_shape(table, [grad]), GROUP, closes, then_clip, l1)
+            args = (*tensors, *work, *types([grad]), *shape(table, [grad]), GROUP, closes, then_clip, l1)
             kernels.append(_Kernel(measure_kernel, count, args))
         return kernels
 

@@ -68,11 +68,11 @@ def _update_groups_at(
     mask: tl.constexpr = None
     if mask_groups is not None:
         mask = tl.broadcast_to(mask_groups[:, None], at.shape)
+    m, v = _moments(q_ptr, q_sq_ptr, s_ptr, s_sq_ptr, at, groups, mask, mask_groups)
     p = tl.load(p_ptr + at, mask)
     if R is not None:
         p = join(p, tl.load(r_ptr + at, mask))
     g = widen(tl.load(g_ptr + at, mask), tl.float32)
-    m, v = _moments(q_ptr, q_sq_ptr, s_ptr, s_sq_ptr, at, groups, mask, mask_groups)
     p, m, v, _ = adamw(widen(p, tl.float32), g, m, v, v, scalars, False)
     low, seed = low_and_seed(place, groups * GROUP, ONE_PIECE)
     if not ONE_PIECE:
