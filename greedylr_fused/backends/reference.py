@@ -80,7 +80,7 @@ class ReferenceBackend:
             scalars = Scalars.of(self.table.hyper[entry.group], c.lr[entry.group], c["grad_multiplier"], step, opmath)
             p, m, v, *largest = (t.to(opmath) for t in loaded(entry, stored))
             new = adamw(p, grad.to(opmath), m, v, largest[0] if largest else None, scalars)
-            for old, value in zip(stored, kept(entry, stored, new, step), strict=True):
+            for old, value in zip(stored, kept(entry, stored, new, entry.step + 1), strict=True):
                 old.copy_(torch.where(keep, old, value.to(old.dtype)))
         if then_control:
             self.control(loss)

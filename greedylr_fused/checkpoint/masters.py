@@ -18,7 +18,7 @@ from greedylr_fused.step import PEAKS
 from greedylr_fused.tensors import EIGHT_BIT, alike, conversion, has_memory, local, masters, spec_of, storage
 
 Groups = Sequence[Mapping[str, Any]]
-States = Mapping[Tensor, Mapping[str, Any]]
+States = Mapping[Tensor, dict[str, Any]]
 
 
 def for_torch_adamw(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,6 +74,9 @@ def load(weights: Any, groups: Groups, states: States, make_states: Callable[[],
     given = _by_key(weights, params)
     _check_keeps(params.values(), groups, states)
     divided = [(param, _divided(key, given[key], param)) for key, param in params.items()]
+    for param, _ in divided:
+        if param.dtype != torch.bfloat16 and states.get(param):  # it takes the whole master now
+            states[param].pop("remainder", None)
     make_states()
     for param, weight in divided:
         state = states.get(param, {})

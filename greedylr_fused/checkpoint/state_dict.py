@@ -22,8 +22,8 @@ from greedylr_fused.checkpoint.numbers import KEY, saved
 from greedylr_fused.checkpoint.resume import counted_in, loaded_control
 from greedylr_fused.checkpoint.stored import restore
 from greedylr_fused.control import Control
-from greedylr_fused.step import Engine, peaks
-from greedylr_fused.tensors import STATE_ROWS, conversion
+from greedylr_fused.step import Engine, peaks, storage_options
+from greedylr_fused.tensors import STATE_ROWS, conversion, storage
 from greedylr_fused.warning import warn
 
 
@@ -97,6 +97,9 @@ def load(
     after = optimizer.register_load_state_dict_post_hook(complete, prepend=True)
     with before, after, all_or_nothing(optimizer, control, engine):
         checks.check_dictionary(state_dict)
+        for group in optimizer.param_groups:  # whose options of storage may have been written since the last load
+            storage_options.check_params(group, engine.state_dtype)
+            storage.complete(group, engine.state_dtype)
         Optimizer.load_state_dict(optimizer, state_dict)
 
 

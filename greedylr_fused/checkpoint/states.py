@@ -113,7 +113,10 @@ def _check_tensor(where: str, name: str, value: Any, param: Tensor, *, may_be_wh
         may_be_whole: whether it need not be divided as a DTensor parameter is.
     """
     if not isinstance(value, Tensor):
-        refuse(where, value, "a tensor", _DAMAGED, TypeError)
+        otherwise = (
+            "the file stores it otherwise: load that into an optimizer like its own, whose state_dict() load here"
+        )
+        refuse(where, value, "a tensor", otherwise if value == {} else _DAMAGED, TypeError)
     if name in EIGHT_BIT and value.shape == param.shape and not storage.in_groups(param.shape):
         refuse(where, value.dtype, f"floats in a tensor of shape {tuple(param.shape)}", _DAMAGED)
     in_bytes = name == "remainder" and value.dtype == torch.uint8

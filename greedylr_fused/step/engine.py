@@ -173,8 +173,9 @@ class Engine:
             for param in group["params"]
             if param.grad is not None or state.get(param) or (of_all and param.requires_grad)
         ]
-        for param, _ in wanted:
+        for param, group in wanted:
             check_memory("a parameter", param)
+            storage.check_kept(state.get(param) or {}, storage_of(param, group, self.state_dtype))
         for param, group in wanted:
             known, own = state.get(param), storage_of(param, group, self.state_dtype)
             if not known:

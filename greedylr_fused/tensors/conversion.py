@@ -13,6 +13,7 @@ from torch import Tensor
 from greedylr_fused.tensors import eight_bit, storage
 from greedylr_fused.tensors.dtensor import local, spec_of
 from greedylr_fused.tensors.formats import EIGHT_BIT
+from greedylr_fused.warning import warn
 
 
 def decoded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -75,7 +76,11 @@ def follow(state: dict[str, Tensor], param: Tensor, own: storage.Storage) -> Non
     one has any, and after a loader that put in what a checkpoint has.
     """
     if param.dtype != torch.bfloat16:
-        state.pop("remainder", None)
+        if state.pop("remainder", None) is not None:
+            warn(
+                "master_weights: expected parameters that stay bfloat16, got some converted to another dtype, without "
+                "the remainders of their masters; to keep those, take master_weights() before, and copy them in after"
+            )
     elif "remainder" in state:
         state["remainder"] = from_bytes(state["remainder"])
     elif own.remainder is not None:

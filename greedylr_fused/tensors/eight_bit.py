@@ -40,7 +40,7 @@ def randoms(index: Tensor, number: int, step: Tensor) -> Tensor:
     Args:
         index: of each element in the whole parameter, int64.
         number: of the parameter in `state_dict()`.
-        step: the parameter's own step count, this step included, 0-d.
+        step: the parameter's own step count, this step included, 0-d; from 2^24 on it stays, as float32 counts do.
     """
     seed = mix((index >> 32) & _WORD) ^ number
     seed = mix(seed & _WORD) ^ step.to(torch.int64)
@@ -49,7 +49,7 @@ def randoms(index: Tensor, number: int, step: Tensor) -> Tensor:
 
 def square_root(x: Tensor) -> Tensor:
     """Return the square root, rounded correctly: PyTorch's of float32 may err by a unit in the last place on CPUs."""
-    return x.double().sqrt().to(x.dtype)
+    return x.double().sqrt().to(x.dtype) if x.device.type == "cpu" else x.sqrt()
 
 
 def scales(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.tensors.dtensor import arrived, local, local_gradient, local_part, place_of, spec_of
+from greedylr_fused.tensors.dtensor import Place, arrived, local, local_gradient, local_part, place_of, spec_of
 from greedylr_fused.tensors.formats import DLPACK, DTYPES, EIGHT_BIT, MIXES, MOMENTS, STATE_DTYPES, DType
 from greedylr_fused.tensors.storage import scale_shape
 
@@ -23,7 +23,7 @@ class Entry:
         grad_dtype: the dtype of gradients that are read in place.
         dense_copy: updated instead of a parameter that is no flat memory, otherwise None.
         norm_weight: see `Ranks.norm_weight`.
-        place: of this part in the whole parameter.
+        place: of this part in the whole parameter, if it `rounds_at_random`.
         stored: names of the tensors in the state that a step reads and writes, beside "step".
     """
 
@@ -32,18 +32,18 @@ class Entry:
     ) -> None:
         self.param, self.state, self.group, self.norm_weight = param, state, group, norm_weight
         self.spec, self.memory = spec_of(param), local(param)
-        self.place = place_of(param, number)
         self.eight_bit = EIGHT_BIT[0] in state
+        self.place = place_of(param, number) if self.rounds_at_random else Place(number)
         moments = EIGHT_BIT if self.eight_bit else MOMENTS if amsgrad else MOMENTS[:2]
         self.stored = (*moments, "remainder") if "remainder" in state else moments
         self.shape, self.strides = self.memory.shape, torch.empty_like(self.memory, device="meta").stride()
         # A parameter with holes, overlaps or a sign yet to be applied is not flat memory: a dense copy is updated.
         flat = self.strides == self.memory.stride() and not self.memory.is_neg() and not self.memory.is_conj()
         self.dense_copy = None if flat else torch.empty_like(self.memory)
-        if self.eight_bit and (amsgrad or not torch.empty_like(self.memory, device="meta").is_contiguous()):
+        if self.eight_bit and amsgrad:
             raise RuntimeError(
-                f"FusedAdamW: expected a row-major parameter without amsgrad beside 8-bit moments, got strides "
-                f"{self.strides} and amsgrad={amsgrad}; load_state_dict(state_dict()) converts the moments"
+                "FusedAdamW: expected amsgrad=False beside 8-bit moments, got True; set it back to False, or write "
+                'group["state_dtype"] = torch.float32 and load_state_dict(state_dict()), which converts'
             )
         for name in self.stored:
             state[name] = self._placed(name, state[name])
@@ -94,6 +94,11 @@ class Entry:
         if own and count.numel() == 1 and not (count.is_neg() or count.is_inference()) and count.data_ptr():
             return count  # type: ignore[no-any-return]
         return torch.as_tensor(count, dtype=torch.float32, device=self.param.device).detach().reshape(()).clone()
+
+    @property
+    def rounds_at_random(self) -> bool:
+        """Return whether where an element lies in the whole parameter decides how it is rounded."""
+        return self.eight_bit or getattr(self.state.get("remainder"), "dtype", None) == torch.int8
 
     @property
     def target(self) -> Tensor:

@@ -18,7 +18,8 @@ _NAN = 0x7FC00000
 def join(param: Tensor, remainder: Tensor) -> Tensor:
     """Return the master, float32, of a bfloat16 parameter and its remainder, int16 or int8.
 
-    A parameter that was set to zero is zero, whatever its remainder.
+    A parameter that was written from outside keeps its remainder: the master is then within half a unit in the last
+    place of what was written, and of a zero at most 5e-41.
     """
     high = param.contiguous().view(torch.int16).to(torch.int32).view(param.shape)
     low = remainder.to(torch.int32)

@@ -39,8 +39,8 @@ def options(state_dtype: torch.dtype | None, master_weights: str | None) -> dict
     """Return what groups hold of these options; nothing unless they ask for 8-bit moments or masters."""
     if state_dtype is not torch.int8 and master_weights is None:
         return {}
-    values = (state_dtype, master_weights, VERSION, GROUP)
-    return dict(zip(OPTIONS, values, strict=True))
+    stored = {"state_dtype": state_dtype, "master_weights": master_weights}
+    return stored | {"state_version": VERSION, "state_group_size": GROUP}
 
 
 def complete(group: dict[str, Any], state_dtype: torch.dtype | None) -> None:
@@ -100,6 +100,30 @@ def _divided(spec: Any) -> list[tuple[int, int]]:
     """
     divided = [(place, spec.mesh.size(i)) for i, place in enumerate(spec.placements) if not place.is_replicate()]
     return [(getattr(place, "dim", -1), size) for place, size in divided]
+
+
+def check_kept(known: Mapping[str, Any], storage: Storage) -> None:
+    """Refuse a state that is stored otherwise than options and layout of its parameter say by now.
+
+    Args:
+        known: the state of a parameter; may be empty.
+        storage: what `storage_of` returns.
+
+    Raises:
+        RuntimeError: names the options.
+    """
+    coded, floats, remainder = "exp_avg_q" in known, known.get("exp_avg"), known.get("remainder")
+    too_narrow = storage.remainder is not None and floats is not None and floats.dtype != torch.float32
+    other = (
+        remainder is not None and remainder.dtype != torch.uint8 and storage.remainder not in (None, remainder.dtype)
+    )
+    if (coded or floats is not None) and coded != (storage.moments is torch.int8) or too_narrow or other:
+        kept = [torch.int8 if coded else getattr(floats, "dtype", None), getattr(remainder, "dtype", None)]
+        raise RuntimeError(
+            f"FusedAdamW: expected moments and remainder in {storage.moments} and {storage.remainder}, as state_dtype, "
+            f"master_weights and a row-major layout decide, got {kept[0]} and {kept[1]}; after changing these call "
+            "load_state_dict(state_dict()), which converts"
+        )
 
 
 def scale_shape(param: Tensor) -> torch.Size:

@@ -34,7 +34,7 @@ def test_a_load_that_fails_anywhere_changes_nothing(twins, monkeypatch, where):
     elif where == "moments":
         monkeypatch.setattr("greedylr_fused.checkpoint.stored.moment_dtype", fail)
     elif where == "control":
-        monkeypatch.setattr("greedylr_fused.checkpoint.restored.Rates", fail)
+        monkeypatch.setattr("greedylr_fused.optimizer.Rates", fail)
     else:
         twins.opt.register_load_state_dict_post_hook(lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         error = KeyboardInterrupt
