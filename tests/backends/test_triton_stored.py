@@ -48,7 +48,9 @@ def test_steps_from_equal_state(device, backends, placed, mix):
 
 @pytest.mark.parametrize("offset", [1, 8])
 @pytest.mark.parametrize("mix", [MIXES[0], MIXES[3], MIXES[-1]], ids=["float32", "int8_master", "float32_moments"])
-def test_tensors_off_16_bytes(device, backends, placed, mix, offset):
+def test_tensors_off_16_bytes(device, backends, monkeypatch, mix, offset):
+    """Alone, in one piece, which at the second time crosses 2^32."""
+    monkeypatch.setattr("greedylr_fused.tensors.entry.place_of", lambda param, number: PLACES[offset == 8])
     pair = Pair(device, backends, mix, SHAPES[-1:], offset=offset)
     for step in range(2):
         pair.step(pair.grads())
@@ -57,12 +59,28 @@ def test_tensors_off_16_bytes(device, backends, placed, mix, offset):
 
 @pytest.mark.parametrize("mix", MIXES[-4:], ids=["int16", "int8", "int16_float32_grad", "int8_float32_grad"])
 def test_masters_with_amsgrad_and_of_any_shape(device, backends, monkeypatch, mix):
-    """Also where a row is divided anywhere, as ranks do with float32 moments: 49 / 49 is below 1 in float32."""
-    monkeypatch.setattr("greedylr_fused.tensors.entry.place_of", lambda param, number: Place(number, 7, 49, 1000))
+    """Also where a row is divided anywhere, as ranks do with float32 moments: 41 * (1 / 41) is below 1 in float32."""
+    monkeypatch.setattr("greedylr_fused.tensors.entry.place_of", lambda param, number: Place(number, 7, 41, 1000))
     pair = Pair(device, backends, mix, [(64, 64), (5,), (CHUNK + 13,), ()], amsgrad=True)
     for step in range(2):
         pair.step(pair.grads(3.0 if step else 1.0))
         pair.check(f"step {step}")
+
+
+def test_a_body_that_begins_amid_a_chunk(device, backends):
+    """Where parameter, gradient and remainder all come to 16 bytes at the same element, the fifth."""
+    pair = Pair(device, backends, MIXES[-3], SHAPES[-1:], offset=4)
+    pair.step(pair.grads())
+    for params, opt in zip(pair.sides, pair.optimizers, strict=True):
+        state = opt.state[params[0]]
+        memory = torch.zeros(params[0].numel() + 12, dtype=torch.int8, device=device)
+        state["remainder"] = memory[12:].view(params[0].shape).copy_(state["remainder"])
+        opt.add_param_group(
+            {"params": [parameter(torch.ones(3, device=device))]}
+        )  # builds the table anew
+    pair.step(pair.grads())
+    assert pair.state(0)[0]["remainder"].data_ptr() % 16 == 12
+    pair.check()
 
 
 @pytest.mark.parametrize("mix", [*MIXES[:2], MIXES[3], MIXES[4]], ids=lambda mix: "-".join(map(str, mix)))

@@ -25,9 +25,9 @@ _HALF_BELOW_8, _HALF_BELOW_16 = tl.constexpr(0x3F804000), tl.constexpr(0x3F80004
 def mix(x):
     """Return a 32-bit hash of 32-bit numbers (uint32)."""
     x = x ^ (x >> 16)
-    x = tl.mul(x, 0x7FEB352D, sanitize_overflow=False)
+    x = (x.to(tl.uint64) * 0x7FEB352D).to(tl.uint32)  # in 32 bits when compiled; the interpreter refuses what overflows
     x = x ^ (x >> 15)
-    x = tl.mul(x, 0x846CA68B, sanitize_overflow=False)
+    x = (x.to(tl.uint64) * 0x846CA68B).to(tl.uint32)
     return x ^ (x >> 16)
 
 
