@@ -56,7 +56,7 @@ def check(target, mix, tmp_path, record_property, *, one_piece):
     code = machine_code(kernel, tmp_path)
     record_property("registers", code.registers)
     assert code.registers <= (registers(mix) if one_piece else 128)
-    if one_piece and (target != 100 or not triton.__version__.startswith("3.5.")):
+    if one_piece and not (target == 100 and OLDER):  # those spill outside of the loops there
         assert not code.spills(), "values spilled to memory"
     assert kernel.metadata.shared <= 16, "streams are rearranged through shared memory"
     loops = loops_over_elements(code)
@@ -88,8 +88,9 @@ def test_code_of_parameters_in_pieces(target, mix, tmp_path, record_property):
 
 def test_arithmetic():
     ptx = update(90, (R8, BF16, Q8)).asm["ptx"]
+    exact = {"div.rn.f32", "div.rn.ftz.f32"}  # the second by Triton 3.5
     kinds = {*re.findall(r"\b(?:sqrt|rcp|div)\.\S*f32", ptx)}
-    assert kinds <= {"sqrt.rn.f32", "sqrt.rn.ftz.f32", "sqrt.approx.ftz.f32", "div.full.f32", "div.rn.f32"}
-    assert "div.rn.f32" in kinds, "the reciprocal of a large scale would be 0"
+    assert kinds <= {"sqrt.rn.f32", "sqrt.rn.ftz.f32", "sqrt.approx.ftz.f32", "div.full.f32", *exact}
+    assert kinds & exact, "the reciprocal of a large scale would be 0"
     assert "fma.rn.f32" not in ptx
     assert re.search(r"cvt\.rzi\.s32\.f32", ptx), "codes are not cut off"

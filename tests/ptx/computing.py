@@ -35,6 +35,9 @@ def _float_arithmetic(block: BlockWriter, ins: Instruction) -> None:
     elif modes == ["rz"]:
         expect(ins.opcode == "add.rz.f32", ins)
         block.set(ins.operands[0], f"of_f32(add_toward_zero({a}, {b}))")
+    elif modes == ["rn", "ftz"]:
+        expect(ins.opcode == "div.rn.ftz.f32", ins)
+        block.set(ins.operands[0], f"flushed(of_f32(flushed({a}) / flushed({b})))")
     else:
         expect(modes == ["rn"] or (modes == [] and opcode != "div"), ins)
         block.set(ins.operands[0], f"of_{kind}({a} {SIGNS[opcode]} {b})")
