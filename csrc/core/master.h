@@ -7,8 +7,9 @@
 namespace greedylr {
 inline namespace GREEDYLR_ISA {
 
-// `high`: the parameter in the upper half of a word. `low`: the remainder, of 8 bits shifted left by 8. Beside
-// a parameter that was set to zero from outside a negative one would make a NaN: the maximum makes it zero.
+// `high`: the parameter in the upper half of a word. `low`: the remainder, of 8 bits shifted left by 8.
+// Beside a parameter that was set to zero from outside a negative one would make a NaN: the maximum makes it
+// zero.
 HOST_DEVICE inline float joined_master(uint32_t high, int32_t low) {
     const int32_t magnitude = int32_t(high & 0x7fff0000u) + low;
     return float_of(uint32_t(magnitude > 0 ? magnitude : 0) | (high & 0x80000000u));

@@ -75,9 +75,7 @@ def test_a_body_that_begins_amid_a_chunk(device, backends):
         state = opt.state[params[0]]
         memory = torch.zeros(params[0].numel() + 12, dtype=torch.int8, device=device)
         state["remainder"] = memory[12:].view(params[0].shape).copy_(state["remainder"])
-        opt.add_param_group(
-            {"params": [parameter(torch.ones(3, device=device))]}
-        )  # builds the table anew
+        opt.add_param_group({"params": [parameter(torch.ones(3, device=device))]})  # builds the table anew
     pair.step(pair.grads())
     assert pair.state(0)[0]["remainder"].data_ptr() % 16 == 12
     pair.check()
