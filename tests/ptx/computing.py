@@ -82,7 +82,10 @@ def root_or_inverse(block: BlockWriter, ins: Instruction) -> None:
         flushed = f"flushed({approximate}(flushed({value})))" if "ftz" in modes else f"{approximate}({value})"
         block.set(ins.operands[0], flushed)
         return
-    expect(modes == ["rn"], ins)
+    expect(modes == ["rn"] or ins.opcode == "sqrt.rn.ftz.f32", ins)
+    if modes != ["rn"]:
+        block.set(ins.operands[0], f"flushed(of_f32(np.sqrt(flushed({value}))))")
+        return
     exact = f"np.sqrt({value})" if opcode == "sqrt" else f"f{width(kind)}(1.0) / {value}"
     block.set(ins.operands[0], f"of_{kind}({exact})")
 
