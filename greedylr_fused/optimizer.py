@@ -14,6 +14,7 @@ from greedylr_fused.backends import Backend
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import Engine, Listener, Metrics, Rates, check_last, flow, losses, options, outside_graphs
+from greedylr_fused.tensors import storage
 
 #: Constructor options that a pickle keeps, beside what `checkpoint.get_state` returns.
 _OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite")
@@ -46,8 +47,13 @@ class FusedAdamW(Optimizer):
         skip_nonfinite: leave parameters, moments, step counts and LR alone in a step with a NaN or infinite gradient.
             Default None: True if `max_grad_norm` is given.
         backend: "auto", or the name of one in `available_backends()`, which then runs or raises.
-        state_dtype: storage type of the moments. Default None: the parameter's, as in torch; float32 is advised for
-            bfloat16 and float16 parameters, at 8 bytes more traffic per parameter.
+        state_dtype: storage type of the moments. torch.int8: 8 bits with a scale for each 64 elements, 2.125 bytes per
+            parameter for both, in parameters of at least 2 dimensions and 4,096 elements whose rows (the dimensions
+            from the second on) are multiples of 64; float32 in all others, such as norms and biases. A group may have
+            its own. Default None: the parameter's, as in torch, or float32 with `master_weights`.
+        master_weights: what a bfloat16 parameter lacks of its float32 master, kept in the state: "int16", exact, 2
+            bytes more, or "int8", a master of 24 bits, rounded stochastically, 1 byte more ("int16" where moments could
+            not have 8 bits). A group may have its own. Default None: no master.
         process_group: the ranks whose losses and gradients decide together, a `torch.distributed.ProcessGroup`. Default
             None: those of the root mesh of DTensor parameters, otherwise the default group. A group of one rank, or no
             torch.distributed: this process alone.
@@ -78,6 +84,7 @@ class FusedAdamW(Optimizer):
         skip_nonfinite: bool | None = None,
         backend: str = "auto",
         state_dtype: torch.dtype | None = None,
+        master_weights: str | None = None,
         process_group: Any = None,
         partitions: int | None = None,
         foreach: bool | None = None,
@@ -88,15 +95,18 @@ class FusedAdamW(Optimizer):
         options.check_not_traced("FusedAdamW()")
         options.check_schedule(schedule)
         options.check_not_in_zero(schedule)
-        options.check_extras(max_grad_norm, skip_nonfinite, state_dtype)
+        options.check_extras(max_grad_norm, skip_nonfinite)
+        options.check_storage(state_dtype, master_weights, amsgrad=amsgrad)
         options.check_ranks(process_group, partitions)
         self._schedule, self._max_grad_norm = schedule, max_grad_norm
         self._skip_nonfinite = max_grad_norm is not None if skip_nonfinite is None else skip_nonfinite
         defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
         # For torch's AdamW, if it loads our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
-        super().__init__(params, defaults | dict(decoupled_weight_decay=True))
-        options.check_params(self._params(), state_dtype)
+        defaults |= dict(decoupled_weight_decay=True) | storage.options(state_dtype, master_weights)
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            options.check_params(group, state_dtype)
         self._listeners: list[Listener] = []
         ranks = Ranks(process_group, partitions, needs_loss=options.needs_loss(schedule))
         self._engine = Engine(backend, self._device(), state_dtype, ranks)

@@ -20,8 +20,10 @@
 
 namespace greedylr {
 
-enum DType : int { F32 = 0, F64 = 1, BF16 = 2, F16 = 3 };
-constexpr int DTYPE_COUNT = 4;
+// BF16_R16 and BF16_R8 are bfloat16 with the remainder of a float32 master (master.h), Q8 moments as codes of
+// 8 bits with scales (eight_bit.h). Of I64 are only the weights of losses.
+enum DType : int { F32 = 0, F64 = 1, BF16 = 2, F16 = 3, I64 = 4, BF16_R16 = 5, BF16_R8 = 6, Q8 = 7 };
+constexpr int DTYPE_COUNT = 4;  // of gradients and losses
 
 // The supported (parameter, gradient, moments) mixes. One list: loops are instantiated and checked from it.
 #define GREEDYLR_MIXES(X) \
@@ -37,7 +39,18 @@ constexpr int DTYPE_COUNT = 4;
     X(F16, F16, F16)      \
     X(F16, F16, F32)      \
     X(F16, F32, F16)      \
-    X(F16, F32, F32)
+    X(F16, F32, F32)      \
+    X(F32, F32, Q8)       \
+    X(BF16, BF16, Q8)     \
+    X(BF16, F32, Q8)      \
+    X(BF16_R16, BF16, F32) \
+    X(BF16_R16, F32, F32) \
+    X(BF16_R16, BF16, Q8) \
+    X(BF16_R16, F32, Q8)  \
+    X(BF16_R8, BF16, F32) \
+    X(BF16_R8, F32, F32)  \
+    X(BF16_R8, BF16, Q8)  \
+    X(BF16_R8, F32, Q8)
 
 struct Mix {
     DType param, grad, state;
@@ -48,20 +61,29 @@ constexpr Mix MIXES[] = {GREEDYLR_MIXES(GREEDYLR_MIX)};
 #undef GREEDYLR_MIX
 constexpr int MIX_COUNT = sizeof(MIXES) / sizeof(MIXES[0]);
 static_assert(
-    MIX_COUNT == 13,
-    "F32 and F64 with themselves, 2 x 4 of 16 bits, F32 with BF16 moments, F32 with 16-bit gradients");
+    MIX_COUNT == 24,
+    "F32 and F64 with themselves, 2 x 4 of 16 bits, F32 with BF16 moments, F32 with 16-bit gradients, "
+    "3 without masters and 8-bit moments, 2 x 4 with masters");
 
 // Rows of TensorTable::ptrs. COPY_*: where an F32 parameter is also written to, in that format, after its
 // update; 0 for nowhere. Only the CPU loops read them. STEP: the float that counts the steps already taken.
+// The last four are no addresses: see index_of.
 #define GREEDYLR_ROWS(X) \
     X(PARAM)             \
     X(GRAD)              \
     X(EXP_AVG)           \
     X(EXP_AVG_SQ)        \
     X(MAX_EXP_AVG_SQ)    \
+    X(REMAINDER)         \
+    X(EXP_AVG_SCALE)     \
+    X(EXP_AVG_SQ_SCALE)  \
     X(COPY_BF16)         \
     X(COPY_F16)          \
-    X(STEP)
+    X(STEP)              \
+    X(NUMBER)            \
+    X(FIRST)             \
+    X(RUN)               \
+    X(STRIDE)
 
 #define GREEDYLR_ROW(name) name,
 enum Row : int { GREEDYLR_ROWS(GREEDYLR_ROW) ROW_COUNT };
@@ -88,7 +110,6 @@ struct TensorTable {
 };
 
 // A loss where it lies: one element of this DType, a weight also of I64; none at address 0.
-constexpr int I64 = DTYPE_COUNT;
 struct Loss {
     int64_t address;
     int dtype;
@@ -104,6 +125,13 @@ inline namespace GREEDYLR_ISA {
 
 HOST_DEVICE inline float& step_count(const TensorTable& t, int64_t tensor) {
     return *reinterpret_cast<float*>(t.ptrs[STEP * t.n_tensors + tensor]);
+}
+
+// Index in the whole parameter of element i of the part that lies here.
+HOST_DEVICE inline uint64_t index_of(const TensorTable& t, int64_t tensor, int64_t i) {
+    const int64_t* place = t.ptrs + tensor;
+    const int64_t run = place[RUN * t.n_tensors];
+    return uint64_t(place[FIRST * t.n_tensors] + i / run * place[STRIDE * t.n_tensors] + i % run);
 }
 
 HOST_DEVICE inline uint32_t bits_of(float x) {
@@ -210,6 +238,20 @@ struct Format<F16> {
     HOST_DEVICE static float load(uint16_t x) { return f16_to_float(x); }
     HOST_DEVICE static uint16_t store(float x) { return float_to_f16(x); }
 };
+
+// The visible part; the arithmetic is that of the master.
+template <>
+struct Format<BF16_R16> : Format<BF16> {};
+template <>
+struct Format<BF16_R8> : Format<BF16> {};
+
+template <>
+struct Format<Q8> {
+    using Stored = uint8_t;  // of exp_avg: int8_t in the same byte
+    using Math = float;
+};
+
+HOST_DEVICE constexpr bool has_master(DType d) { return d == BF16_R16 || d == BF16_R8; }
 
 }  // namespace GREEDYLR_ISA
 }  // namespace greedylr

@@ -18,6 +18,8 @@ inline int find_mix(int param, int grad, int state) {
     return -1;
 }
 
-HOST_DEVICE constexpr int element_size(DType d) { return d == F64 ? 8 : d == F32 ? 4 : 2; }
+HOST_DEVICE constexpr int element_size(DType d) { return d == F64 ? 8 : d == F32 ? 4 : d == Q8 ? 1 : 2; }
+// Of a parameter's remainder, 0 for none.
+HOST_DEVICE constexpr int remainder_size(DType d) { return d == BF16_R16 ? 2 : d == BF16_R8 ? 1 : 0; }
 
 }  // namespace greedylr

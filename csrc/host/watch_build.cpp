@@ -121,12 +121,12 @@ void Watch::add_own(const py::object& param, const py::object& dict, const py::o
     lines_.insert(lines_.end(), {dict.ptr(), keys, keys + LINE, keys + 2 * LINE});
     if (!entry.is_none()) {
         const bool distributed = !entry.attr("spec").is_none();
-        const py::object moments = entry.attr("moments");
+        const py::object stored = entry.attr("stored");
         for (const auto& [key, value] : py::reinterpret_borrow<py::dict>(dict)) {
-            const bool is_moment = moments.contains(key);
+            const bool is_stored = stored.contains(key);
             const bool is_count = key.equal(py::str("step"));
-            Item item = {keep(key), nullptr, distributed && is_moment, is_count, {}};
-            if (is_moment || is_count) {
+            Item item = {keep(key), nullptr, distributed && is_stored, is_count, {}};
+            if (is_stored || is_count) {
                 item.value = value.ptr();
                 item.memory = memory_of(item.distributed ? value.attr("_local_tensor")
                                                          : py::reinterpret_borrow<py::object>(value));

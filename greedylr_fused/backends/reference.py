@@ -9,6 +9,7 @@ from torch import Tensor
 
 from greedylr_fused.backends.adamw import Scalars, adamw
 from greedylr_fused.backends.base import Staging
+from greedylr_fused.backends.stored import kept, loaded
 from greedylr_fused.control import SLOT, block, ring_begin, shown
 from greedylr_fused.schedules import CompareWith, Event, Kind
 from greedylr_fused.tensors import Row, TensorTable, real
@@ -73,13 +74,13 @@ class ReferenceBackend:
             grad = self.table.gradient(i)
             if grad is None:
                 continue
-            stored = [real(t) for t in (entry.target, *map(entry.moment, entry.moments))]
+            stored = [real(t) for t in (entry.target, *map(entry.memory_of, entry.stored))]
             opmath = torch.float64 if stored[0].dtype == torch.float64 else torch.float32
             step = entry.step.to(torch.float64) + 1.0
             scalars = Scalars.of(self.table.hyper[entry.group], c.lr[entry.group], c["grad_multiplier"], step, opmath)
-            p, m, v, *largest = (t.to(opmath) for t in stored)
+            p, m, v, *largest = (t.to(opmath) for t in loaded(entry, stored))
             new = adamw(p, grad.to(opmath), m, v, largest[0] if largest else None, scalars)
-            for old, value in zip(stored, new, strict=True):
+            for old, value in zip(stored, kept(entry, stored, new, step), strict=True):
                 old.copy_(torch.where(keep, old, value.to(old.dtype)))
         if then_control:
             self.control(loss)

@@ -15,7 +15,17 @@ from greedylr_fused.capture import capturing, keep, outside_inference
 from greedylr_fused.control import Control
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import flow, options
-from greedylr_fused.tensors import REBUILD, Copies, Entry, TensorTable, check_memory, local, watching
+from greedylr_fused.tensors import (
+    REBUILD,
+    Copies,
+    Entry,
+    TensorTable,
+    check_memory,
+    local,
+    storage,
+    storage_of,
+    watching,
+)
 
 
 class Engine:
@@ -147,9 +157,12 @@ class Engine:
                 known = state.get(param)
                 if param.grad is not None and not known:
                     count = torch.zeros((), dtype=torch.float32, device=param.device)
-                    known = {"step": count, "exp_avg": self._zeros(param), "exp_avg_sq": self._zeros(param)}
+                    own = storage_of(param, group, self.state_dtype)
+                    known = {"step": count, **storage.new_moments(param, own)}
+                    if own.remainder is not None:
+                        known["remainder"] = storage.zeros(param, own.remainder)
                     state[param] = known  # complete, whatever interrupts this
-                if known and group["amsgrad"] and "max_exp_avg_sq" not in known:
+                if known and group["amsgrad"] and not {"max_exp_avg_sq", "exp_avg_q"} & known.keys():
                     known["max_exp_avg_sq"] = torch.zeros_like(known["exp_avg_sq"])
 
     def materialise(
@@ -188,16 +201,12 @@ class Engine:
         self.init_states(groups, state)
         return True
 
-    def _zeros(self, param: Tensor) -> Tensor:
-        dtype = param.dtype if param.is_complex() else self.state_dtype
-        return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-
     @outside_inference
     def _build(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], control: Control) -> None:
-        owner: dict[Tensor, int] = {}  # a parameter listed twice is stepped once
-        for index, group in enumerate(groups):
-            for param in group["params"]:
-                owner.setdefault(param, index)
+        owner: dict[Tensor, tuple[int, int]] = {}  # group and number; a parameter listed twice is stepped once
+        listed = ((index, param) for index, group in enumerate(groups) for param in group["params"])
+        for number, (index, param) in enumerate(listed):
+            owner.setdefault(param, (index, number))
         options.check_device(list(owner))
         self.ranks.find(list(owner))
         if control.device != self.device:
@@ -207,7 +216,11 @@ class Engine:
         stateless = [param for param in owner if not state.get(param)]
         amsgrad = [group["amsgrad"] for group in groups]
         share = self.ranks.norm_weight
-        entries = [Entry(p, state[p], index, amsgrad[index], share(p)) for p, index in owner.items() if state.get(p)]
+        entries = [
+            Entry(param, state[param], index, number, amsgrad[index], share(param))
+            for param, (index, number) in owner.items()
+            if state.get(param)
+        ]
         backend = self.choice.backend
         self.table = table = TensorTable(entries, control, backend.chunk_size, self.copies, backend.writes_copies)
         self.backend = backend(table)

@@ -103,7 +103,7 @@ def check_last(groups: list[dict[str, Any]], state_dtype: Any = None, control: C
 
 def _check_new(group: dict[str, Any], index: int, state_dtype: Any, control: Control | None) -> None:
     options.check_group(group, index)
-    options.check_params(group["params"], state_dtype)
+    options.check_params(group, state_dtype)
     if any(param.is_complex() for param in group["params"]):
         group["fused"] = False  # torch's own has no complex kernel
     if control is not None and isinstance(control.schedule, LossSchedule):

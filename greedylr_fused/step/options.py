@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.schedules import LossSchedule, StepSchedule
-from greedylr_fused.tensors import DTYPES, MIXES
+from greedylr_fused.tensors import DTYPES, MIXES, DType, is_flattened, masters, storage_of
 from greedylr_fused.warning import warn
 
 #: How far rounding may bring a learning rate below zero, as a share of its starting value.
@@ -20,7 +20,7 @@ _ROUNDING = 1e-12
 #: Modes under which tensors have no memory, or operations are recorded.
 _FAKE, _PROXY = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
 _mode = torch._C._get_dispatch_mode
-_STATE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_STATE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8)
 
 
 def check_schedule(schedule: Any) -> None:
@@ -144,7 +144,7 @@ def check_group(group: dict[str, Any], index: int) -> None:
         refuse("differentiable", "False", "differentiate through torch.optim.AdamW(differentiable=True) instead")
 
 
-def check_extras(max_grad_norm: float | None, skip_nonfinite: bool | None, state_dtype: torch.dtype | None) -> None:
+def check_extras(max_grad_norm: float | None, skip_nonfinite: bool | None) -> None:
     """Check the options that torch's AdamW does not have.
 
     Raises:
@@ -156,11 +156,6 @@ def check_extras(max_grad_norm: float | None, skip_nonfinite: bool | None, state
         )
     if skip_nonfinite not in (None, True, False):
         raise ValueError(f"skip_nonfinite: expected True, False or None, got {skip_nonfinite!r}; leave it out")
-    if state_dtype not in _STATE_DTYPES:
-        raise ValueError(
-            "state_dtype: expected None (the parameter's dtype) or a floating-point dtype of 16, 32 or 64 bits, got "
-            f"{state_dtype!r}; write state_dtype=torch.float32"
-        )
 
 
 def check_device(params: Sequence[Tensor]) -> torch.device | None:
@@ -227,21 +222,68 @@ def warn_of_scheduler(optimizer: Any) -> None:
         )
 
 
-def check_params(params: Sequence[Tensor], state_dtype: torch.dtype | None) -> None:
-    """Refuse parameters whose moments could not be stored as asked (frozen ones may have any dtype).
+def check_params(group: Mapping[str, Any], state_dtype: torch.dtype | None) -> None:
+    """Refuse parameters whose state could not be stored as asked (frozen ones may have any dtype).
+
+    Args:
+        group: a parameter group; its own "state_dtype" counts before that of the optimizer.
+        state_dtype: as the optimizer was constructed.
 
     Raises:
         TypeError: names both dtypes.
+        ValueError: 8-bit moments or masters where there are none.
     """
-    for param in params:
+    state_dtype, master = group.get("state_dtype", state_dtype), group.get("master_weights")
+    check_storage(state_dtype, master, amsgrad=group["amsgrad"])
+    for param in group["params"]:
+        if not param.requires_grad:
+            continue
         own = DTYPES.get(param.dtype.to_real())
-        moments = own if state_dtype is None or param.is_complex() else DTYPES[state_dtype]
-        if param.requires_grad and (own, own, moments) not in MIXES:
+        if (state_dtype is torch.int8 or master) and is_flattened(param):
+            raise ValueError(
+                "FusedAdamW: expected parameters of their own shapes with 8-bit moments or master_weights, got a flat "
+                "one of FullyShardedDataParallel; shard the model by torch.distributed.fsdp.fully_shard"
+            )
+        if master and own is DType.F16 or state_dtype is torch.int8 and own in (DType.F16, DType.F64):
+            raise TypeError(
+                "FusedAdamW: expected float32 or bfloat16 parameters with state_dtype=torch.int8 or master_weights, "
+                f"got a {param.dtype} parameter; convert it to bfloat16"
+            )
+        stored = DTYPES.get(storage_of(param, group, state_dtype).moments.to_real(), DType.F32)
+        if (own, own, stored) not in MIXES:
             raise TypeError(
                 "FusedAdamW: expected float32, float64, bfloat16 and float16 parameters with moments of their own "
                 f"dtype, 16-bit ones with float32 moments and float32 ones with bfloat16 moments, got a {param.dtype} "
                 f"parameter and state_dtype={state_dtype}; convert the parameter or change state_dtype"
             )
+
+
+def check_storage(state_dtype: torch.dtype | None, master_weights: str | None, *, amsgrad: bool) -> None:
+    """Check the options that say how a group's state is stored.
+
+    Raises:
+        ValueError: names the option.
+    """
+    if state_dtype not in _STATE_DTYPES:
+        raise ValueError(
+            "state_dtype: expected None (the parameter's dtype), torch.int8 or a floating-point dtype of 16, 32 or 64 "
+            f"bits, got {state_dtype!r}; write state_dtype=torch.float32"
+        )
+    if master_weights is not None and master_weights not in masters.REMAINDERS:
+        raise ValueError(
+            f'master_weights: expected "int16" (exact float32 masters), "int8" (24 bits) or None, got '
+            f'{master_weights!r}; write master_weights="int16"'
+        )
+    if master_weights is not None and state_dtype not in (None, torch.int8, torch.float32):
+        raise ValueError(
+            "master_weights: expected state_dtype=torch.int8 or torch.float32 (the default with masters), got "
+            f"{state_dtype}; leave state_dtype out"
+        )
+    if amsgrad and state_dtype is torch.int8:
+        raise ValueError(
+            "amsgrad: expected False with state_dtype=torch.int8, got True; leave amsgrad out, or write "
+            "state_dtype=torch.float32"
+        )
 
 
 def warn_of_frozen(groups: Sequence[dict[str, Any]], state: Mapping[Any, Any]) -> None:

@@ -2,9 +2,46 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the elements of a rank's part lie in the whole parameter: element i is there at
+    `first + i // run * stride + i % run`, both in row-major order.
+
+    Attributes:
+        number: of the parameter in `state_dict()`.
+        first: index of the part's first element.
+        run: elements of the part that are neighbours in the whole, too; `stride`: from one run to the next.
+    """
+
+    number: int = 0
+    first: int = 0
+    run: int = 1
+    stride: int = 1
+
+
+def place_of(param: Tensor, number: int) -> Place:
+    """Return the place of this rank's part. Of a parameter divided otherwise than along its first two dimensions it
+    means nothing, but is the same on every run.
+    """
+    spec = spec_of(param)
+    numel = max(local(param).numel(), 1)
+    if spec is None or not sharded_dims(spec):
+        return Place(number, 0, numel, numel)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(param.shape, spec.mesh, spec.placements)
+    row = max(math.prod(param.shape[1:]), 1)
+    inner = max(math.prod(param.shape[2:]), 1)
+    first = offset[0] * row + (offset[1] * inner if len(offset) > 1 else 0)
+    run = math.prod(shape[1:])
+    return Place(number, first, numel, numel) if run == row or not run else Place(number, first, run, row)
 
 
 def is_flattened(param: Tensor) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from greedylr_fused.tensors.dtensor import arrived, local, local_gradient, local_part, spec_of
-from greedylr_fused.tensors.formats import DLPACK, DTYPES, MIXES, MOMENTS, DType
+from greedylr_fused.tensors.dtensor import arrived, local, local_gradient, local_part, place_of, spec_of
+from greedylr_fused.tensors.formats import DLPACK, DTYPES, EIGHT_BIT, MIXES, MOMENTS, STATE_DTYPES, DType
+from greedylr_fused.tensors.storage import scale_shape
 
 
 class Entry:
@@ -21,43 +23,69 @@ class Entry:
         grad_dtype: the dtype of gradients that are read in place.
         dense_copy: updated instead of a parameter that is no flat memory, otherwise None.
         norm_weight: see `Ranks.norm_weight`.
+        place: of this part in the whole parameter.
+        stored: names of the tensors in the state that a step reads and writes, beside "step".
     """
 
-    def __init__(self, param: Tensor, state: dict[str, Any], group: int, amsgrad: bool, norm_weight: float) -> None:
+    def __init__(
+        self, param: Tensor, state: dict[str, Any], group: int, number: int, amsgrad: bool, norm_weight: float
+    ) -> None:
         self.param, self.state, self.group, self.norm_weight = param, state, group, norm_weight
         self.spec, self.memory = spec_of(param), local(param)
-        self.moments = MOMENTS if amsgrad else MOMENTS[:2]
+        self.place = place_of(param, number)
+        self.eight_bit = EIGHT_BIT[0] in state
+        moments = EIGHT_BIT if self.eight_bit else MOMENTS if amsgrad else MOMENTS[:2]
+        self.stored = (*moments, "remainder") if "remainder" in state else moments
         self.shape, self.strides = self.memory.shape, torch.empty_like(self.memory, device="meta").stride()
         # A parameter with holes, overlaps or a sign yet to be applied is not flat memory: a dense copy is updated.
         flat = self.strides == self.memory.stride() and not self.memory.is_neg() and not self.memory.is_conj()
         self.dense_copy = None if flat else torch.empty_like(self.memory)
-        for name in self.moments:
+        if self.eight_bit and (self.strides != row_major(self.shape) or amsgrad):
+            raise RuntimeError(
+                f"FusedAdamW: expected a row-major parameter without amsgrad beside 8-bit moments, got strides "
+                f"{self.strides} and amsgrad={amsgrad}; load_state_dict(state_dict()) converts the moments"
+            )
+        for name in self.stored:
             state[name] = self._placed(name, state[name])
         state["step"] = self._counted(state["step"])
         grad = param.grad
         self.grad_dtype = grad.dtype if grad is not None and self.computes(grad.dtype) else param.dtype
 
-    def _placed(self, name: str, moment: Tensor) -> Tensor:
-        if moment.device != self.param.device or moment.shape != self.param.shape:
+    def _placed(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of the state, or a copy of it, that lies as kernels take it."""
+        shape = scale_shape(self.param) if name.endswith("_scale") else self.param.shape
+        if tensor.device != self.param.device or tensor.shape != shape:
             raise RuntimeError(
-                f"FusedAdamW state {name!r}: expected shape {tuple(self.param.shape)} on {self.param.device} like its "
-                f"parameter, got {tuple(moment.shape)} on {moment.device}; move it back before step()"
+                f"FusedAdamW state {name!r}: expected shape {tuple(shape)} on {self.param.device} like its "
+                f"parameter, got {tuple(tensor.shape)} on {tensor.device}; move it back before step()"
             )
-        if moment.dtype != self.state["exp_avg"].dtype or moment.is_complex() != self.param.is_complex():
-            raise TypeError(
-                f"FusedAdamW state {name!r}: expected moments of one dtype, complex if the parameter is, got "
-                f"{moment.dtype} beside exp_avg in {self.state['exp_avg'].dtype} for a {self.param.dtype} parameter; "
-                "convert them, or load them by load_state_dict(), which does"
-            )
-        if moment.is_inference():
-            moment = moment.clone()
-        check_memory(f"a state {name!r}", moment)
-        memory = moment if self.spec is None else local_part(f"a state {name!r}", moment, self.param)
-        if memory.stride() == self.strides and not memory.is_neg() and not memory.is_conj():
-            return moment
-        placed = torch.empty_like(self.target if self.spec is None else self.param, dtype=moment.dtype)
+        self._check_type(name, tensor)
+        if tensor.is_inference():
+            tensor = tensor.clone()
+        check_memory(f"a state {name!r}", tensor)
+        memory = tensor if self.spec is None else local_part(f"a state {name!r}", tensor, self.param)
+        strides = self.strides if shape == self.param.shape else row_major(memory.shape)
+        if memory.stride() == strides and not memory.is_neg() and not memory.is_conj():
+            return tensor
+        if shape != self.param.shape:
+            return tensor.contiguous()
+        placed = torch.empty_like(self.target if self.spec is None else self.param, dtype=tensor.dtype)
         local(placed).copy_(memory)
         return placed
+
+    def _check_type(self, name: str, tensor: Tensor) -> None:
+        if name in STATE_DTYPES:
+            if tensor.dtype not in STATE_DTYPES[name]:
+                raise TypeError(
+                    f"FusedAdamW state {name!r}: expected {' or '.join(map(str, STATE_DTYPES[name]))}, got "
+                    f"{tensor.dtype}; load it by load_state_dict(), which keeps it as it is"
+                )
+        elif tensor.dtype != self.state["exp_avg"].dtype or tensor.is_complex() != self.param.is_complex():
+            raise TypeError(
+                f"FusedAdamW state {name!r}: expected moments of one dtype, complex if the parameter is, got "
+                f"{tensor.dtype} beside exp_avg in {self.state['exp_avg'].dtype} for a {self.param.dtype} parameter; "
+                "convert them, or load them by load_state_dict(), which does"
+            )
 
     def _counted(self, count: Any) -> Tensor:
         """Return the user's own tensor, which others may share, if kernels can count in it; or else a new one."""
@@ -77,8 +105,8 @@ class Entry:
         count: Tensor = self.state["step"]
         return count
 
-    def moment(self, name: str) -> Tensor:
-        """Return the memory of one moment."""
+    def memory_of(self, name: str) -> Tensor:
+        """Return the memory of one of the `stored`."""
         return local(self.state[name])
 
     def gradient(self) -> Tensor | None:
@@ -107,8 +135,11 @@ class Entry:
         return grad_dtype.is_complex == self.param.is_complex() and self._codes(grad_dtype) in MIXES
 
     def _codes(self, grad_dtype: torch.dtype) -> tuple[DType | None, ...]:
-        dtypes = (self.param.dtype, grad_dtype, self.state["exp_avg"].dtype)
-        return tuple(DTYPES.get(dtype.to_real()) for dtype in dtypes)
+        param, grad = DTYPES.get(self.param.dtype.to_real()), DTYPES.get(grad_dtype.to_real())
+        if "remainder" in self.state and param is DType.BF16:
+            param = DType.BF16_R16 if self.state["remainder"].dtype == torch.int16 else DType.BF16_R8
+        moments = DType.Q8 if self.eight_bit else DTYPES.get(self.state["exp_avg"].dtype.to_real())
+        return param, grad, moments
 
     @property
     def mix(self) -> tuple[DType, DType, DType]:
@@ -116,8 +147,8 @@ class Entry:
             raise TypeError(
                 "FusedAdamW: expected float32, float64, bfloat16 and float16 parameters with moments of their own "
                 "dtype, 16-bit ones with float32 moments and float32 ones with bfloat16 moments, got a "
-                f"{self.param.dtype} parameter with {self.state['exp_avg'].dtype} moments; convert the parameter or "
-                "set state_dtype"
+                f"{self.param.dtype} parameter with {self._codes(self.grad_dtype)[2]!r} moments; convert the parameter "
+                "or set state_dtype"
             )
         return self._codes(self.grad_dtype)  # type: ignore[return-value]
 
@@ -141,6 +172,11 @@ class Entry:
                 f"FusedAdamW: expected a gradient of shape {tuple(self.shape)} like its parameter, got one of shape "
                 f"{tuple(grad.shape)}; zero_grad() after giving a parameter new data"
             )
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor of that shape, as PyTorch gives them."""
+    return torch.empty(tuple(shape), device="meta").stride()
 
 
 def has_memory(memory: Tensor) -> bool:

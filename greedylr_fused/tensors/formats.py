@@ -10,25 +10,41 @@ from torch import Tensor
 
 
 class DType(IntEnum):
-    """Storage types as the kernels name them (`csrc/core/common.h`)."""
+    """Storage types as the kernels name them (`csrc/core/common.h`); 4 is int64, of which only weights of losses are.
+
+    BF16_R16 and BF16_R8 are bfloat16 parameters with the remainder of a float32 master (`masters.py`), Q8 moments as
+    codes of 8 bits with scales (`eight_bit.py`).
+    """
 
     F32 = 0
     F64 = 1
     BF16 = 2
     F16 = 3
+    BF16_R16 = 5
+    BF16_R8 = 6
+    Q8 = 7
 
 
 class Row(IntEnum):
-    """Rows of `TensorTable.ptrs`, as `csrc/core/common.h` lists them."""
+    """Rows of `TensorTable.ptrs`, as `csrc/core/common.h` lists them: addresses, and last what decides how a part of a
+    parameter is rounded (see `Place`).
+    """
 
     PARAM = 0
     GRAD = 1
     EXP_AVG = 2
     EXP_AVG_SQ = 3
     MAX_EXP_AVG_SQ = 4
-    COPY_BF16 = 5
-    COPY_F16 = 6
-    STEP = 7
+    REMAINDER = 5
+    EXP_AVG_SCALE = 6
+    EXP_AVG_SQ_SCALE = 7
+    COPY_BF16 = 8
+    COPY_F16 = 9
+    STEP = 10
+    NUMBER = 11
+    FIRST = 12
+    RUN = 13
+    STRIDE = 14
 
 
 class Hyper(IntEnum):
@@ -53,18 +69,41 @@ DLPACK = {
     torch.complex128: (5, 128),
 }
 _HALVES = (DType.BF16, DType.F16)
+_WITH_MASTERS = (DType.BF16_R16, DType.BF16_R8)
 #: (parameter, gradient, moments) storage types that every backend computes.
 MIXES = frozenset(
-    [(t, t, t) for t in DType]
+    [(t, t, t) for t in DTYPES.values()]
     + [(h, g, s) for h in _HALVES for g in (h, DType.F32) for s in (h, DType.F32)]
     + [(DType.F32, DType.F32, DType.BF16)]
     + [(DType.F32, h, DType.F32) for h in _HALVES]
+    + [(DType.F32, DType.F32, DType.Q8)]
+    + [(DType.BF16, g, DType.Q8) for g in (DType.BF16, DType.F32)]
+    + [(p, g, s) for p in _WITH_MASTERS for g in (DType.BF16, DType.F32) for s in (DType.F32, DType.Q8)]
 )
 #: Address of an empty gradient: not null, since the tensor does have one, and never read.
 EMPTY = 1
-#: The row of each moment.
-MOMENT_ROWS = {"exp_avg": Row.EXP_AVG, "exp_avg_sq": Row.EXP_AVG_SQ, "max_exp_avg_sq": Row.MAX_EXP_AVG_SQ}
-MOMENTS = tuple(MOMENT_ROWS)
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+#: Names of 8-bit moments: the codes, then their scales.
+EIGHT_BIT = ("exp_avg_q", "exp_avg_sq_q", "exp_avg_scale", "exp_avg_sq_scale")
+#: The row of each tensor of a state that kernels read and write.
+STATE_ROWS = {
+    "exp_avg": Row.EXP_AVG,
+    "exp_avg_sq": Row.EXP_AVG_SQ,
+    "max_exp_avg_sq": Row.MAX_EXP_AVG_SQ,
+    "exp_avg_q": Row.EXP_AVG,
+    "exp_avg_sq_q": Row.EXP_AVG_SQ,
+    "exp_avg_scale": Row.EXP_AVG_SCALE,
+    "exp_avg_sq_scale": Row.EXP_AVG_SQ_SCALE,
+    "remainder": Row.REMAINDER,
+}
+#: What is stored under each name but those of moments.
+STATE_DTYPES = {
+    "exp_avg_q": (torch.int8,),
+    "exp_avg_sq_q": (torch.uint8,),
+    "exp_avg_scale": (torch.float32,),
+    "exp_avg_sq_scale": (torch.float32,),
+    "remainder": (torch.int16, torch.int8),
+}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from greedylr_fused.control import Control
 from greedylr_fused.tensors.copies import Copies
 from greedylr_fused.tensors.dtensor import alike
 from greedylr_fused.tensors.entry import Entry
-from greedylr_fused.tensors.formats import EMPTY, MOMENT_ROWS, Hyper, Launch, Row, real
+from greedylr_fused.tensors.formats import EMPTY, STATE_ROWS, Hyper, Launch, Row, real
 from greedylr_fused.tensors.watch import COUNT, HYPER, MOVED, NEEDS_COPY
 
 #: `Backend.send`.
@@ -35,7 +35,7 @@ class TensorTable:
         copies: copies to write beside the parameters; `copies_in_kernel`: whether the kernels write them.
 
     Attributes:
-        ptrs: int64 [8, N], see `Row`. A gradient address of 0 means: no gradient at this step.
+        ptrs: int64 [15, N], see `Row`. A gradient address of 0 means: no gradient at this step.
         row: int64 [N] in host memory: the gradient addresses, as a `Watch` writes them.
         numel: int64 [N], complex numbers counted twice.  group: int32 [N].
         hyper: float64 [G, 6], see `Hyper`.
@@ -61,9 +61,12 @@ class TensorTable:
         self.device = self.control.device
         rows = {row: [0] * len(self.entries) for row in Row} | copies.place(self.entries, copies_in_kernel)
         rows[Row.PARAM] = [real(e.target).data_ptr() for e in self.entries]
-        for name, row in MOMENT_ROWS.items():
-            rows[row] = [real(e.moment(name)).data_ptr() if name in e.moments else 0 for e in self.entries]
+        for i, entry in enumerate(self.entries):
+            for name in entry.stored:
+                rows[STATE_ROWS[name]][i] = real(entry.memory_of(name)).data_ptr()
         rows[Row.STEP] = self._counts()
+        for row in (Row.NUMBER, Row.FIRST, Row.RUN, Row.STRIDE):
+            rows[row] = [getattr(entry.place, row.name.lower()) for entry in self.entries]
         self.ptrs = self._upload([rows[row] for row in Row], torch.int64)
         self.group = self._upload([e.group for e in self.entries], torch.int32)
         self.norm_weight = self._upload([e.norm_weight for e in self.entries], torch.float64)
@@ -74,7 +77,7 @@ class TensorTable:
         self.row = self._grads if on_host else torch.zeros_like(self._grads, device="cpu")
         self._hyper = self.hyper if on_host else self.hyper.cpu()
         self.sharded = any(e.spec is not None for e in self.entries)
-        stored = (t for e in self.entries for t in (e.memory, *map(e.moment, e.moments)))
+        stored = (t for e in self.entries for t in (e.memory, *map(e.memory_of, e.stored)))
         self.written = frozenset(t.untyped_storage().data_ptr() for t in stored)
         self._copied = [entry for entry in self.entries if entry.dense_copy is not None]
         self._staged: dict[int, Tensor] = {}
