@@ -16,7 +16,9 @@ namespace greedylr {
 
 namespace py = pybind11;
 
-constexpr const char* DTYPE_NAMES[DTYPE_COUNT] = {"F32", "F64", "BF16", "F16"};
+constexpr const char* DTYPE_NAMES[] = {"F32", "F64", "BF16", "F16", "I64", "BF16_R16", "BF16_R8", "Q8"};
+constexpr int NAMED_DTYPES = int(sizeof DTYPE_NAMES / sizeof DTYPE_NAMES[0]);
+static_assert(NAMED_DTYPES == Q8 + 1, "a name for each");
 
 template <typename T>
 T* pointer(uintptr_t address) {
@@ -24,7 +26,7 @@ T* pointer(uintptr_t address) {
 }
 
 inline std::string name_of(int dtype) {
-    return dtype >= 0 && dtype < DTYPE_COUNT ? DTYPE_NAMES[dtype] : "dtype code " + std::to_string(dtype);
+    return dtype >= 0 && dtype < NAMED_DTYPES ? DTYPE_NAMES[dtype] : "dtype code " + std::to_string(dtype);
 }
 
 inline std::string name_of(int param, int grad, int state) {
@@ -96,7 +98,7 @@ inline void define_constants(py::module_& m) {
 #undef GREEDYLR_ROW_NAME
     for (const Mix& mix : MIXES) mixes.append(py::make_tuple(int(mix.param), int(mix.grad), int(mix.state)));
     py::dict dtypes;
-    for (int d = 0; d < DTYPE_COUNT; ++d) dtypes[DTYPE_NAMES[d]] = d;
+    for (int d = 0; d < NAMED_DTYPES; ++d) dtypes[DTYPE_NAMES[d]] = d;
     m.attr("SLOTS") = py::tuple(slots);
     m.attr("MIXES") = py::tuple(mixes);
     m.attr("DTYPES") = dtypes;

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "staging.h"
+#include "stored.h"
 
 #define GREEDYLR_PASTE(a, b) a##b
 #define GREEDYLR_CONCAT(a, b) GREEDYLR_PASTE(a, b)
@@ -43,25 +44,23 @@ inline void write_copies(const Range& range, int64_t begin, int64_t n) {
 template <DType P, DType G, DType S, bool AMSGRAD, bool FROM_OLD>
 void update_blocks(const Range& range, int64_t begin, const Coefficients<typename Format<P>::Math>& k) {
     using T = typename Format<P>::Math;
-    Staged<P, T> param(range.param);
+    Parameter<P, T> param(range);
     Staged<G, T> grad(const_cast<void*>(range.grad));  // opened only
-    Staged<S, T> exp_avg(range.exp_avg), exp_avg_sq(range.exp_avg_sq), max_exp_avg_sq(range.max_exp_avg_sq);
+    Moments<S, T, AMSGRAD> moments(range);
+    Randoms<S == Q8 || P == BF16_R8> randoms(range);
     for (; begin < range.n; begin += BLOCK) {
         const int64_t n = range.n - begin < BLOCK ? range.n - begin : BLOCK;
         if (const int64_t next = begin + BLOCK; next < range.n) {
             param.fetch(next);
             grad.fetch(next);
-            exp_avg.fetch(next);
-            exp_avg_sq.fetch(next);
-            if (AMSGRAD) max_exp_avg_sq.fetch(next);
+            moments.fetch(next);
         }
-        update_arrays<AMSGRAD, FROM_OLD>(param.open(begin, n), grad.open(begin, n), exp_avg.open(begin, n),
-                                         exp_avg_sq.open(begin, n),
-                                         AMSGRAD ? max_exp_avg_sq.open(begin, n) : nullptr, n, k);
-        param.store(begin, n);
-        exp_avg.store(begin, n);
-        exp_avg_sq.store(begin, n);
-        if (AMSGRAD) max_exp_avg_sq.store(begin, n);
+        randoms.open(begin, n);
+        moments.open(begin, n);
+        update_arrays<AMSGRAD, FROM_OLD>(param.open(begin, n), grad.open(begin, n), moments.exp_avg,
+                                         moments.exp_avg_sq, moments.max_exp_avg_sq, n, k);
+        param.store(begin, n, randoms.bits());
+        moments.store(begin, n, randoms.bits());
         if constexpr (P == F32) write_copies(range, begin, n);
     }
 }
@@ -162,7 +161,17 @@ GradSum measure_loop(const void* address, int64_t n) {
 }  // namespace
 }  // namespace GREEDYLR_ISA
 
-#define GREEDYLR_UPDATE(P, G, S) {update_loop<P, G, S, false>, update_loop<P, G, S, true>},
+// 8-bit moments have no largest ones.
+template <DType P, DType G, DType S>
+constexpr UpdateLoop amsgrad_loop() {
+    if constexpr (S == Q8) {
+        return nullptr;
+    } else {
+        return update_loop<P, G, S, true>;
+    }
+}
+
+#define GREEDYLR_UPDATE(P, G, S) {update_loop<P, G, S, false>, amsgrad_loop<P, G, S>()},
 #define GREEDYLR_MEASURE(G) {measure_loop<G, false>, measure_loop<G, true>}
 const Loops GREEDYLR_CONCAT(loops_, GREEDYLR_ISA) = {
     GREEDYLR_STRING(GREEDYLR_ISA),

@@ -9,13 +9,29 @@
 
 namespace greedylr {
 
+// Where elements lie in the whole parameter, for the hash that rounds them (core/eight_bit.h).
+struct Place {
+    int64_t start;               // of the range, in this part
+    int64_t first, run, stride;  // see index_of
+    int64_t number;
+    float step;  // this one included
+
+    uint64_t index_of(int64_t i) const {
+        i += start;
+        return uint64_t(i < run ? first + i : first + i / run * stride + i % run);
+    }
+};
+
 // Elements [0, n) of one tensor's arrays, each aligned to its element size only.
 struct Range {
     void* param;
     const void* grad;
     void *exp_avg, *exp_avg_sq, *max_exp_avg_sq;  // the last is null without amsgrad
+    void* remainder;                              // of a param with a master
+    float *exp_avg_scale, *exp_avg_sq_scale;      // of Q8 moments, one for each GROUP
     void *copy_bf16, *copy_f16;                   // of an F32 param; null if there is none
     int64_t n;
+    Place place;
 };
 
 struct GradSum {

@@ -6,6 +6,7 @@
 
 #include "../core/adamw.h"
 #include "../core/control.h"
+#include "../core/eight_bit.h"
 #include "threads.h"
 
 namespace greedylr {
@@ -98,21 +99,35 @@ class UpdateWorker {
         const Chunk chunk = locate(t_, c);
         const Launch& launch = launch_of(launches_, c);
         const Mix mix = MIXES[launch.mix];
-        const auto at = [this, &chunk](Row row, DType type) {
+        const auto at = [this, &chunk](Row row, int size) {
             char* begin = address(t_, row, chunk.tensor);
-            return begin == nullptr ? nullptr : begin + chunk.offset * element_size(type);
+            return begin == nullptr ? nullptr : begin + chunk.offset * size;
         };
-        const Range range = {at(PARAM, mix.param),
-                             at(GRAD, mix.grad),
-                             at(EXP_AVG, mix.state),
-                             at(EXP_AVG_SQ, mix.state),
-                             at(MAX_EXP_AVG_SQ, mix.state),
-                             at(COPY_BF16, BF16),
-                             at(COPY_F16, F16),
-                             chunk.n};
+        const auto scales = [this, &chunk](Row row) {
+            float* begin = address<float>(t_, row, chunk.tensor);
+            return begin == nullptr ? nullptr : begin + chunk.offset / GROUP;
+        };
+        const float steps_taken = step_count(t_, chunk.tensor);
+        const int state_size = element_size(mix.state);
+        const Range range = {at(PARAM, element_size(mix.param)),
+                             at(GRAD, element_size(mix.grad)),
+                             at(EXP_AVG, state_size),
+                             at(EXP_AVG_SQ, state_size),
+                             at(MAX_EXP_AVG_SQ, state_size),
+                             at(REMAINDER, remainder_size(mix.param)),
+                             scales(EXP_AVG_SCALE),
+                             scales(EXP_AVG_SQ_SCALE),
+                             at(COPY_BF16, element_size(BF16)),
+                             at(COPY_F16, element_size(F16)),
+                             chunk.n,
+                             place_of(chunk, steps_taken)};
         const bool amsgrad = range.max_exp_avg_sq != nullptr;
-        return {range, loops_.update[launch.mix][amsgrad], t_.group[chunk.tensor],
-                step_count(t_, chunk.tensor)};
+        return {range, loops_.update[launch.mix][amsgrad], t_.group[chunk.tensor], steps_taken};
+    }
+
+    Place place_of(const Chunk& chunk, float steps_taken) const {
+        const auto word = [this, &chunk](Row row) { return t_.ptrs[row * t_.n_tensors + chunk.tensor]; };
+        return {chunk.offset, word(FIRST), word(RUN), word(STRIDE), word(NUMBER), steps_taken + 1.0f};
     }
 
     const Coefficients<double>& coefficients_of(const Work& work) {

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from greedylr_fused.tensors.eight_bit import square_root
+
 
 @dataclass(frozen=True)
 class Scalars:
@@ -65,6 +67,6 @@ def adamw(
     m = torch.where(s.weight1 < 0.5, near, g - (g - exp_avg) * s.beta1)  # A3: torch.lerp
     v = exp_avg_sq * s.beta2 + s.weight2 * g * g  # A4: not a lerp, so that an overflowed moment stays inf
     largest = None if max_exp_avg_sq is None else torch.maximum(max_exp_avg_sq, v)  # NaN propagates
-    denom = torch.sqrt(v if largest is None else largest) * s.inv_bias_correction2_sqrt + s.eps  # A5
+    denom = square_root(v if largest is None else largest) * s.inv_bias_correction2_sqrt + s.eps  # A5
     p = p - s.step_size * (m / denom)  # A6
     return (p, m, v) if largest is None else (p, m, v, largest)

@@ -13,7 +13,7 @@ from greedylr_fused.control import SLOTS
 from greedylr_fused.tensors import DTYPES, MIXES, Row, TensorTable
 
 #: The code of int64, of which only weights are, in csrc/core/common.h.
-_I64 = len(DTYPES)
+_I64 = 4
 #: Written by the installation: whether each module was built, and why not.
 BUILD_REPORT = Path(__file__).parent.parent / "_build.json"
 

@@ -47,6 +47,11 @@ def randoms(index: Tensor, number: int, step: Tensor) -> Tensor:
     return mix((index & _WORD) ^ mix(seed & _WORD))
 
 
+def square_root(x: Tensor) -> Tensor:
+    """Return the square root, rounded correctly: PyTorch's of float32 may err by a unit in the last place on CPUs."""
+    return x.double().sqrt().to(x.dtype)
+
+
 def scales(x: Tensor) -> Tensor:
     """Return the scale of each group of a flat tensor of values >= 0 (NaN and inf are kept), [numel / 64]."""
     largest = x.view(-1, GROUP).amax(dim=1)
@@ -64,7 +69,7 @@ def encode(x: Tensor, scale: Tensor, largest: int, u: Tensor | float) -> Tensor:
     """
     inverse = torch.where(scale > 0, 1.0 / scale, 0.0)
     share = x.view(-1, GROUP) * inverse[:, None]
-    code = largest * torch.sqrt(torch.sqrt(share)).reshape(-1)
+    code = largest * square_root(square_root(share)).reshape(-1)
     return torch.floor(code + u).clamp(max=largest)
 
 
@@ -102,7 +107,7 @@ def encode_moments(exp_avg: Tensor, exp_avg_sq: Tensor, bits: Tensor | None) -> 
     if bits is not None:
         u = ((bits & 0xFF).float() + 0.5) / 256
         u_sq = ((bits >> 16).float() + 0.5) / 65536
-    root = torch.sqrt(exp_avg_sq)
+    root = square_root(exp_avg_sq)
     scale, scale_sq = scales(exp_avg.abs()), scales(root)
     code = torch.copysign(encode(exp_avg.abs(), scale, LARGEST, u), exp_avg)
     code_sq = encode(root, scale_sq, LARGEST_SQ, u_sq)
