@@ -26,30 +26,30 @@ enum DType : int { F32 = 0, F64 = 1, BF16 = 2, F16 = 3, I64 = 4, BF16_R16 = 5, B
 constexpr int DTYPE_COUNT = 4;  // of gradients and losses
 
 // The supported (parameter, gradient, moments) mixes. One list: loops are instantiated and checked from it.
-#define GREEDYLR_MIXES(X) \
-    X(F32, F32, F32)      \
-    X(F32, F32, BF16)     \
-    X(F32, BF16, F32)     \
-    X(F32, F16, F32)      \
-    X(F64, F64, F64)      \
-    X(BF16, BF16, BF16)   \
-    X(BF16, BF16, F32)    \
-    X(BF16, F32, BF16)    \
-    X(BF16, F32, F32)     \
-    X(F16, F16, F16)      \
-    X(F16, F16, F32)      \
-    X(F16, F32, F16)      \
-    X(F16, F32, F32)      \
-    X(F32, F32, Q8)       \
-    X(BF16, BF16, Q8)     \
-    X(BF16, F32, Q8)      \
+#define GREEDYLR_MIXES(X)  \
+    X(F32, F32, F32)       \
+    X(F32, F32, BF16)      \
+    X(F32, BF16, F32)      \
+    X(F32, F16, F32)       \
+    X(F64, F64, F64)       \
+    X(BF16, BF16, BF16)    \
+    X(BF16, BF16, F32)     \
+    X(BF16, F32, BF16)     \
+    X(BF16, F32, F32)      \
+    X(F16, F16, F16)       \
+    X(F16, F16, F32)       \
+    X(F16, F32, F16)       \
+    X(F16, F32, F32)       \
+    X(F32, F32, Q8)        \
+    X(BF16, BF16, Q8)      \
+    X(BF16, F32, Q8)       \
     X(BF16_R16, BF16, F32) \
-    X(BF16_R16, F32, F32) \
-    X(BF16_R16, BF16, Q8) \
-    X(BF16_R16, F32, Q8)  \
-    X(BF16_R8, BF16, F32) \
-    X(BF16_R8, F32, F32)  \
-    X(BF16_R8, BF16, Q8)  \
+    X(BF16_R16, F32, F32)  \
+    X(BF16_R16, BF16, Q8)  \
+    X(BF16_R16, F32, Q8)   \
+    X(BF16_R8, BF16, F32)  \
+    X(BF16_R8, F32, F32)   \
+    X(BF16_R8, BF16, Q8)   \
     X(BF16_R8, F32, Q8)
 
 struct Mix {

@@ -17,7 +17,10 @@ namespace {
 
 // Not inlined: a compiler that inlines a function may forget that its arrays do not overlap, and then does
 // not vectorise.
-template <bool AMSGRAD, bool FROM_OLD, typename T>
+//
+// ROOTS: exp_avg_sq comes out as its square root, which 8-bit moments store and the update has to take
+// anyway.
+template <bool AMSGRAD, bool FROM_OLD, bool ROOTS, typename T>
 __attribute__((noinline)) void update_arrays(T* __restrict param, const T* __restrict grad,
                                              T* __restrict exp_avg, T* __restrict exp_avg_sq,
                                              T* __restrict max_exp_avg_sq, int64_t n,
@@ -28,7 +31,7 @@ __attribute__((noinline)) void update_arrays(T* __restrict param, const T* __res
         adamw_element<AMSGRAD, FROM_OLD>(p, grad[i], m, v, vmax, k);
         param[i] = p;
         exp_avg[i] = m;
-        exp_avg_sq[i] = v;
+        exp_avg_sq[i] = ROOTS ? square_root(v) : v;
         if (AMSGRAD) max_exp_avg_sq[i] = vmax;
     }
 }
@@ -57,8 +60,8 @@ void update_blocks(const Range& range, int64_t begin, const Coefficients<typenam
         }
         randoms.open(begin, n);
         moments.open(begin, n);
-        update_arrays<AMSGRAD, FROM_OLD>(param.open(begin, n), grad.open(begin, n), moments.exp_avg,
-                                         moments.exp_avg_sq, moments.max_exp_avg_sq, n, k);
+        update_arrays<AMSGRAD, FROM_OLD, S == Q8>(param.open(begin, n), grad.open(begin, n), moments.exp_avg,
+                                                  moments.exp_avg_sq, moments.max_exp_avg_sq, n, k);
         param.store(begin, n, randoms.bits());
         moments.store(begin, n, randoms.bits());
         if constexpr (P == F32) write_copies(range, begin, n);

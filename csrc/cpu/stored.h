@@ -132,20 +132,20 @@ inline void decode_group(const int32_t* __restrict code, const int32_t* __restri
 }
 
 // False if a value is NaN or infinite: as unsigned integers those are larger than all others.
-inline bool group_scales(const float* __restrict exp_avg, const float* __restrict exp_avg_sq, float* scale,
+inline bool group_scales(const float* __restrict exp_avg, const float* __restrict root, float* scale,
                          float* scale_sq) {
     uint32_t largest = 0, largest_sq = 0;
     for (int i = 0; i < GROUP; ++i) {
-        const uint32_t m = magnitude_bits(exp_avg[i]), v = magnitude_bits(exp_avg_sq[i]);
+        const uint32_t m = magnitude_bits(exp_avg[i]), v = magnitude_bits(root[i]);
         largest = largest > m ? largest : m;
         largest_sq = largest_sq > v ? largest_sq : v;
     }
     *scale = scale_of(float_of(largest));
-    *scale_sq = scale_of(square_root(float_of(largest_sq)));
+    *scale_sq = scale_of(float_of(largest_sq));
     return is_finite(float_of(largest)) && is_finite(float_of(largest_sq));
 }
 
-inline void encode_group(const float* __restrict exp_avg, const float* __restrict exp_avg_sq,
+inline void encode_group(const float* __restrict exp_avg, const float* __restrict root,
                          const uint32_t* __restrict random, float scale, float scale_sq,
                          int32_t* __restrict code, int32_t* __restrict code_sq) {
     const float inverse = inverse_of(scale), inverse_sq = inverse_of(scale_sq);
@@ -154,9 +154,8 @@ inline void encode_group(const float* __restrict exp_avg, const float* __restric
         const float m = float_of(magnitude_bits(exp_avg[i]));
         const int32_t c = int32_t(encoded(m, inverse, LARGEST_CODE, fraction(random[i])));
         code[i] = exp_avg[i] < 0.0f ? -c : c;
-        const float root = square_root(exp_avg_sq[i]);
-        const int32_t d = int32_t(encoded(root, inverse_sq, LARGEST_CODE_SQ, fraction_sq(random[i])));
-        const int32_t least = root > 0.0f ? smallest : 0;
+        const int32_t d = int32_t(encoded(root[i], inverse_sq, LARGEST_CODE_SQ, fraction_sq(random[i])));
+        const int32_t least = root[i] > 0.0f ? smallest : 0;
         code_sq[i] = d > least ? d : least;
     }
 }
@@ -185,7 +184,7 @@ class Moments<Q8, float, false> {
         }
     }
 
-    // A group with a moment that is not finite keeps what it has.
+    // Takes exp_avg_sq as its root. A group with a moment that is not finite keeps what it has.
     void store(int64_t begin, int64_t n, const uint32_t* random) {
         for (int64_t i = 0; i < n; i += GROUP) {
             const int64_t group = (begin + i) / GROUP;

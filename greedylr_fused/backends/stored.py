@@ -52,7 +52,8 @@ def global_index(place: Place, part: Tensor) -> Tensor:
 
 def _coded(before: Sequence[Tensor], moments: Sequence[Tensor], bits: Tensor) -> list[Tensor]:
     """Return codes and scales of new moments; those before where a group has a moment that is not finite."""
-    q, q_sq, *scales = eight_bit.encode_moments(*(moment.reshape(-1) for moment in moments), bits)
+    exp_avg, exp_avg_sq = (moment.reshape(-1) for moment in moments)
+    q, q_sq, *scales = eight_bit.encode_moments(exp_avg, exp_avg_sq, bits)
     finite = eight_bit.finite_groups(*scales)
     each = finite.repeat_interleave(eight_bit.GROUP)
     masks = (each, each, finite, finite)

@@ -1,9 +1,9 @@
 """Moments in 8 bits: codes of the fourth root, with a float32 scale for each group of 64, rounded stochastically.
 
 A group is 64 consecutive elements of a row (dimension 0; the others flattened). Its scales are the largest |exp_avg|
-and the largest sqrt(exp_avg_sq) of the new values; a code is the fourth root of a value's share in that, of 127 and 255.
-By the fourth root a code reaches down to 2e-10 of the scale, which no tiny gradient and no outlier leaves. Rounding to
-nearest would hold an average still whose steps are below half a code: the fraction decides at random.
+and the largest sqrt(exp_avg_sq) of the new values; a code is the fourth root of a value's share in that, times 127 or
+255. By the fourth root a code reaches down to 2e-10 of the scale, which no tiny gradient and no outlier leaves.
+Rounding to nearest would hold an average still whose steps are below half a code: the fraction decides at random.
 
 The random numbers are a hash of the element's index in the whole parameter, the parameter's number and its step count:
 the same in a replayed graph, after a resume and on any number of ranks. `csrc/core/eight_bit.h` and the Triton kernels
@@ -84,8 +84,10 @@ def decode_moments(q: Tensor, q_sq: Tensor, scale: Tensor, scale_sq: Tensor) -> 
     """Return exp_avg and exp_avg_sq, float32 and flat; exp_avg is 0 where exp_avg_sq is.
 
     Args:
-        q: int8 [n], q_sq: uint8 [n], flat.
-        scale: float32 [n / 64], scale_sq: float32 [n / 64], flat.
+        q: codes of exp_avg, int8 [n], flat.
+        q_sq: of sqrt(exp_avg_sq), uint8 [n], flat.
+        scale: of each group of exp_avg, float32 [n / 64].
+        scale_sq: of sqrt(exp_avg_sq), likewise.
     """
     code = q.float()
     magnitude = decode(code.abs(), scale, LARGEST)
@@ -99,7 +101,8 @@ def encode_moments(exp_avg: Tensor, exp_avg_sq: Tensor, bits: Tensor | None) -> 
     nothing (see `finite_groups`).
 
     Args:
-        exp_avg, exp_avg_sq: float32 [n], flat.
+        exp_avg: float32 [n], flat.
+        exp_avg_sq: likewise, >= 0.
         bits: what `randoms` returns; None to round to nearest.
     """
     u: Tensor | float = 0.5
