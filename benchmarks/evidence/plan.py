@@ -13,9 +13,10 @@ from benchmarks.evidence.statistics import median
 from benchmarks.evidence.tasks import TASKS
 
 TUNING_SEED = 1000  # the first of those that tune; seeds of the comparison count from 0
+STORED_WITH = "linear"  # the schedule of runs that compare formats
 EXTENSIONS = 2  # points added beyond an end of the grid while the best one is there
 STEP = 3.0  # between neighbours, about; around the best one its square root
-Key = tuple[str, str, float, int, str, int]
+Key = tuple[str, str, float, int, str, int, str]
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,10 @@ class Run:
         task, schedule: names.
         lr: peak, of a free GreedyLR the starting LR.
         seed: of start and batches.
-        scenario: "clean", one of `SCENARIOS`, or "norms", a clean run that records its gradient norms.
+        scenario: "clean", one of `SCENARIOS` or of `formats.CONDITIONS`, or "norms", a clean run that records its
+            gradient norms.
         steps: length.
+        storage: one of `formats.FORMATS`.
     """
 
     task: str
@@ -36,11 +39,12 @@ class Run:
     seed: int
     scenario: str
     steps: int
+    storage: str = "fp32"
 
     @property
     def key(self) -> Key:
         """All fields, of which `lr` is exact in JSON."""
-        return self.task, self.schedule, self.lr, self.seed, self.scenario, self.steps
+        return self.task, self.schedule, self.lr, self.seed, self.scenario, self.steps, self.storage
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -122,6 +126,12 @@ class Plan:
         """The best LR, or None while it is not known. A variant of GreedyLR takes that of what it varies."""
         return self.tuning(share, schedule.split()[0])[1]
 
+    def stored(self, share: Share, condition: str, name: str) -> list[Run]:
+        """The runs in a format under a condition, all at one LR and with one schedule."""
+        assert share.lr is not None
+        steps = self.preset.steps(share.task)
+        return [Run(share.task, STORED_WITH, share.lr, seed, condition, steps, name) for seed in range(share.seeds)]
+
     def norms_run(self, share: Share) -> Run | None:
         """The run whose gradient norms `refined` is made of, once `linear` is tuned."""
         lr = self.tuned(share, "linear")
@@ -135,6 +145,9 @@ class Plan:
 
     def _all(self) -> Iterator[Run]:
         shares = self.preset.shares
+        for share in shares:  # seed by seed: cut anywhere, there are as many of each
+            every = [self.stored(share, *pair) for pair in share.stored]
+            yield from (run for of_seed in zip(*every, strict=True) for run in of_seed)
         for share in shares:
             yield from self._tuned_and_compared(share)
         yield from self._over(shares, "third", (1 / 3, 3.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from benchmarks.evidence.formats import STORED
 from benchmarks.evidence.schedules import LOSS_DRIVEN, STEP
 from benchmarks.evidence.tasks import TASKS
 
@@ -35,6 +36,7 @@ class Share:
         tuning_seeds, seeds: of tuning, of the comparison.
         ablations: whether variants of GreedyLR are compared at the best LR of what they vary; with `ablations_off` at
             1/3 and 3 times that, too.
+        stored: conditions and formats of `formats`, in which runs at `lr` are compared with each other.
     """
 
     task: str
@@ -46,6 +48,8 @@ class Share:
     seeds: int = 5
     ablations: bool = False
     ablations_off: bool = False
+    stored: tuple[tuple[str, str], ...] = ()
+    lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,5 +93,11 @@ _QUICK = ("linear", "cosine", "greedy-linear")
 PRESETS: dict[str, Preset] = {
     "quick": Preset((Share("mlp", _QUICK, ("greedy-linear",), scenarios=("greedy-linear",), seeds=2),), length=0.05),
     "standard": Preset(_STANDARD),
+    "state": Preset(
+        (
+            Share("gpt-tiny", (), seeds=8, stored=STORED, lr=1e-3),
+            Share("convnet-wide", (), seeds=16, stored=STORED, lr=1e-3),
+        )
+    ),
     "full": Preset(tuple(_everything(share) for share in _STANDARD), length=10.0),
 }

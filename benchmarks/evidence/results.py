@@ -30,7 +30,7 @@ class Results:
         for number, line in enumerate(_whole_lines(path), start=1):
             try:
                 record = json.loads(line)
-                key = Run(**{name: record[name] for name in FIELDS}).key
+                key = Run(**{name: record[name] for name in FIELDS}, storage=record.get("storage", "fp32")).key
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path} line {number}: {error!r}; drop that line, and it is run again") from None
             if commit is not None and record["commit"] != commit and not mix:

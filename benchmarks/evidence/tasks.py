@@ -68,6 +68,11 @@ def _small() -> GPT:
     return GPT(Shape(layers=3, width=96, heads=3, kv_heads=3, hidden=256, context=64))
 
 
+def _wider() -> ConvNet:
+    """Most of its weights lie in tensors that can have 8-bit moments."""
+    return ConvNet((16, 64, 128))
+
+
 _LARGE = SIZES["gpt2"]
 _WIDE = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 _HIGH = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -77,6 +82,7 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("mlp", "an MLP on digits", MLP, DigitsTrainee, 8, 1200, _WIDE),
         Task("convnet", "a ConvNet on digits", ConvNet, DigitsTrainee, 16, 800, _WIDE),
+        Task("convnet-wide", "a wider ConvNet on digits, in few steps", _wider, DigitsTrainee, 16, 200, _WIDE),
         Task("gpt-tiny", f"a tiny GPT on {_ON}", _tiny, _program, 4, 500, _HIGH),
         Task("gpt-small", f"a small GPT on {_ON}", _small, _program, 8, 400, _HIGH),
         Task(
