@@ -3,6 +3,7 @@
     python -m benchmarks.convergence --preset standard --out FOLDER      run what is missing there; go on after a cut
     python -m benchmarks.convergence --preset standard --out FOLDER --list    count what is missing, run nothing
     python -m benchmarks.convergence --report --out FOLDER               REPORT.md and pictures from what there is
+    python -m benchmarks.convergence --preset state --out FOLDER         formats of moments and masters, not schedules
     python -m benchmarks.convergence --tasks gpt2-124m --device cuda --out FOLDER      a large model on a GPU
 
 Each schedule's peak LR is tuned over the same grid on seeds of its own; then schedules are compared on other seeds, at
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import importlib.metadata
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -24,6 +27,7 @@ import torch
 from benchmarks import environment, options
 from benchmarks.evidence import runner
 from benchmarks.evidence.document import write_report
+from benchmarks.evidence.formats import FORMATS
 from benchmarks.evidence.plan import Plan
 from benchmarks.evidence.presets import PRESETS, Preset
 from benchmarks.evidence.results import Results
@@ -83,7 +87,10 @@ def _note_environment(folder: Path, device: torch.device, asked: dict[str, Any])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "environment.json"
     entries = json.loads(path.read_text()) if path.exists() else []
-    path.write_text(json.dumps([*entries, environment.stamp(device) | {"options": asked}], indent=1) + "\n")
+    peers = {form.peer[0].split(".")[0] for form in FORMATS.values() if form.peer} - {"torch"}
+    versions = {name: importlib.metadata.version(name) for name in sorted(peers) if importlib.util.find_spec(name)}
+    entry = environment.stamp(device) | {"peers": versions, "options": asked}
+    path.write_text(json.dumps([*entries, entry], indent=1) + "\n")
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:

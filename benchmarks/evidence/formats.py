@@ -21,8 +21,8 @@ class Condition:
         about: in a line.
         beta2: of AdamW; None for that of the task.
         scale: factor of the loss, and so of the gradients; eps and the clip limit are scaled along.
-        outlier: whether the first column of every matrix's gradient is `OUTLIER` times as large. AdamW's update does not
-            depend on that; nothing is clipped then, since that would.
+        outlier: whether the first column of every matrix's gradient is `OUTLIER` times as large. AdamW's update does
+            not depend on that; nothing is clipped then, since that would.
     """
 
     about: str

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.evidence.formats import CONDITIONS, FORMATS, PLAIN, Condition
 from benchmarks.evidence.plan import TUNING_SEED, Run
 from benchmarks.evidence.schedules import SCHEDULES, Context
+from benchmarks.evidence.stored import Stepped, model_of, optimizer_of
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.trainees import Setting, Trainee
-from greedylr_fused import FusedAdamW
 
 NOISE = 0.5  # nats, standard deviation of what `noisy-loss` adds
 PARTS = 10  # of a run, at the end of each of which it is looked at
@@ -33,7 +34,7 @@ class Evaluations:
         steps: of the run.
     """
 
-    def __init__(self, trainee: Trainee, optimizer: FusedAdamW, steps: int) -> None:
+    def __init__(self, trainee: Trainee, optimizer: Stepped, steps: int) -> None:
         self._trainee, self._optimizer, self._steps = trainee, optimizer, steps
         self.last = {max(1, round(share * steps)) for share in LAST}
         self.points = self.last | {max(1, round(steps * part / PARTS)) for part in range(1, PARTS + 1)}
@@ -68,6 +69,8 @@ def execute(run: Run, device: torch.device, start: dict[str, Tensor] | None, nor
     """
     begin = time.process_time()
     trainee = TASKS[run.task].make(Setting(run.steps, run.seed, run.scenario, device, start))
+    trainee.model = model_of(FORMATS[run.storage], trainee.model)
+    condition_of(run).disturb(trainee.model)
     schedule = SCHEDULES[run.schedule](Context(run.steps, norms))
     optimizer = _optimizer(trainee, run, schedule)
     seen = Evaluations(trainee, optimizer, run.steps)
@@ -91,21 +94,27 @@ def execute(run: Run, device: torch.device, start: dict[str, Tensor] | None, nor
     return record
 
 
-def _optimizer(trainee: Trainee, run: Run, schedule: Any) -> FusedAdamW:
-    options: dict[str, Any] = dict(betas=trainee.betas, max_grad_norm=trainee.max_grad_norm, schedule=schedule)
-    return FusedAdamW(trainee.groups(), lr=run.lr, **options)
+def condition_of(run: Run) -> Condition:
+    """What its optimizer is given besides the task's own options."""
+    return CONDITIONS.get(run.scenario, PLAIN)
+
+
+def _optimizer(trainee: Trainee, run: Run, schedule: Any) -> Stepped:
+    options = condition_of(run).options(trainee.betas, trainee.max_grad_norm) | {"schedule": schedule}
+    return optimizer_of(FORMATS[run.storage], trainee.groups(), run.lr, options)
 
 
 def _train(
-    trainee: Trainee, optimizer: FusedAdamW, run: Run, seen: Evaluations, norms: list[Tensor] | None = None
+    trainee: Trainee, optimizer: Stepped, run: Run, seen: Evaluations, norms: list[Tensor] | None = None
 ) -> tuple[Tensor, str | None]:
     """All steps, or up to the first look at which a training loss was not finite; L1 norms of gradients to `norms`."""
     device = next(trainee.model.parameters()).device
     losses = torch.full((run.steps,), math.nan, device=device)
     noise = torch.Generator().manual_seed(run.seed + 1)
+    scale = condition_of(run).scale
     for step in range(run.steps):
         loss = trainee.loss(*trainee.batch(step))
-        loss.backward()
+        (loss * scale).backward()
         losses[step] = observed = loss.detach()
         if run.scenario == "noisy-loss":
             observed = observed + NOISE * torch.randn((), generator=noise).item()
