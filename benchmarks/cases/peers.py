@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from benchmarks.cases.unfused import ADAMW, LR, MAX_GRAD_NORM, SCHEDULE, of_one_type, unfused
+from benchmarks.cases.unfused import ADAMW, LR, MAX_GRAD_NORM, SCHEDULE, in_float32, of_one_type, unfused
 from benchmarks.cases.workload import Workload
 from benchmarks.harness import NotOffered, Step, captured, need_graphs
 from greedylr_fused import FusedAdamW, available_backends
@@ -59,7 +59,7 @@ class Contender:
     @property
     def base(self) -> Contender:
         """What its ratio is taken to: torch's fused AdamW doing the same work, by calls where ours is captured: a
-        graph is a way to be faster, not other work.
+        graph is a way to be faster, not other work. Beside a compressed state it is all float32, which that replaces.
         """
         return Contender(BASE, self.options - {"graph"})
 
@@ -139,15 +139,16 @@ def _ours(backend: str) -> Callable[[Contender, Workload], Built]:
             max_grad_norm=MAX_GRAD_NORM if "clip" in contender.options else None,
             backend=backend,
             state_dtype=work.mix.state,
+            master_weights=str(work.mix.remainder).removeprefix("torch.") if work.mix.remainder else None,
         )
-        _share_moments(optimizer, work, work.params, step_device=work.device)
+        _share_states(optimizer, work, work.params, step_device=work.device)
         loss = work.loss if "greedy" in contender.options else None
         return _tried(Built(lambda: optimizer.step(loss=loss), optimizer), errors=())
 
     return build
 
 
-def _torch(*, compiled: bool = False, **how: bool) -> Callable[[Contender, Workload], Built]:
+def _torch(*, compiled: bool = False, narrow: bool = False, **how: bool) -> Callable[[Contender, Workload], Built]:
     def build(contender: Contender, work: Workload) -> Built:
         options = dict(how)
         graph, cuda = "graph" in contender.options, work.device.type == "cuda"
@@ -157,25 +158,31 @@ def _torch(*, compiled: bool = False, **how: bool) -> Callable[[Contender, Workl
             raise NotOffered("capturable is for CUDA devices")
         if compiled and cuda or graph:
             options["capturable"] = True
-        params, convert = of_one_type(work)
+        if narrow and not (work.mix.compressed and work.mix.param == torch.bfloat16):
+            raise NotOffered("bfloat16 parameters, gradients and moments, beside the compressed states of such")
+        params, convert = of_one_type(work) if narrow or not work.mix.compressed else (in_float32(work), None)
         lr = torch.tensor(LR, device=work.device) if options.get("capturable") or compiled else LR
         optimizer = AdamW(params, lr=lr, **ADAMW, amsgrad=work.mix.amsgrad, **options)
         on_device = bool(options.get("capturable") or options.get("fused"))
-        _share_moments(optimizer, work, params, step_device=work.device if on_device else torch.device("cpu"))
+        if not work.mix.compressed:
+            _share_states(optimizer, work, params, step_device=work.device if on_device else torch.device("cpu"))
         update = torch.compile(optimizer.step) if compiled else optimizer.step
         remark = "" if convert is None else "gradients are converted to the parameters' type first"
-        built = Built(unfused(contender.options, optimizer, params, work, update, convert), optimizer, remark=remark)
-        mixed = work.mix.state != work.mix.param
+        if work.mix.compressed:
+            remark = f"parameters, gradients and moments in {'bfloat16' if narrow else 'float32'}"
+        step = unfused(contender.options, optimizer, params, work, update, convert)
+        built = Built(step, optimizer, not work.mix.compressed, remark)
+        mixed = work.mix.state != work.mix.param and not work.mix.compressed
         return _tried(built, errors=(RuntimeError, TypeError) if mixed else ())
 
     return build
 
 
-def _share_moments(
+def _share_states(
     optimizer: torch.optim.Optimizer, work: Workload, params: list[torch.nn.Parameter], step_device: torch.device
 ) -> None:
-    for param, moments in zip(params, work.moments, strict=True):
-        optimizer.state[param] = {"step": torch.ones((), device=step_device), **moments}
+    for param, state in zip(params, work.states, strict=True):
+        optimizer.state[param] = {"step": torch.ones((), device=step_device), **state}
 
 
 def _tried(built: Built, errors: tuple[type[Exception], ...]) -> Built:
@@ -187,14 +194,24 @@ def _tried(built: Built, errors: tuple[type[Exception], ...]) -> Built:
     return built
 
 
-def _installed(module: str, attribute: str, note: str, **arguments: Any) -> Callable[[Contender, Workload], Built]:
+#: Takes the type of the remainder of a mix.
+Masters = Callable[[torch.dtype | None], dict[str, Any]]
+
+
+def _installed(
+    module: str, attribute: str, note: str, masters: Masters | None = None
+) -> Callable[[Contender, Workload], Built]:
     """A peer from another package, with its own state; whatever it raises is the reason not to show it."""
 
     def build(contender: Contender, work: Workload) -> Built:
+        mix = work.mix
         if "graph" in contender.options:
             raise NotOffered("its step reads values on the host, which cannot be captured")
-        if work.mix.amsgrad or work.mix.param != work.mix.grad or work.mix.state != work.mix.param:
+        if mix.amsgrad or mix.param != mix.grad or not (mix.compressed or mix.state == mix.param):
             raise NotOffered("compared where parameters and gradients have one type, without amsgrad")
+        if masters is None and mix.remainder is not None:
+            raise NotOffered("it has no masters of bfloat16 parameters")
+        arguments = {} if masters is None else masters(mix.remainder)
         try:
             make = getattr(importlib.import_module(module), attribute)
         except (ImportError, OSError, AttributeError, RuntimeError) as error:
@@ -209,17 +226,23 @@ def _installed(module: str, attribute: str, note: str, **arguments: Any) -> Call
     return build
 
 
+def _flash_masters(remainder: torch.dtype | None) -> dict[str, Any]:
+    """The bits of a master, those of the parameter included."""
+    return {"master_weight_bits": None if remainder is None else 16 + 8 * remainder.itemsize}
+
+
 #: Package, and bytes per parameter of moments of its own.
 _OWN_STATE = {"flashoptim": ("flashoptim", 3), "torchao-8bit": ("torchao", 3)}
 _OWN_STATE |= {"bnb-8bit": ("bitsandbytes", 3), "bnb-32bit": ("bitsandbytes", 8)}
 FAMILIES: dict[str, Callable[[Contender, Workload], Built]] = {
     **{f"ours-{name}": _ours(name) for name in ("cuda", "triton", "cpu", "reference")},
     "torch-fused": _torch(fused=True),
+    "torch-fused-bf16": _torch(fused=True, narrow=True),
     "torch-foreach": _torch(foreach=True),
     "torch-forloop": _torch(foreach=False),
     "torch-capturable": _torch(foreach=True, capturable=True),
     "torch-compiled": _torch(compiled=True, foreach=True),
-    "flashoptim": _installed("flashoptim", "FlashAdamW", "moments in 8 bits, no master", master_weight_bits=None),
+    "flashoptim": _installed("flashoptim", "FlashAdamW", "moments in 8 bits", _flash_masters),
     "torchao-8bit": _installed("torchao.optim", "AdamW8bit", "moments in 8 bits"),
     "bnb-8bit": _installed("bitsandbytes.optim", "AdamW8bit", "moments in 8 bits"),
     "bnb-32bit": _installed("bitsandbytes.optim", "AdamW32bit", "moments in float32"),

@@ -178,6 +178,8 @@ _MAKE: dict[str, tuple[str, Callable[[], list[Size]]]] = {
     "10000x64": ("10,000 tensors of 64 elements", lambda: [(64,)] * 10_000),
     "1000x64x64": ("1,000 tensors of 64 x 64", lambda: [(64, 64)] * 1_000),
     "flat-1e8": ("one tensor of 1e8 elements", lambda: [(10**8,)]),
+    "matrix-1e8": ("one matrix of 1e8 elements", lambda: [(15_625, 6_400)]),
+    "matrix-1e9": ("one matrix of 1e9 elements", lambda: [(156_250, 6_400)]),
     "flat-1e9": ("one tensor of 1e9 elements", lambda: [(10**9,)]),
 }
 NAMES = tuple(_MAKE)

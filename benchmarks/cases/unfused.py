@@ -29,6 +29,17 @@ def of_one_type(work: Workload) -> tuple[list[torch.nn.Parameter], Step | None]:
     return params, lambda: torch._foreach_copy_(wide, grads)
 
 
+def in_float32(work: Workload) -> list[torch.nn.Parameter]:
+    """The parameters if they are float32, or else copies of them that are, with copies of the gradients."""
+    if work.mix.param == torch.float32:
+        return work.params
+    params = [torch.nn.Parameter(param.detach().float()) for param in work.params]
+    for param, of in zip(params, work.params, strict=True):
+        assert of.grad is not None
+        param.grad = of.grad.float()
+    return params
+
+
 def unfused(
     options: frozenset[str],
     optimizer: torch.optim.Optimizer,

@@ -46,7 +46,7 @@ def contenders(work: Workload) -> dict[str, dict[str, Step]]:
 
 def _ours(work: Workload, backend: str, schedule: GreedyLR | None) -> Step:
     optimizer = FusedAdamW(work.params, lr=LR, **ADAMW, schedule=schedule, backend=backend)
-    for param, moments in zip(work.params, work.moments, strict=True):
+    for param, moments in zip(work.params, work.states, strict=True):
         optimizer.state[param] = {"step": torch.ones((), device=work.device), **{n: moments[n] for n in MOMENTS[:2]}}
     loss = work.loss
     step = optimizer.step if schedule is None else (lambda: optimizer.step(loss=loss))

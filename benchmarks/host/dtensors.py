@@ -54,7 +54,7 @@ def shard(work: Workload, over: Any) -> None:
     work.params = [torch.nn.Parameter(sharded(param.detach())) for param in work.params]
     for param, grad in zip(work.params, grads, strict=True):
         param.grad = sharded(grad)
-    work.moments = [{name: sharded(moment) for name, moment in moments.items()} for moments in work.moments]
+    work.states = [{name: sharded(moment) for name, moment in state.items()} for state in work.states]
 
 
 def cases(

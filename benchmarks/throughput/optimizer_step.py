@@ -15,7 +15,7 @@ from benchmarks.cases import peers
 from benchmarks.cases.mixes import MIXES, Mix
 from benchmarks.cases.peers import Built, Contender
 from benchmarks.cases.shapes import NAMES, Shapes, shapes
-from benchmarks.cases.workload import Workload, bytes_available, bytes_needed, peak_bytes, unsupported
+from benchmarks.cases.workload import Workload, bytes_available, bytes_needed, peak_bytes, unsupported, without_groups
 from benchmarks.harness import OnRound, Sample
 from benchmarks.options import Asked
 from benchmarks.report import Report
@@ -31,9 +31,9 @@ def measure(
     which, device, seconds = shapes(name), asked.device, asked.seconds
     case = f"{name} {mix.name}"
     needed, free = bytes_needed(which, mix) + peers.own_state_bytes(contenders, which.elements), bytes_available(device)
-    why = unsupported(mix) or (
-        f"needs {needed / 2**30:.1f} GiB with temporaries, {free / 2**30:.1f} GiB are free" if needed > free else None
-    )
+    why = unsupported(mix) or without_groups(which, mix)
+    if why is None and needed > free:
+        why = f"needs {needed / 2**30:.1f} GiB with temporaries, {free / 2**30:.1f} GiB are free"
     if why is not None:
         found.leave_out(case, why)
         return
@@ -188,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     preset = parser.add_mutually_exclusive_group()
     preset.add_argument("--quick", action="store_true", help="preset for 2 cores and 8 GB, minutes; default on a CPU")
+    preset.add_argument("--state", action="store_true", help="preset of 8-bit moments and masters beside peers")
     preset.add_argument("--full", action="store_true", help="everything that fits into memory; an hour or more")
     parser.add_argument("--shapes", metavar="A,B", help="only these, with the preset's mixes or else fp32 and bf16")
     parser.add_argument("--mixes", metavar="A,B", help="only these")
@@ -195,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, help="per case, besides setting up; default: the preset's, 2 to 20")
     arguments = parser.parse_args(argv)
     asked = Asked.of(arguments)
-    name = "full" if arguments.full else "gpu" if asked.device.type == "cuda" and not arguments.quick else "quick"
+    default = "gpu" if asked.device.type == "cuda" else "quick"
+    name = next((name for name in PRESETS if getattr(arguments, name, False)), default)
     chosen = PRESETS[name]
     which = options.chosen(arguments.shapes, list(NAMES), list(chosen.cases), "shapes")
     mixes = options.chosen(arguments.mixes, list(MIXES), [], "mixes") if arguments.mixes else None

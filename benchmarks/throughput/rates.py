@@ -28,7 +28,7 @@ def rates(times: dict[str, list[Sample]], name: str, work: Workload, traffic_kno
     result: dict[str, Any] = {"ms": spread([sample.step for sample in samples], 1e3)}
     device = [sample.device for sample in samples if sample.device is not None]
     result["device_ms"] = spread(device, 1e3) if device else None
-    moved = work.mix.bytes_moved(clip="clip" in contender.options)
+    moved = work.bytes_per_parameter(clip="clip" in contender.options)
     seconds = [roofline.device_seconds(sample) for sample in samples]
     gigabytes = work.shapes.elements * moved / 1e9
     result["bytes_per_parameter"] = moved if traffic_known else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import torch
 from benchmarks import harness, options, report
 from benchmarks.cases.mixes import MIXES
 from benchmarks.cases.shapes import Shapes
-from benchmarks.cases.workload import MOMENTS, Workload, unsupported
+from benchmarks.cases.workload import CODES, MOMENTS, SCALES, Workload, unsupported
 from benchmarks.harness import OnRound
 from benchmarks.options import Asked
 from benchmarks.report import Report
@@ -29,23 +30,29 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 _CPU_CHUNKS = (16_384, 65_536, None)
 #: How many elements ahead lines are fetched, as the optimizer's general loop does; 0: they are not.
 _CPU_AHEAD = (0, 128)
+#: Elements whose scales take a cache line.
+LINE_OF_SCALES = 1024
 Roofline = Callable[[], object]
 
 
-def candidates(workload: Workload) -> dict[str, Roofline]:
+def candidates(workload: Workload, bits: int = 0) -> dict[str, Roofline]:
     """Every form of the roofline over the workload's buffers, by name. They change no value.
+
+    Args:
+        workload: whose.
+        bits: of 64, those of the gradient that are let through to what is written, on a CPU: for tests.
 
     Raises:
         RuntimeError: it cannot be compiled here.
     """
     if workload.device.type == "cuda":
-        from benchmarks import roofline_triton
+        from benchmarks.throughput import roofline_triton
 
         return roofline_triton.candidates(workload.flat, workload.mix)
     share = -(-workload.elements_with_padding // torch.get_num_threads())
     return {
         f"chunks of {chunk or share:,}" + (f", fetched {ahead} ahead" if ahead else ""): _on_cpu(
-            workload, chunk or share, ahead
+            workload, chunk or share, ahead, bits
         )
         for chunk in _CPU_CHUNKS
         for ahead in _CPU_AHEAD
@@ -54,7 +61,7 @@ def candidates(workload: Workload) -> dict[str, Roofline]:
 
 def bytes_moved(workload: Workload) -> int:
     """By one call of a roofline, padding included."""
-    return workload.elements_with_padding * workload.mix.bytes_moved()
+    return math.ceil(workload.elements_with_padding * workload.mix.bytes_moved())
 
 
 def best(workload: Workload, clock: harness.Clock, seconds: float = 1.0) -> tuple[str, Roofline]:
@@ -70,21 +77,25 @@ def device_seconds(sample: harness.Sample) -> float:
     return sample.step if sample.device is None else sample.device
 
 
-def _on_cpu(workload: Workload, chunk: int, ahead: int) -> Roofline:
+def _on_cpu(workload: Workload, chunk: int, ahead: int, bits: int) -> Roofline:
     flat, mix = workload.flat, workload.mix
-    moments = (ctypes.c_void_p * mix.moments)(*(flat[name].data_ptr() for name in MOMENTS[: mix.moments]))
-    sizes = (mix.param.itemsize, mix.grad.itemsize, mix.state.itemsize)
-    whole = [ctypes.c_int64(-(-n // 64) * 64) for n in (workload.elements_with_padding - 63, chunk)]
+    names = CODES if mix.eight_bit else MOMENTS[: mix.moments]
+    others = [*(SCALES if mix.eight_bit else ()), *(["remainder"] if mix.remainder else [])]
+    arrays = [(ctypes.c_void_p * 3)(*(flat[name].data_ptr() for name in group)) for group in (names, others)]
+    sizes = (mix.param.itemsize, mix.grad.itemsize, mix.state.itemsize, mix.remainder.itemsize if mix.remainder else 0)
+    unit = LINE_OF_SCALES if mix.eight_bit else 64
+    whole = [ctypes.c_int64(-(-n // unit) * unit) for n in (workload.elements_with_padding - unit + 1, chunk)]
     call = functools.partial(
         library().roofline,
         ctypes.c_void_p(flat["param"].data_ptr()),
         ctypes.c_void_p(flat["grad"].data_ptr()),
-        moments,
+        arrays[0],
         mix.moments,
+        arrays[1],
         *sizes,
         *whole,
         ctypes.c_int64(ahead),
-        ctypes.c_uint64(0),
+        ctypes.c_uint64(bits),
     )
 
     def roofline() -> None:
@@ -140,7 +151,7 @@ def _measure(name: str, elements: int, asked: Asked, found: Report, on_round: On
     elif why := unsupported(MIXES[name]):
         return found.leave_out(name, why)
     else:
-        workload = Workload(Shapes("flat", "", ((elements,),)), MIXES[name], asked.device)
+        workload = Workload(Shapes("flat", "", ((elements // 64, 64),)), MIXES[name], asked.device)
         form, step = best(workload, clock, asked.seconds / 2)
         moved = bytes_moved(workload)
     limits = {"seconds": asked.seconds, "rounds": (10, 200)}
@@ -162,7 +173,8 @@ def print_report(found: Report) -> None:
         mix, rate = MIXES.get(record["traffic"]), record["gb_per_s"]
         read, written = (4, 4) if mix is None else (mix.bytes_read, mix.bytes_written)
         rates = [report.number(rate[key]) for key in ("median", "p20", "p80")]
-        rows.append([record["traffic"], str(read), str(written), str(read + written), *rates, record["form"]])
+        moved = (f"{n:g}" for n in (read, written, read + written))
+        rows.append([record["traffic"], *moved, *rates, record["form"]])
     columns = ["traffic", "B read", "B written", "B moved", "GB/s", "p20", "p80", "best form"]
     report.print_table(f"roofline on {found.environment['device']}", columns, rows)
 

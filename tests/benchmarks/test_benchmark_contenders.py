@@ -11,12 +11,12 @@ from benchmarks.cases import peers, shapes
 from benchmarks.cases.mixes import MIXES
 from benchmarks.cases.peers import Contender
 from benchmarks.cases.shapes import Shapes
-from benchmarks.cases.workload import MOMENTS, Workload, unsupported
+from benchmarks.cases.workload import Workload, unsupported
 from benchmarks.harness import NotOffered
 from benchmarks.throughput import roofline
 
 CPU = torch.device("cpu")
-SMALL = Shapes("small", "for tests", ((100,), (7, 30), (1,)))
+SMALL = Shapes("small", "for tests", ((100,), (7, 30), (1,), (64, 128)))
 
 #: Parameters and tensors as published: model cards and repositories of the models, torchvision, diffusers, peft.
 PUBLISHED = {
@@ -32,6 +32,8 @@ PUBLISHED = {
     "1000x64x64": (4_096_000, 1_000),
     "flat-1e8": (10**8, 1),
     "flat-1e9": (10**9, 1),
+    "matrix-1e8": (10**8, 1),
+    "matrix-1e9": (10**9, 1),
 }
 
 
@@ -77,6 +79,23 @@ def test_the_roofline_changes_nothing(mix):
     assert all(torch.equal(before[name], tensor) for name, tensor in work.flat.items())
 
 
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
+def test_the_roofline_touches_every_line_once(mix):
+    """With the gradient's bits let through: each line of what is written differs, and after a second time none."""
+    if reason := unsupported(mix):
+        pytest.skip(reason)
+    work = Workload(Shapes("even", "", ((128, 64),)), mix, CPU)
+    before = {name: tensor.clone() for name, tensor in work.flat.items()}
+    forms = roofline.candidates(work, bits=2**64 - 1).values()
+    for form in forms:
+        form()
+        for name, tensor in work.flat.items():
+            same = (tensor.view(torch.int64) == before[name].view(torch.int64)).view(-1, 8).all(1)
+            assert bool(same.all() if name == "grad" else not same.any()), name
+        form()
+        assert all(torch.equal(before[name], tensor) for name, tensor in work.flat.items())
+
+
 def test_the_roofline_of_gpus_changes_nothing():
     """In Triton's interpreter, which has to be chosen before Triton is imported."""
     pytest.importorskip("triton")
@@ -100,22 +119,32 @@ for mix in [mix for mix in MIXES.values() if unsupported(mix) is None]:
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_contenders_share_the_moments(mix):
+def test_contenders_share_the_state(mix):
+    """But for torch's beside a compressed one, which have theirs."""
     if reason := unsupported(MIXES[mix]):
         pytest.skip(reason)
     work = Workload(SMALL, MIXES[mix], CPU)
-    addresses = {name: [moments[name].data_ptr() for moments in work.moments] for name in MOMENTS[: MIXES[mix].moments]}
-    for name in ("ours-cpu", "ours-reference+clip+greedy", "torch-fused", "torch-foreach+clip+greedy", "torch-forloop"):
-        before = work.flat["exp_avg"].clone()
+    addresses = [{name: tensor.data_ptr() for name, tensor in state.items()} for state in work.states]
+    watched = work.flat["exp_avg_q" if MIXES[mix].eight_bit else "exp_avg"]
+    theirs = ("torch-fused", "torch-foreach+clip+greedy", "torch-forloop", "torch-fused-bf16")
+    for name in ("ours-cpu", "ours-reference+clip+greedy", *theirs):
+        before = watched.clone()
         try:
             built = peers.build(Contender.parse(name), work)
         except NotOffered:
             assert not name.startswith("ours")
             continue
-        for moment, expected in addresses.items():
-            assert [state[moment].data_ptr() for state in built.optimizer.state.values()] == expected
-        assert not torch.equal(work.flat["exp_avg"], before), "no step was made"
-        assert peers.state_bytes(built) >= SMALL.elements * MIXES[mix].moments * MIXES[mix].state.itemsize
+        states = built.optimizer.state.values()
+        if not MIXES[mix].compressed or name.startswith("ours"):
+            own = [{key: state[key].data_ptr() for key in state if key != "step"} for state in states]
+            assert own == addresses
+            assert not torch.equal(watched, before), "no step was made"
+            assert peers.state_bytes(built) >= SMALL.elements * MIXES[mix].moments * MIXES[mix].state.itemsize
+        else:
+            assert built.remark == "parameters, gradients and moments in " + (
+                "bfloat16" if "bf16" in name else "float32"
+            )
+            assert peers.state_bytes(built) >= SMALL.elements * 2 * (2 if "bf16" in name else 4)
 
 
 def test_what_a_contender_cannot_do_has_a_reason():
