@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks import environment, options
-from benchmarks.evidence import runner
+from benchmarks.evidence import runner, state_report
 from benchmarks.evidence.document import write_report
 from benchmarks.evidence.formats import FORMATS
 from benchmarks.evidence.plan import Plan
@@ -48,8 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--report: expected a folder with {path.name} in it, got {arguments.out}; give the folder of a run, "
                 "or run"
             )
-        for written in write_report(arguments.out, Plan(preset, Results(path))):
+        plan = Plan(preset, Results(path))
+        for written in write_report(arguments.out, plan):
             print(f"wrote {written}")
+        for document in arguments.into:
+            document.write_text(state_report.into(document.read_text(), plan, Results(path)))
+            print(f"wrote {document}")
         return 0
     results = Results(path, environment.commit(), arguments.mix_commits)
     plan = Plan(preset, results)
@@ -117,6 +121,14 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mix-commits", action="store_true", help="take runs of other commits for done")
     parser.add_argument("--list", action="store_true", help="count what can begin, and run nothing")
     parser.add_argument("--report", action="store_true", help="write REPORT.md and pictures, and run nothing")
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="with --report of the preset state: a document that has its table between marks; repeatable",
+    )
     return parser.parse_args(argv)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence import pictures, tables
+from benchmarks.evidence import pictures, state_report, tables
 from benchmarks.evidence.comparison import Evidence
 from benchmarks.evidence.plan import TUNING_SEED, Plan
 from benchmarks.evidence.presets import SCENARIOS
@@ -22,7 +22,7 @@ CONCLUSIONS = "CONCLUSIONS.md"
 
 
 def write_report(folder: Path, plan: Plan) -> list[Path]:
-    """Write `REPORT.md` and its pictures beside the results; returns all paths.
+    """Write `REPORT.md` beside the results, of schedules with pictures; returns all paths.
 
     Raises:
         FileNotFoundError: there are no results.
@@ -30,6 +30,8 @@ def write_report(folder: Path, plan: Plan) -> list[Path]:
     results = Results(folder / "results.jsonl")
     if not results.records:
         raise FileNotFoundError(f"{results.path}: expected a finished run, got none; run without --report first")
+    if any(share.stored for share in plan.preset.shares):
+        return [state_report.write(folder, plan, results)]
     evidence = Evidence(plan, results)
     drawn = pictures.draw(evidence, folder)
     path = folder / "REPORT.md"

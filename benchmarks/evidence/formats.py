@@ -47,7 +47,7 @@ class Condition:
 
 PLAIN = Condition("as the task has it")
 CONDITIONS = {
-    "beta2-0.95": Condition("beta2 = 0.95, as in all others but those that say 0.999", beta2=0.95),
+    "beta2-0.95": Condition("beta2 = 0.95, as in all that do not say 0.999", beta2=0.95),
     "beta2-0.999": Condition("beta2 = 0.999", beta2=0.999),
     "small-gradients": Condition(f"gradients x {SMALL:g}, eps and clip limit along with them", 0.95, SMALL),
     "outlier": Condition(f"one column of every matrix's gradient x {OUTLIER:g}, no clipping", 0.95, outlier=True),

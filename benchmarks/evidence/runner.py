@@ -137,6 +137,6 @@ def _job(run: Run, plan: Plan, results: Results, device: torch.device, folder: P
 
 def _line(run: Run, outcome: dict[str, Any], done: int, seconds: float) -> str:
     final = "-" if outcome["final"] is None else f"{outcome['final']:.4f}"
-    what = f"{run.task} {run.schedule} lr {run.lr:g} seed {run.seed} {run.scenario}"
+    what = f"{run.task} {run.schedule} {run.storage} lr {run.lr:g} seed {run.seed} {run.scenario}"
     failed = f"  failed: {outcome['failed']}" if outcome["failed"] else ""
     return f"{done:5d} {seconds / 60:6.1f} min  {what}: {final}  ({outcome['seconds']:.1f} s){failed}"

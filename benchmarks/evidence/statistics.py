@@ -1,4 +1,4 @@
-"""Medians with intervals, and paired comparisons, of losses that may be infinite."""
+"""Medians with intervals, means with bounds, and paired comparisons, of losses that may be infinite."""
 
 from __future__ import annotations
 
@@ -108,6 +108,46 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
     differences = [0.0 if a == b else a - b for a, b in zip(ours, theirs, strict=True)]
     wins, losses = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
     return Paired(bootstrap(differences), wins, losses, len(differences) - wins - losses)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its one-sided upper bound.
+
+    Attributes:
+        mean: infinite if a value is.
+        deviation: of the values, with the denominator n - 1; 0 for a single one.
+        upper: bound of the mean, by Student's t; infinite for a single value.
+        count: of values.
+    """
+
+    mean: float
+    deviation: float
+    upper: float
+    count: int
+
+
+def mean(values: Sequence[float], level: float = LEVEL) -> Mean:
+    """The mean of at least one value, none of them NaN, and the bound that it is below with probability `level`."""
+    count = len(values)
+    if math.inf in values:
+        return Mean(math.inf, math.inf, math.inf, count)
+    middle = math.fsum(values) / count
+    if count == 1:
+        return Mean(middle, 0.0, math.inf, 1)
+    deviation = math.sqrt(math.fsum((x - middle) ** 2 for x in values) / (count - 1))
+    return Mean(middle, deviation, middle + student(level, count - 1) * deviation / math.sqrt(count), count)
+
+
+def student(level: float, degrees: int) -> float:
+    """The quantile of Student's t distribution, to four digits.
+
+    With t = sqrt(degrees) tan(a) the density of the angle a is proportional to cos(a)^(degrees - 1).
+    """
+    angle = (torch.arange(200_000, dtype=torch.float64) + 0.5) * (math.pi / 200_000) - math.pi / 2
+    weight = angle.cos() ** (degrees - 1)
+    share = weight.cumsum(0) / weight.sum()
+    return math.sqrt(degrees) * math.tan(float(angle[int(torch.searchsorted(share, level))]))
 
 
 def _mean(a: float, b: float) -> float:
