@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.cases.mixes import COMPRESSED
 from benchmarks.report import Record, number
 
 
 def table(content: dict[str, Any], source: str) -> str:
-    """A row for every step of ours that has torch fused beside it; slower ones, too.
+    """A row for every step of ours with torch fused beside it, and of others over compressed states; slower ones, too.
 
     Args:
         content: of the result file.
@@ -39,8 +40,13 @@ def table(content: dict[str, Any], source: str) -> str:
         "| shapes, types | step | ms | GB/s | of the roofline | torch fused, ms | times as fast |",
         "|---|---|---|---|---|---|---|",
     ]
-    rows = [_row(record, records) for record in records if record["contender"].startswith("ours") and record["ratio"]]
+    rows = [_row(record, records) for record in records if record.get("ratio") and _is_shown(record)]
     return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _is_shown(record: Record) -> bool:
+    other = record["mix"] in COMPRESSED and record["contender"] != record["base"]
+    return bool(record["contender"].startswith("ours") or other)
 
 
 def _row(record: Record, records: Sequence[Record]) -> list[str]:

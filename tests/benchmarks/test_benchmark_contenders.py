@@ -13,7 +13,9 @@ from benchmarks.cases.peers import Contender
 from benchmarks.cases.shapes import Shapes
 from benchmarks.cases.workload import Workload, unsupported
 from benchmarks.harness import NotOffered
-from benchmarks.throughput import roofline
+from benchmarks.options import Asked
+from benchmarks.report import Report
+from benchmarks.throughput import optimizer_step, roofline
 
 CPU = torch.device("cpu")
 SMALL = Shapes("small", "for tests", ((100,), (7, 30), (1,), (64, 128)))
@@ -155,3 +157,21 @@ def test_what_a_contender_cannot_do_has_a_reason():
             peers.build(Contender.parse(name), work)
         reasons[name] = str(refusal.value)
     assert all(reasons.values()) and "CUDA" in reasons["ours-cpu+graph"]
+
+
+def test_bytes_of_tensors_that_cannot_have_8_bits_are_those_of_float32_moments():
+    """A matrix of 64 groups, and 64 elements that are none, by the share of each."""
+    work = Workload(Shapes("two", "", ((64, 64), (64,))), MIXES["bf16-int8-8bit"], CPU)
+    assert [sorted(state) for state in work.states] == [
+        ["exp_avg_q", "exp_avg_scale", "exp_avg_sq_q", "exp_avg_sq_scale", "remainder"],
+        ["exp_avg", "exp_avg_sq", "remainder"],
+    ]
+    assert work.states[1]["remainder"].dtype == torch.int16 and work.states[0]["exp_avg_scale"].shape == (64, 1)
+    assert work.bytes_per_parameter() == round((4096 * 12.25 + 64 * 26) / 4160, 6)
+    assert work.bytes_per_parameter(clip=True) == round((4096 * 14.25 + 64 * 28) / 4160, 6)
+
+
+def test_8_bit_moments_of_vectors_are_left_out():
+    found = Report("step_throughput", CPU, {})
+    optimizer_step.measure("10000x64", MIXES["fp32-8bit"], [Contender.parse("ours-cpu")], Asked(CPU, 0.0), found)
+    assert not found.records and found.left_out[0]["why"] == "no tensor of these shapes can have 8-bit moments"

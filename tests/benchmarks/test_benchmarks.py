@@ -83,18 +83,6 @@ def test_the_readme_has_the_same_bytes():
         assert [float(cell) for cell in row] == numbers
 
 
-def test_bytes_of_tensors_that_cannot_have_8_bits_are_those_of_float32_moments():
-    """A matrix of 64 groups, and 64 elements that are none, by the share of each."""
-    work = Workload(Shapes("two", "", ((64, 64), (64,))), MIXES["bf16-int8-8bit"], CPU)
-    assert [sorted(state) for state in work.states] == [
-        ["exp_avg_q", "exp_avg_scale", "exp_avg_sq_q", "exp_avg_sq_scale", "remainder"],
-        ["exp_avg", "exp_avg_sq", "remainder"],
-    ]
-    assert work.states[1]["remainder"].dtype == torch.int16 and work.states[0]["exp_avg_scale"].shape == (64, 1)
-    assert work.bytes_per_parameter() == round((4096 * 12.25 + 64 * 26) / 4160, 6)
-    assert work.bytes_per_parameter(clip=True) == round((4096 * 14.25 + 64 * 28) / 4160, 6)
-
-
 def test_rounds_alternate_their_order():
     calls = []
     steps = {name: lambda name=name: calls.append(name) for name in "ABC"}
@@ -227,12 +215,6 @@ def test_a_case_that_does_not_fit_is_left_out(monkeypatch):
     asked = Asked(CPU, 0.0)
     optimizer_step.measure("gpt2-124m", MIXES["fp32"], [Contender.parse("ours-cpu")], asked, found)
     assert not found.records and "GiB are free" in found.left_out[0]["why"]
-
-
-def test_8_bit_moments_of_vectors_are_left_out():
-    found = report.Report("step_throughput", CPU, {})
-    optimizer_step.measure("10000x64", MIXES["fp32-8bit"], [Contender.parse("ours-cpu")], Asked(CPU, 0.0), found)
-    assert not found.records and found.left_out[0]["why"] == "no tensor of these shapes can have 8-bit moments"
 
 
 def test_result_files_are_checked(tmp_path):
