@@ -90,6 +90,13 @@ FORMATS: dict[str, Format] = {
     "torchao-8bit": Format("float32 parameters, torchao's AdamW8bit", peer=("torchao.optim", "AdamW8bit")),
     "bnb-8bit": Format("float32 parameters, bitsandbytes' AdamW8bit", peer=("bitsandbytes.optim", "AdamW8bit")),
 }
+#: Conditions whose differences vary so much more than those of others that they need more seeds, float32 and ours.
+NOISY: tuple[tuple[str, str], ...] = (
+    ("outlier", "fp32"),
+    ("outlier", "8bit"),
+    ("worst", "fp32"),
+    ("worst", "bf16+int8+8bit"),
+)
 _PEERS = ("torchao-8bit", "bnb-8bit")
 #: Which formats are compared under which condition, each with "fp32" under the same one.
 STORED: tuple[tuple[str, str], ...] = (

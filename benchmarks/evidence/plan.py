@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -129,8 +130,10 @@ class Plan:
     def stored(self, share: Share, condition: str, name: str) -> list[Run]:
         """The runs in a format under a condition, all at one LR and with one schedule."""
         assert share.lr is not None
-        steps = self.preset.steps(share.task)
-        return [Run(share.task, STORED_WITH, share.lr, seed, condition, steps, name) for seed in range(share.seeds)]
+        steps, seeds = self.preset.steps(share.task), share.seeds
+        if (condition, name) in share.noisy:
+            seeds = share.noisy_seeds
+        return [Run(share.task, STORED_WITH, share.lr, seed, condition, steps, name) for seed in range(seeds)]
 
     def norms_run(self, share: Share) -> Run | None:
         """The run whose gradient norms `refined` is made of, once `linear` is tuned."""
@@ -147,7 +150,7 @@ class Plan:
         shares = self.preset.shares
         for share in shares:  # seed by seed: cut anywhere, there are as many of each
             every = [self.stored(share, *pair) for pair in share.stored]
-            yield from (run for of_seed in zip(*every, strict=True) for run in of_seed)
+            yield from (run for of_seed in itertools.zip_longest(*every) for run in of_seed if run is not None)
         for share in shares:
             yield from self._tuned_and_compared(share)
         yield from self._over(shares, "third", (1 / 3, 3.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from benchmarks.evidence.formats import STORED
+from benchmarks.evidence.formats import NOISY, STORED
 from benchmarks.evidence.schedules import LOSS_DRIVEN, STEP
 from benchmarks.evidence.tasks import TASKS
 
@@ -37,6 +37,7 @@ class Share:
         ablations: whether variants of GreedyLR are compared at the best LR of what they vary; with `ablations_off` at
             1/3 and 3 times that, too.
         stored: conditions and formats of `formats`, in which runs at `lr` are compared with each other.
+        noisy, noisy_seeds: those of them that have so many seeds instead.
     """
 
     task: str
@@ -49,6 +50,8 @@ class Share:
     ablations: bool = False
     ablations_off: bool = False
     stored: tuple[tuple[str, str], ...] = ()
+    noisy: tuple[tuple[str, str], ...] = ()
+    noisy_seeds: int = 0
     lr: float | None = None
 
 
@@ -95,7 +98,7 @@ PRESETS: dict[str, Preset] = {
     "standard": Preset(_STANDARD),
     "state": Preset(
         (
-            Share("gpt-tiny", (), seeds=8, stored=STORED, lr=1e-3),
+            Share("gpt-tiny", (), seeds=5, stored=STORED, noisy=NOISY, noisy_seeds=24, lr=1e-3),
             Share("convnet-wide", (), seeds=16, stored=STORED, lr=1e-3),
         )
     ),

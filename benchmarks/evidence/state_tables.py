@@ -99,7 +99,7 @@ def verdicts(states: States) -> str:
     """A row per condition, and under it one per format: for each task mean difference, upper bound and verdict."""
     columns = ["format"]
     for share in states.shares:
-        columns += [f"{share.task}: mean difference, %", "upper bound, %", "verdict"]
+        columns += [f"{share.task}: mean difference, % (seeds)", "upper bound, %", "verdict"]
     rows, last = [], None
     for condition, name in states.pairs():
         cells = [cell for share in states.shares for cell in _cells(states.compared(share, condition, name))]
@@ -115,7 +115,7 @@ def _cells(found: Compared | None) -> Iterator[str]:
     if found is None:
         yield from ("", "", "")
         return
-    deviation = found.difference.deviation
-    yield percent(found.difference.mean) + (f" ± {deviation:.2g}" if 0 < deviation < math.inf else "")
+    deviation, seeds = found.difference.deviation, found.difference.count
+    yield percent(found.difference.mean) + (f" ± {deviation:.2g}" if 0 < deviation < math.inf else "") + f" ({seeds})"
     yield percent(found.difference.upper)
-    yield found.verdict + (f" ({found.failed} of {found.difference.count} runs broke)" if found.failed else "")
+    yield found.verdict + (f" ({found.failed} of {seeds} runs broke)" if found.failed else "")
