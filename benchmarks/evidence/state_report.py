@@ -73,7 +73,7 @@ def _protocol(folder: Path, states: States) -> Iterator[str]:
         machine = entries[-1]
         versions = {"Python": machine["python"], "torch": machine["torch"]} | machine.get("peers", {})
         yield (
-            f"On {machine['device']}, {machine['cores']} cores, "
+            f"On {machine['device']}, "
             f"{', '.join(f'{name} {version}' for name, version in versions.items())}, begun {entries[0]['date']}; "
             f"commit {', '.join(states.results.commits())}. [All of the environment](environment.json)."
         )

@@ -15,6 +15,7 @@ from benchmarks.evidence.tables import markdown
 
 BASE = "fp32"
 TOLERANCE = 0.3  # percent of float32's loss, for the upper bound of the mean difference
+LARGEST = 1000  # percent that are shown
 NULL = "torch"  # what rounding alone changes; no format
 
 
@@ -76,6 +77,8 @@ def percent(number: float) -> str:
     """A difference, in so many digits that the bounds differ."""
     if not math.isfinite(number):
         return "infinite"
+    if number > LARGEST:
+        return f"> +{LARGEST:,}"
     return f"{number:+.2f}" if abs(number) < 10 else f"{number:+,.0f}"
 
 
@@ -116,6 +119,6 @@ def _cells(found: Compared | None) -> Iterator[str]:
         yield from ("", "", "")
         return
     deviation, seeds = found.difference.deviation, found.difference.count
-    yield percent(found.difference.mean) + (f" ± {deviation:.2g}" if 0 < deviation < math.inf else "") + f" ({seeds})"
+    yield percent(found.difference.mean) + (f" ± {deviation:.2g}" if 0 < deviation < LARGEST else "") + f" ({seeds})"
     yield percent(found.difference.upper)
     yield found.verdict + (f" ({found.failed} of {seeds} runs broke)" if found.failed else "")

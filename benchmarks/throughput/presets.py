@@ -26,7 +26,7 @@ def _presets() -> dict[str, Preset]:
     on_cpu = [name.format("ours-cpu") for name in [*_PAIR, *_GREEDY]] + ["torch-foreach"]
     on_gpu = [name.format(ours) for ours in ("ours-cuda", "ours-triton") for name in [*_PAIR, *_GREEDY, "{}+graph"]]
     on_state = [name.format("ours-cpu") for name in _PAIR]
-    on_state += ["torch-fused-bf16", "torchao-8bit", "bnb-8bit", "flashoptim"]
+    on_state.append("torch-fused-bf16")
     on_gpu += ["torch-foreach", "torch-fused+graph", "torch-capturable+graph"]
     every = [family + extra for family in peers.FAMILIES for extra in ("", "+clip", "+clip+greedy", "+graph")]
     small = {name: FEW for name in ("lora-llama-8b", "1000x64x64", "10000x64")}
