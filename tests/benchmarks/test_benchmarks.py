@@ -266,10 +266,13 @@ def test_options_of_all_benchmarks_are_refused_in_one_line(given):
         everything.main(given.split())
 
 
-def test_the_table_of_results_is_up_to_date():
+@pytest.mark.parametrize(
+    "results, name", [("cpu-epyc-2cores", "step throughput"), ("cpu-epyc-2cores-state", "step throughput of state")]
+)
+def test_the_tables_of_results_are_up_to_date(results, name):
     folder = Path(markdown.__file__).parent
-    result = folder / "results" / "cpu-epyc-2cores" / "step_throughput.json"
-    assert markdown.main([str(result), "--into", str(folder / "RESULTS.md"), "--check"]) == 0
+    result = folder / "results" / results / "step_throughput.json"
+    assert markdown.main([str(result), "--into", str(folder / "RESULTS.md"), "--name", name, "--check"]) == 0
 
 
 def test_looks_are_timed_in_every_way(capsys):
