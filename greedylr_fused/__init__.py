@@ -2,7 +2,7 @@
 
 from greedylr_fused import integrations as _integrations
 from greedylr_fused.backends import available_backends
-from greedylr_fused.device_schedule import DeviceSchedule
+from greedylr_fused.device_schedule import DeviceSchedule, Muon
 from greedylr_fused.optimizer import FusedAdamW
 from greedylr_fused.schedules import (
     REX,
@@ -24,6 +24,7 @@ from greedylr_fused.version import __version__
 
 _integrations.register()
 
-__all__ = ["DeviceSchedule", "FusedAdamW", "GreedyLR", "Metrics", "__version__", "available_backends"]
+__all__ = ["DeviceSchedule", "FusedAdamW", "GreedyLR", "Metrics", "Muon", "__version__"]
+__all__ += ["available_backends"]
 __all__ += ["Constant", "Cosine", "CosineRestarts", "Linear", "OneCycle", "Polynomial", "ReduceOnPlateau", "Refined"]
 __all__ += ["REX", "Table", "UBA", "WSD"]

@@ -1,7 +1,7 @@
-"""DeviceSchedule: the schedules of this package for any optimizer of PyTorch whose learning rates are tensors.
+"""DeviceSchedule: the schedules of this package for any optimizers of PyTorch whose learning rates are tensors.
 
 The device decides, as for `FusedAdamW`, in a control vector of its own; what it decided is then copied into the tensor
-of each parameter group, which a captured graph or a compiled step goes on reading.
+of each parameter group, which a captured graph or a compiled step goes on reading (driven.py).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused.backends import resolve
 from greedylr_fused.capture import keep, outside_inference
-from greedylr_fused.checkpoint import KEY, fitted, read_control, saved
+from greedylr_fused.checkpoint import KEY, fitted, saved
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.device_schedule import checks
+from greedylr_fused.device_schedule.driven import Driven, name
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import Listener, Metrics, Mirror, flow, losses, options, outside_graphs
 from greedylr_fused.tensors import Copies, TensorTable
@@ -28,42 +28,63 @@ _DRIVEN: weakref.WeakKeyDictionary[Optimizer, weakref.ref[DeviceSchedule]] = wea
 
 
 class DeviceSchedule:
-    """A schedule for the learning rates of any optimizer, decided on the device with no host synchronisation.
+    """A schedule for the learning rates of any optimizer, or of several, decided on the device with no host
+    synchronisation.
 
         opt = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-3, device="cuda"), capturable=True)
         schedule = DeviceSchedule(opt, GreedyLR(base=Cosine(total_steps=10_000)))
         loss = model(batch); loss.backward()
         opt.step(); schedule.step(loss=loss)
 
-    The optimizer's step reads the LR tensors. Optimizers that are neither fused nor capturable, and torch's Muon, read
-    them back to the host, and so wait. Each group's tensor stays the same object in the same dtype, and holds what
-    `read_lr()` returns, rounded once. Groups that share a tensor, as after `lr=tensor`, get one each: capture graphs
-    after the construction.
+    The optimizer's step reads the LR tensors. Optimizers that are neither fused nor capturable, and torch's Muon (not
+    this package's), read them back to the host, and so wait. Each group's tensor stays the same object in the same
+    dtype, and holds what `read_lr()` returns, rounded once. Groups that share a tensor, as after `lr=tensor`, get one
+    each: capture graphs after the construction.
+
+    Several optimizers, `DeviceSchedule([muon, adamw], schedule)`, have one loss and one decision: their LRs keep the
+    ratios that they start with, to within `eps` of the schedule. A FusedAdamW may be one of them, with `schedule=None`;
+    its `max_grad_norm` is that of its own parameters. They may be on several devices, each on one: the decision is made
+    on that of the first. `schedule.step(loss=loss)` comes after the steps of all.
 
     The starting LR of a group (the peak of a step schedule) is the shortest decimal number that rounds to what its
     tensor holds: 1e-3 of `torch.tensor(1e-3)`, not 0.0010000000474974513. Construction waits for the device; steps
-    count calls of `step()`, whether or not GradScaler let the optimizer step.
+    count calls of `step()`, whether or not GradScaler, or FusedAdamW, skipped that of the optimizer.
 
     Args:
-        optimizer: any `torch.optim.Optimizer` but FusedAdamW, which has `schedule=`; the LRs of its groups are
-            floating-point tensors of one element, all on one device on which parameters are.
-        schedule: loss-driven (`GreedyLR`, `ReduceOnPlateau`) or a step schedule (`Cosine`, `WSD`, ...).
+        optimizer: any `torch.optim.Optimizer` but FusedAdamW, which has `schedule=`, or a sequence of optimizers, of
+            which each parameter is in one; the LRs of its groups are floating-point tensors of one element, those of an
+            optimizer on one device on which its parameters are.
+        schedule: loss-driven (`GreedyLR`, `ReduceOnPlateau`) or a step schedule (`Cosine`, `WSD`, ...). For several
+            optimizers its bounds are in the ratio of the LRs, as `min_lr_ratio` and `max_lr_ratio` are.
+        ratios: one number > 0 per optimizer: the LR of its first group as a ratio of that of the first optimizer, whose
+            number is mostly 1; other groups keep theirs to it. Default None: as the LRs stand in the groups.
         process_group: the ranks whose losses decide together, as in FusedAdamW. Default None: those of the root mesh of
             DTensor parameters, otherwise the default group.
         backend: as in FusedAdamW.
 
     Raises:
         TypeError: another kind of optimizer or schedule, or an LR that is no tensor.
-        ValueError: LRs on several devices or out of the schedule's bounds.
-        RuntimeError: the optimizer has another scheduler, or the backend cannot run there.
+        ValueError: LRs of one optimizer on several devices, or out of the schedule's bounds; bounds or ratios that do
+            not fit several optimizers, or a parameter in two.
+        RuntimeError: an optimizer has another scheduler, or the backend cannot run there.
     """
 
     @outside_inference
     def __init__(
-        self, optimizer: Optimizer, schedule: Schedule, *, process_group: Any = None, backend: str = "auto"
+        self,
+        optimizer: Optimizer | Sequence[Optimizer],
+        schedule: Schedule,
+        *,
+        ratios: Sequence[float] | None = None,
+        process_group: Any = None,
+        backend: str = "auto",
     ) -> None:
-        known = _DRIVEN.get(optimizer) if isinstance(optimizer, Optimizer) else None
-        checks.check_optimizer(optimizer, None if known is None else known())
+        self._several = isinstance(optimizer, Sequence)
+        optimizers: tuple[Any, ...] = tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)
+        for one in optimizers:
+            known = _DRIVEN.get(one) if isinstance(one, Optimizer) else None
+            checks.check_optimizer(one, None if known is None else known(), several=self._several)
+        checks.check_together(optimizers)
         options.check_not_traced("DeviceSchedule()")
         options.check_schedule(schedule)
         if schedule is None:
@@ -71,26 +92,34 @@ class DeviceSchedule:
                 "DeviceSchedule: expected a schedule such as GreedyLR(), got schedule=None; construct none without one"
             )
         options.check_ranks(process_group, None)
-        tensors = checks.lr_tensors(optimizer)
-        device = tensors[0].device
+        self._driven = driven = Driven(optimizers)
+        device = driven.lrs[0].device
         self.optimizer, self.schedule = optimizer, schedule
-        lrs = [checks.starting_lr(lr) for lr in tensors]
+        lrs = driven.starting_lrs(ratios)
         self._control = Control(schedule, lrs, max_grad_norm=None, skip_nonfinite=False, device=device)
+        if self._several:
+            checks.check_bounds(self._control.bounds, lrs)
         self._ranks = Ranks(process_group, None, needs_loss=self._control.needs_loss)
-        self._ranks.find(self._params())
+        self._ranks.find(driven.params)
         self._choice = resolve(backend, device)
         kind = self._choice.backend
         self._backend = kind(TensorTable([], self._control, kind.chunk_size, Copies(), False))
         self._mirror = Mirror(self._control)
-        self._lrs = tensors
         self._decided = [
-            lr.reshape(tensor.shape) for lr, tensor in zip(self._control.lr.unbind(), tensors, strict=True)
+            lr.reshape(tensor.shape) for lr, tensor in zip(self._control.lr.unbind(), driven.lrs, strict=True)
         ]
         self._control.observed = 0
         self._listeners: list[Listener] = []
-        self._captures: list[Any] = []  # what captured graphs read
-        _DRIVEN[optimizer] = weakref.ref(self)
+        self._captures: list[Any] = []  # what captured graphs read; a CapturedStep puts another list here meanwhile
+        for one in optimizers:
+            checks.warn_of_host_reads(one)
+            _DRIVEN[one] = weakref.ref(self)
         self._put_back()
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """The optimizers that it drives, in the order of their groups in `read_lr()` and `metrics().lr`."""
+        return self._driven.optimizers
 
     @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -107,7 +136,7 @@ class DeviceSchedule:
             TypeError: not one number.
         """
         options.check_not_traced("DeviceSchedule.step()")
-        self._check_groups()
+        self._driven.check()
         if loss is not None:
             losses.check_loss(loss)
             if self._control.observed:
@@ -122,7 +151,7 @@ class DeviceSchedule:
             )
         try:
             if self._ranks.moved:
-                self._ranks.find(self._params())
+                self._ranks.find(self._driven.params)
             shared = self._ranks.shared(self._control, False)
             in_place = flow.observed_or_in_place(loss, self._backend, self._control, shared)
             if shared is not None:
@@ -133,7 +162,7 @@ class DeviceSchedule:
             self._control.discard_observed()
             raise
         self._control.observed = 0
-        self._write()
+        self._driven.write(self._decided)
         self._mirror.update()
         for listener in self._listeners:
             listener.after_step()
@@ -190,51 +219,52 @@ class DeviceSchedule:
         self._control.start_decay(steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the schedule's state as numbers and texts, to save beside the optimizer's. Waits for the device."""
-        return {KEY: saved(self._control.numbers())}
+        """Return the schedule's state as numbers and texts, under "control", to save beside that of its optimizer. Of
+        several optimizers the state is in it too, in their order under "optimizers", with their own tensors, as torch's
+        `state_dict` has it. Waits for the device.
+        """
+        states = {checks.STATES: self._driven.state_dicts()} if self._several else {}
+        return states | {KEY: saved(self._control.numbers())}
 
     @outside_inference
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict()` returned, to go on from there bit for bit; change nothing if that fails.
 
         Construct optimizer and schedule, load the optimizer's state, and then the schedule's: torch's loader puts other
-        tensors into the groups, and this puts the driven ones back. Of another kind of schedule only the step count and
-        the peak, or without a step schedule the LR, are taken, as by `FusedAdamW.load_state_dict`. To begin a new
-        schedule on a loaded optimizer, write LR tensors of the new peak to its groups, construct a DeviceSchedule, and
-        load nothing into it.
+        tensors into the groups, and this puts the driven ones back. Several optimizers are loaded by this, each by its
+        own `load_state_dict`; where their state was loaded otherwise, as by `torch.distributed.checkpoint`, pass
+        `{"control": ...}` alone.
+
+        Of another kind of schedule only the step count and the peak, or without a step schedule the LR, are taken, as
+        by `FusedAdamW.load_state_dict`. To begin a new schedule on a loaded optimizer, write LR tensors of the new peak
+        to its groups, construct a DeviceSchedule, and load nothing into it.
 
         Raises:
-            TypeError, ValueError: damaged, of another number of groups, or of a schedule that compared something else.
+            TypeError, ValueError: damaged, of another number of optimizers or groups, or of a schedule that compared
+                something else.
+            Exception: whatever the `load_state_dict` of one of several optimizers raises.
         """
-        saved_groups = state_dict.get(KEY) if isinstance(state_dict, Mapping) else None
-        if (
-            not isinstance(saved_groups, Sequence)
-            or isinstance(saved_groups, str)
-            or len(saved_groups) != len(self._lrs)
-        ):
-            raise ValueError(
-                "DeviceSchedule.load_state_dict(): expected what state_dict() returned for an optimizer with "
-                f'{len(self._lrs)} parameter groups, got no "{KEY}" of as many; load that of such an optimizer'
-            )
-        numbers = read_control([{KEY: group} for group in saved_groups])
-        if numbers is None:
-            raise ValueError(
-                f'DeviceSchedule.load_state_dict(): expected a filled "{KEY}", got an empty one; take an earlier '
-                "checkpoint"
-            )
+        several = len(self.optimizers) if self._several else 0
+        numbers, states = checks.check_saved(state_dict, len(self._driven.lrs), several)
         numbers = fitted(numbers, self._control)
         loaded = self._control.anew([group["initial_lr"] for group in numbers])
         loaded.load(numbers)
-        self._check_number_of_groups()
-        self._control.become(loaded)
+        self._driven.check_number_of_groups()
+        try:
+            if states is not None:
+                self._driven.load_state_dicts(states)
+            self._control.become(loaded)
+        finally:
+            self._put_back()
         self._control.observed = 0
-        self._put_back()
         self._mirror = Mirror(self._control)
         for listener in self._listeners:
             listener.after_restart()
 
     def __repr__(self) -> str:
-        return f"DeviceSchedule({type(self.optimizer).__name__}, {self.schedule}, backend: {self._choice})"
+        shown = ", ".join(map(name, self.optimizers))
+        shown = f"[{shown}]" if self._several else shown
+        return f"DeviceSchedule({shown}, {self.schedule}, backend: {self._choice})"
 
     def __getstate__(self) -> NoReturn:
         raise TypeError(
@@ -243,34 +273,11 @@ class DeviceSchedule:
         )
 
     def _put_back(self) -> None:
-        for group, lr in zip(self.optimizer.param_groups, self._lrs, strict=True):
-            group["lr"] = lr
-        self._write()
+        self._driven.put_back()
+        self._driven.write(self._decided)
 
-    @torch.no_grad()
-    def _write(self) -> None:
-        torch._foreach_copy_(self._lrs, self._decided)
-
-    def _params(self) -> list[Tensor]:
-        return [param for group in self.optimizer.param_groups for param in group["params"]]
-
-    def _check_groups(self) -> None:
-        checks.refuse_torch_scheduler(self.optimizer)
-        self._check_number_of_groups()
-        for index, (group, tensor) in enumerate(zip(self.optimizer.param_groups, self._lrs, strict=True)):
-            if (found := group["lr"]) is tensor:
-                continue
-            if float(found) != float(tensor):
-                raise RuntimeError(
-                    f"DeviceSchedule: expected lr={float(tensor)} in parameter group {index}, as the schedule decided, "
-                    f"got lr={float(found)} written there; after optimizer.load_state_dict() load the schedule's state "
-                    "too, and to change the LR by hand construct another schedule"
-                )
-            group["lr"] = tensor  # the optimizer's loader has put a copy there
-
-    def _check_number_of_groups(self) -> None:
-        if (found := len(self.optimizer.param_groups)) != len(self._lrs):
-            raise RuntimeError(
-                f"DeviceSchedule: expected an optimizer with the {len(self._lrs)} parameter groups that it had, got "
-                f"one with {found}; add groups first, and construct the schedule then"
-            )
+    def _replayed(self) -> None:
+        """Show what is known by now, after the replay of a graph with a step in it."""
+        self._mirror.update()
+        for listener in self._listeners:
+            listener.after_replay()

@@ -1,20 +1,19 @@
-"""Checks of what a captured step is made of, and of what must not have changed when it is replayed."""
+"""Checks of what a captured step is made of, and of what it is called with."""
 
 from __future__ import annotations
 
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from greedylr_fused.device_schedule import DeviceSchedule
+from greedylr_fused.graphs.frozen import ANEW
+from greedylr_fused.graphs.stepped import Stepped
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.tensors import NEEDS_COPY, REBUILD, local
 
 #: Kinds of device on which graphs can be captured.
 _DEVICES = ("cuda",)
-_HYPER = ("betas", "eps", "weight_decay", "maximize", "amsgrad")
-_ANEW = "call reset(): the next call is an eager step, and the one after it captures anew"
 
 
 def check_arguments(body: Any, optimizer: Any, warmup: Any) -> None:
@@ -23,10 +22,10 @@ def check_arguments(body: Any, optimizer: Any, warmup: Any) -> None:
     Raises:
         TypeError, ValueError, RuntimeError: see `CapturedStep`.
     """
-    if not isinstance(optimizer, FusedAdamW):
+    if not isinstance(optimizer, (FusedAdamW, DeviceSchedule)):
         raise TypeError(
-            f"CapturedStep: expected a FusedAdamW as optimizer, got a {type(optimizer).__name__}; write "
-            "CapturedStep(body, optimizer)"
+            f"CapturedStep: expected a FusedAdamW or a DeviceSchedule as optimizer, got a {type(optimizer).__name__}; "
+            "write CapturedStep(body, optimizer), or CapturedStep(body, schedule) for what a schedule drives"
         )
     if not callable(body):
         raise TypeError(
@@ -35,10 +34,17 @@ def check_arguments(body: Any, optimizer: Any, warmup: Any) -> None:
         )
     if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 1:
         raise ValueError(f"CapturedStep: expected an integer >= 1 as warmup, got {warmup!r}; leave it out for 3")
-    if (device := optimizer._device()).type not in _DEVICES:
+    devices = sorted(map(str, Stepped(optimizer).devices))
+    if any(device.partition(":")[0] not in _DEVICES for device in devices):
         raise RuntimeError(
             "CapturedStep: expected parameters on a GPU, since a CUDA graph is one of GPU launches, got ones on "
-            f"{device}; call the body itself, or move the model first and then construct optimizer and CapturedStep"
+            f"{', '.join(devices)}; call the body itself, or move the model first and then construct optimizer and "
+            "CapturedStep"
+        )
+    if len(devices) > 1:
+        raise RuntimeError(
+            f"CapturedStep: expected parameters on one GPU, got ones on {', '.join(devices)}, and no graph has "
+            "several; call the body itself"
         )
 
 
@@ -58,7 +64,7 @@ def check_input(place: int, own: Any, given: Any) -> None:
         raise ValueError(
             f"CapturedStep: expected {own_is} as input number {place}, as at the first call, whose shapes and "
             f"constants the graph has, got {got}; leave an incomplete last batch out (drop_last=True), pass what "
-            f"changes as a tensor, or {_ANEW}"
+            f"changes as a tensor, or {ANEW}"
         )
 
 
@@ -75,75 +81,14 @@ def check_constant(leaf: Any) -> None:
         )
 
 
-def check_nothing_observed(optimizer: FusedAdamW) -> None:
+def check_nothing_observed(stepped: Stepped) -> None:
     """Refuse losses observed outside of the graph: it would mix them into its own.
 
     Raises:
         RuntimeError: names their number.
     """
-    if observed := optimizer._control.observed:
+    if observed := stepped.observed:
         raise RuntimeError(
             f"CapturedStep: expected losses observed in the body, which the graph repeats, got {observed} observed "
             "outside of it; move opt.observe(loss) into the body"
         )
-
-
-class Frozen:
-    """State of an optimizer at the capture, which its graph has frozen.
-
-    Args:
-        optimizer: the one stepped in the capture that has just ended.
-
-    Attributes:
-        params_with_grad: the parameters that the graph changes.
-    """
-
-    def __init__(self, optimizer: FusedAdamW) -> None:
-        self._optimizer, self._table = optimizer, optimizer._engine.table
-        self._backend = optimizer._engine.backend  # kept, as the table is: the graph reads their memory
-        self.params_with_grad: list[Tensor] = [] if self._table is None else list(self._table.params_with_grad)
-        self._scaled = optimizer._control.scaled
-        self._hyper = [{name: group[name] for name in _HYPER} for group in optimizer.param_groups]
-        self._look()
-        self._row = None if self._table is None else self._table.row.clone()
-        self._grads = self._addresses()
-
-    def check(self) -> None:
-        """Refuse a replay that would not do what an eager step would.
-
-        Raises:
-            RuntimeError: names what was changed.
-        """
-        optimizer, what = self._optimizer, None
-        for index, (group, then) in enumerate(zip(optimizer.param_groups, self._hyper, strict=False)):
-            for name in _HYPER:
-                if group[name] != then[name]:
-                    what = f"{name} of parameter group {index} changed from {then[name]!r} to {group[name]!r}"
-        found = self._look()
-        if optimizer._engine.table is not self._table or found & REBUILD:
-            what = (
-                "parameters, their states or the groups were replaced (by load_state_dict(), add_param_group(), "
-                "keep_copies(), or moving the model), or a step had gradients of other parameters"
-            )
-        if optimizer._control.scaled != self._scaled:
-            what = "a step was made with a gradient scaler, whose scale is on the device until a step without one"
-        if what is not None:
-            raise RuntimeError(f"CapturedStep: since the capture {what}, of which the graph knows nothing; {_ANEW}")
-        if found & NEEDS_COPY or not torch.equal(self._table.row, self._row):  # type: ignore[union-attr, arg-type]
-            self._check_gradients()
-
-    def _check_gradients(self) -> None:
-        for param, before, now in zip(self._optimizer._params(), self._grads, self._addresses(), strict=True):
-            if now not in (0, before):
-                raise RuntimeError(
-                    f"CapturedStep: expected the gradient of a parameter of shape {tuple(param.shape)} in the memory "
-                    "it had at the capture, where the graph computes it, got it in other memory; call opt.zero_grad() "
-                    f"if it is done with, or {_ANEW}"
-                )
-
-    def _look(self) -> int:
-        return self._optimizer._engine.look(self._optimizer.param_groups, self._optimizer.state)
-
-    def _addresses(self) -> list[int]:
-        grads = [param.grad for param in self._optimizer._params()]
-        return [0 if grad is None else local(grad).data_ptr() for grad in grads]

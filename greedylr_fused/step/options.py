@@ -173,7 +173,8 @@ def check_device(params: Sequence[Tensor]) -> torch.device | None:
     if len(devices) > 1:
         raise RuntimeError(
             f"FusedAdamW: expected parameters on one device, got ones on {', '.join(sorted(map(str, devices)))}; "
-            "construct one FusedAdamW for the parameters of each device"
+            "construct one FusedAdamW for the parameters of each device, all under DeviceSchedule([...], schedule): "
+            "docs/distributed.md, several devices"
         )
     return next(iter(devices), None)
 

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from transformers.optimization import GreedyLR as Upstream
 from transformers.optimization import get_cosine_schedule_with_warmup
 
-from greedylr_fused import DeviceSchedule, FusedAdamW
+from greedylr_fused import DeviceSchedule, FusedAdamW, Muon
 from greedylr_fused.device_schedule.checks import starting_lr
 from greedylr_fused.schedules import WSD, Cosine, GreedyLR, ReduceOnPlateau
 
@@ -24,7 +24,7 @@ OPTIMIZERS = {
     "NAdam": (torch.optim.NAdam, {}),
     "RMSprop": (torch.optim.RMSprop, {}),
     "Adafactor": (torch.optim.Adafactor, {}),
-    "Muon": (torch.optim.Muon, {}),
+    "Muon": (Muon, {}),
 }
 LRS = (1e-3, 0.02)
 GREEDY = {"factor": 0.7, "patience": 1, "cooldown": 1, "warmup": 1, "smooth": True, "window_size": 4, "reset_start": 2}

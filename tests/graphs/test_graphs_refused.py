@@ -111,7 +111,7 @@ def test_a_body_that_steps_something_else(standing_in):
         (
             lambda body: (body, torch.optim.AdamW(body.params)),
             TypeError,
-            "expected a FusedAdamW as optimizer, got a AdamW",
+            "expected a FusedAdamW or a DeviceSchedule as optimizer, got a AdamW",
         ),
         (lambda body: (body.opt, body.opt), TypeError, "expected a function of the batch as body, got a FusedAdamW"),
         (lambda body: (body, body.opt, 0), ValueError, "expected an integer >= 1 as warmup, got 0"),

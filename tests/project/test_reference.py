@@ -49,5 +49,9 @@ def test_signatures_are_those_of_python(monkeypatch):
         read = package[name.removeprefix("greedylr_fused.")]
         if (read.is_class or read.is_function) and "integrations" not in name:
             found = [(each.name, each.kind.name) for each in read.parameters if each.name != "self"]
-            own = inspect.signature(pkgutil.resolve_name(name)).parameters.values()
+            value = pkgutil.resolve_name(name)
+            if read.is_class and value.__init__.__module__.startswith("torch"):
+                assert found == [] and name.endswith(".Muon")  # torch's own arguments, which its docstring names
+                continue
+            own = inspect.signature(value).parameters.values()
             assert found == [(each.name, each.kind.name.lower()) for each in own], name

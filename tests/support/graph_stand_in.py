@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from greedylr_fused import FusedAdamW, GreedyLR
+from greedylr_fused import DeviceSchedule, FusedAdamW, GreedyLR
 from greedylr_fused.graphs import CapturedStep
 from greedylr_fused.graphs import captured_step as graphs
 from greedylr_fused.graphs import checks as graph_checks
@@ -40,35 +40,46 @@ class Body:
 
 
 class StandIn:
-    """In the place of `Graph`."""
+    """In the place of `Graph`. A test sets what is stepped in it."""
 
-    optimizer: FusedAdamW
+    optimizer: FusedAdamW | DeviceSchedule
 
     def __init__(self, pool, side):
         self.pool = pool
+        self.optimizers = getattr(self.optimizer, "optimizers", (self.optimizer,))
+
+    def groups(self):
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def params(self):
+        return [param for group in self.groups() for param in group["params"]]
 
     def tensors(self):
-        states = [tensor for own in self.optimizer.state.values() for tensor in own.values()]
-        return [*(p for group in self.optimizer.param_groups for p in group["params"]), *states]
+        """All that a step writes to."""
+        states = [t for optimizer in self.optimizers for own in optimizer.state.values() for t in own.values()]
+        lrs = [group["lr"] for group in self.groups() if isinstance(group["lr"], torch.Tensor)]
+        deciders = {self.optimizer, *(opt for opt in self.optimizers if isinstance(opt, FusedAdamW))}
+        return [*self.params(), *states, *lrs, *(decider._control.vector for decider in deciders)]
 
     def capture(self, run):
         self.run = run
-        control = self.optimizer._control.vector
-        before = [(tensor, tensor.detach().clone()) for tensor in (*self.tensors(), control)]
+        before = [(tensor, tensor.detach().clone()) for tensor in self.tensors()]
         self.result = run()
         with torch.no_grad():
             for tensor, values in before:
                 tensor.copy_(values)
-        self.grads = {param: param.grad for group in self.optimizer.param_groups for param in group["params"]}
+        self.grads = {param: param.grad for param in self.params()}
         return self.result
 
     def replay(self):
         found = {param: param.grad for param in self.grads}
-        self.optimizer.zero_grad = lambda: None  # the graph's memory is written to again
+        for optimizer in self.optimizers:
+            optimizer.zero_grad = lambda: None  # the graph's memory is written to again
         for param, grad in self.grads.items():
             param.grad = None if grad is None else grad.zero_()
         result = self.run()
-        del self.optimizer.zero_grad
+        for optimizer in self.optimizers:
+            del optimizer.zero_grad
         for param, grad in found.items():
             param.grad = grad
         for own, new in zip(*map(pytree.tree_leaves, (self.result, result)), strict=True):
