@@ -58,8 +58,9 @@ def parse(arguments: Sequence[str] | None) -> Request:
     add("--size", choices=list(SIZES), help="model size (default: tiny on a CPU, gpt2 on a GPU; micro is for tests)")
     add(
         "--optimizer",
-        choices=["fused", "torch"],
-        help="fused: FusedAdamW; torch: AdamW, clipping, a schedule on the host",
+        choices=["fused", "torch", "muon+fused"],
+        help="fused: FusedAdamW; torch: AdamW, clipping, a schedule on the host; muon+fused: Muon for the matrices of "
+        "the blocks, FusedAdamW for the rest, one schedule over both",
     )
     add("--compare", action="store_true", help="run both optimizers from one seed and show the differences")
     engines = parser.add_mutually_exclusive_group()

@@ -165,7 +165,7 @@ def check_ranks(config: Config, ranks: Ranks) -> None:
     Raises:
         UsageError: a batch that does not divide, more processes than GPUs, the baseline.
     """
-    if config.optimizers != ("fused",) and ranks.engine:
+    if "torch" in config.optimizers and ranks.engine:
         what = "--compare" if config.compare else "--optimizer torch"
         raise UsageError(f"{what}: the baseline decides from the loss of its own rank; run it without torchrun")
     if config.batch % ranks.size:

@@ -25,6 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from errors import UsageError, WriteError
+from muon import MuonAndFused
 
 ENGINES = {"fsdp": "parameters, gradients and moments in parts", "ddp": "a whole model on each rank"}
 LIMIT = datetime.timedelta(minutes=10)  # for one exchange between ranks, that of waiting for a checkpoint included
@@ -157,6 +158,10 @@ _WHOLE = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
 def whole_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
     """What is saved of a model and its optimizer. Every rank takes part; only rank 0 gets it."""
     model_state = sharded.get_model_state_dict(model, options=_WHOLE)
+    if isinstance(optimizer, MuonAndFused):
+        states = sharded.get_optimizer_state_dict(model, optimizer.optimizers, options=_WHOLE)
+        schedule = {"control": optimizer.schedule.state_dict()["control"]}
+        return {"model": model_state, "optimizer": states, "schedule": schedule}
     if not isinstance(optimizer, torch.optim.Optimizer):  # the baseline, on one rank
         return {"model": model_state, "optimizer": optimizer.state_dict()}
     return {"model": model_state, "optimizer": sharded.get_optimizer_state_dict(model, optimizer, options=_WHOLE)}
@@ -165,7 +170,10 @@ def whole_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
 def load_whole_state(model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
     """Load it, under any engine and over any number of ranks; each keeps its part."""
     sharded.set_model_state_dict(model, state["model"], options=_WHOLE)
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    if isinstance(optimizer, MuonAndFused):
+        sharded.set_optimizer_state_dict(model, optimizer.optimizers, state["optimizer"], options=_WHOLE)
+        optimizer.schedule.load_state_dict(state["schedule"])
+    elif not isinstance(optimizer, torch.optim.Optimizer):
         optimizer.load_state_dict(state["optimizer"])
     else:
         sharded.set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_WHOLE)

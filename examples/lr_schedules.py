@@ -62,6 +62,8 @@ def check_baseline(config: Config) -> None:
     Raises:
         UsageError: neither torch nor transformers has it.
     """
+    if config.record_norms and config.optimizers == ("muon+fused",):
+        raise UsageError(f"--optimizer {config.optimizer}: FusedAdamW alone records norms; leave out --record-norms")
     if "torch" not in config.optimizers:
         return
     option = "--compare" if config.compare else "--optimizer torch"

@@ -123,6 +123,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
 
 
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices within the blocks, and so not the embedding, which is the head too."""
+    return [p for name, p in model.named_parameters() if "blocks." in name and p.dim() == 2]
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Matrices decay; gains do not."""
     matrices, gains = ([p for p in model.parameters() if (p.dim() >= 2) == wide] for wide in (True, False))

@@ -2,13 +2,15 @@
 
     python examples/pretrain.py                      train with FusedAdamW and GreedyLR
     python examples/pretrain.py --compare            the same, beside torch's AdamW with a host-side GreedyLR
+    python examples/pretrain.py --optimizer muon+fused    Muon and FusedAdamW under one GreedyLR
     python examples/pretrain.py --schedule cosine    or linear, wsd, greedy+linear, ...; see --help
     python examples/pretrain.py --data FILE_OR_DIR   on one's own text
     python examples/pretrain.py --resume DIR         go on where a run stopped
     torchrun --nproc-per-node 2 examples/pretrain.py --fsdp     in several processes (or --ddp), which share the batch
 
 Reading order: this file, trainer.py (a step), model.py, data.py, lr_schedules.py; engine.py has all that several
-processes need; unfused.py is the baseline, with the schedules of host_schedules.py.
+processes need; unfused.py is the baseline, with the schedules of host_schedules.py; muon.py has two
+optimizers under one schedule.
 """
 
 from __future__ import annotations

@@ -23,11 +23,16 @@ from config import Config
 from record import Record, finite_or_none
 from trainer import Trainer, host_reads_per_step
 
-LABELS = {"fused": "FusedAdamW, {} on the device", "torch": "torch AdamW + clip, {} on the host"}
+LABELS = {
+    "fused": "FusedAdamW, {} on the device",
+    "torch": "torch AdamW + clip, {} on the host",
+    "muon+fused": "Muon and FusedAdamW, {} on the device",
+}
 # The baseline is drawn dashed and thin over the wide line of ours, so that both are seen where they agree.
 STYLES: dict[str, dict[str, Any]] = {
     "fused": dict(color="#1f77b4", linewidth=3.2, alpha=0.75),
     "torch": dict(color="#d62728", linewidth=1.2, linestyle=(0, (4, 2))),
+    "muon+fused": dict(color="#2ca02c", linewidth=3.2, alpha=0.75),
 }
 Results = dict[str, dict[str, Any]]
 

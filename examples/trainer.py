@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from config import Config
 from data import Batches, Corpus, held_out_batches
 from engine import Ranks, load_whole_state, whole_state
-from model import GPT, parameter_groups
+from model import GPT, hidden_matrices, parameter_groups
+from muon import MuonAndFused
 from unfused import UnfusedAdamW
 
-OPTIMIZERS: dict[str, Any] = {"fused": FusedAdamW, "torch": UnfusedAdamW}
 WARM_UP = 3  # steps not timed: state is allocated, code is loaded
 RECENT = 20  # steps in the speed of the progress line
 HELD_OUT_WINDOWS = 64
@@ -31,7 +31,7 @@ class Trainer:
     """Trains one model.
 
     Args:
-        name: "fused" or "torch", the optimizer.
+        name: "fused", "torch" or "muon+fused", the optimizer.
         config: the run's options; two trainers of one config start from the same bits and see the same batches.
         corpus: the text.
         ranks: this process among those that train the model.
@@ -43,14 +43,7 @@ class Trainer:
         self.device = torch.device(config.device)
         self.model = ranks.wrap(GPT(config.shape).to(self.device), self.device)
         torch.manual_seed(config.seed + ranks.rank)  # other random numbers, should the model draw any
-        self.optimizer = OPTIMIZERS[name](
-            parameter_groups(self.model, config.weight_decay),
-            lr=config.lr,
-            betas=(0.9, 0.95),
-            weight_decay=config.weight_decay,
-            schedule=config.lr_schedule,
-            max_grad_norm=1.0,
-        )
+        self.optimizer = build_optimizer(name, self.model, config)
         self.batches = Batches(corpus.train, config.batch, config.context, config.seed, self.device, ranks.share)
         self._held_out = corpus.held_out
         self.steps = 0
@@ -144,6 +137,16 @@ class Trainer:
         self.steps = state["steps"]
         self.metrics = self.optimizer.metrics()
         self._last_good = self.metrics.step + self.metrics.skipped
+
+
+def build_optimizer(name: str, model: torch.nn.Module, config: Config) -> Any:
+    """One of the three, with the interface of FusedAdamW."""
+    groups = parameter_groups(model, config.weight_decay)
+    options: dict[str, Any] = dict(lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    options |= dict(schedule=config.lr_schedule, max_grad_norm=1.0)
+    if name == "muon+fused":
+        return MuonAndFused(groups, hidden_matrices(model), **options)
+    return {"fused": FusedAdamW, "torch": UnfusedAdamW}[name](groups, **options)
 
 
 class Clock:
