@@ -108,6 +108,7 @@ def unchanged(folder):
         (unchanged, ["--compare", "--schedule", "linear", "--min-lr-ratio", "0.1"], "there is none for a linear"),
         (unchanged, ["--compare", "--schedule", "plateau", "--warmup-steps", "1"], "there is none for plateau with"),
         (unchanged, ["--optimizer", "torch", "--record-norms"], "leave out --record-norms"),
+        (unchanged, ["--optimizer", "muon+fused", "--record-norms"], "FusedAdamW alone records norms"),
         (unchanged, ["--resume", "run", "--schedule", "cosine"], "the checkpoint is of a run with greedy; leave"),
         (unchanged, ["--resume", "run", "--compare"], "--compare: the checkpoint is of a run with fused"),
         (unchanged, ["--resume", "run"], "already at step 2 of 2; raise --steps"),

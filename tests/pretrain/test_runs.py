@@ -10,7 +10,7 @@ import pytest
 import torch
 from running import assert_same_run, contents, lines
 
-RUNS = {"fused": ["--optimizer", "fused"], "torch": ["--optimizer", "torch"], "compare": ["--compare"]}
+RUNS = {name: ["--optimizer", name] for name in ("fused", "torch", "muon+fused")} | {"compare": ["--compare"]}
 
 
 def rows_loss(rows, step):
@@ -91,6 +91,11 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(pretrain, tmp_path
     assert pretrain(*options, "--steps", 8, "--out", tmp_path / "resumed") == 0
     assert pretrain("--resume", tmp_path / "resumed", "--steps", 12) == 0
     assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+    if kind == "muon+fused":
+        (found,) = json.loads((tmp_path / "straight" / "summary.json").read_text())["runs"].values()
+        assert found["host_reads_per_step"] == 0 and found["held_out_bits_per_byte"] < 7.0
+        rows = [row for row in lines(tmp_path / "straight") if "loss" in row]
+        assert {row["run"] for row in rows} == {kind} and rows[-1]["next_lr"] != rows[0]["next_lr"]
 
 
 @pytest.mark.parametrize("number, at", [(signal.SIGINT, 5), (signal.SIGTERM, 12)])
