@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -56,8 +57,14 @@ class Step:
             for param, optimizer in zip(params, self._optimizers, strict=True):
                 param.register_post_accumulate_grad_hook(functools.partial(_update, optimizer))
         self._schedule = DeviceSchedule(self._optimizers, schedule) if schedule else None
+        self.worked: list[float] = []  # seconds of the processor, in each call
 
     def __call__(self) -> None:
+        begin = time.process_time()
+        self._step()
+        self.worked.append(time.process_time() - begin)
+
+    def _step(self) -> None:
         loss = self.model(*self._batch)
         loss.backward()
         if not self._inside:
@@ -96,6 +103,7 @@ def measure(name: str, asked: Asked, found: Report, on_round: OnRound | None = N
     # Forward and backward leave the caches as a training run does: nothing is evicted.
     clock = harness.clock_for(asked.device, cold=False, device_time=False)
     times = harness.compare(steps, clock, seconds=asked.seconds, rounds=(6, 400), on_round=on_round)
+    worked = {name: step.worked[-len(times[name]) :] for name, step in steps.items()}  # without the warm-up
     params = list(steps[BASE].model.parameters())
     for contender, step in steps.items():
         own, base = ([sample.step for sample in times[one]] for one in (contender, BASE))
@@ -107,8 +115,9 @@ def measure(name: str, asked: Asked, found: Report, on_round: OnRound | None = N
             tokens=BATCH * CONTEXT,
             contender=contender,
             ms=report.spread(own, 1e3),
-            added_ms=report.spread([a - b for a, b in zip(own, base, strict=True)], 1e3),
             ratio=Spread.of_ratios(own, base).as_dict(),
+            cpu_ms=report.spread(worked[contender], 1e3),
+            added_cpu_ms=report.spread([a - b for a, b in zip(worked[contender], worked[BASE], strict=True)], 1e3),
             peak_bytes=peak_bytes(step, asked.device),
         )
 
@@ -121,15 +130,16 @@ def run(names: Sequence[str], asked: Asked) -> Report:
 
 def print_report(found: Report) -> None:
     """One table of all records."""
-    columns = ["model", "update", "ms", "(p20-p80)", "added ms", "x after", "peak MB", "gradients MB"]
+    columns = ["model", "update", "ms", "(p20-p80)", "x after", "CPU ms", "added CPU ms", "peak MB", "gradients MB"]
     rows = [
         [
             f"{record['model']}, {record['tensors']} tensors",
             record["contender"],
             report.number(record["ms"]["median"]),
             f"({report.number(record['ms']['p20'])}-{report.number(record['ms']['p80'])})",
-            f"{record['added_ms']['median']:+.2f}",
             f"{record['ratio']['median']:.3f}",
+            report.number(record["cpu_ms"]["median"]),
+            f"{record['added_cpu_ms']['median']:+.2f}",
             "-" if record["peak_bytes"] is None else report.number(record["peak_bytes"] / 1e6),
             report.number(record["gradient_bytes"] / 1e6),
         ]
@@ -143,7 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = options.parser(
         "throughput.in_backward",
         "in_backward.json",
-        f"{__doc__}\n\nEach contender trains a GPT of its own; peak is what a step takes beyond what is held before.",
+        f"{__doc__}\n\nEach contender trains a GPT of its own; peak is what a step takes beyond what is held before; "
+        "CPU\nms is the time of this process on all its threads, which other work on the machine does not lengthen.",
         seconds=60.0,
     )
     parser.add_argument("--sizes", metavar="A,B", help=f"of {', '.join(SIZES)}; default: small")

@@ -174,7 +174,7 @@ def check_device(params: Sequence[Tensor]) -> torch.device | None:
         raise RuntimeError(
             f"FusedAdamW: expected parameters on one device, got ones on {', '.join(sorted(map(str, devices)))}; "
             "construct one FusedAdamW for the parameters of each device, all under DeviceSchedule([...], schedule): "
-            "docs/distributed.md, several devices"
+            "docs/choosing-a-schedule.md"
         )
     return next(iter(devices), None)
 

@@ -29,8 +29,9 @@ LATE = Asked(CPU, 1.0, until=0.0)
 SMALL = Shapes("small", "for tests", ((100,), (7, 30), (1,)))
 COMMANDS = ["benchmarks"] + [
     f"benchmarks.{name}"
-    for name in ("throughput.optimizer_step", "throughput.train_step", "throughput.roofline")
+    for name in ("throughput.optimizer_step", "throughput.train_step", "throughput.in_backward", "throughput.roofline")
     + ("host.overhead", "host.looks", "host.control_cost", "host.ranks", "plots", "markdown", "convergence")
+    + ("two_optimizers",)
 ]
 
 

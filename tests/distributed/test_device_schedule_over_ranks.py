@@ -80,7 +80,7 @@ def test_two_optimizers_have_the_same_bits_on_both_ranks(ranks):
 
 
 def sharded_pair(rank):
-    """Parameters in parts, as FSDP2 has them: Muon's whole matrix counts, within the rounding of its 16-bit products."""
+    """Parameters in parts, as FSDP2 has them: the whole matrix counts, within the rounding of 16-bit products."""
     mesh = init_device_mesh("cpu", (WORLD,))
     values = torch.Generator().manual_seed(3)
     whole = [torch.nn.Parameter(torch.randn(shape, generator=values)) for shape in ((6, 4), (4,))]
