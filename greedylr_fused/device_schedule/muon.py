@@ -16,11 +16,10 @@ class Muon(torch.optim.Muon):
     Here the update is multiplied by the tensor. Arguments, state and checkpoints are torch's; so are, with float32 and
     float64 parameters, the bits. To 16-bit ones `lr * update` is added in float32, which torch does on GPUs alone.
 
-    Args:
-        params: matrices alone, of any floating-point dtype; embeddings, heads, biases and gains are for AdamW.
-        lr: a tensor of one element on the device of the parameters, or a number >= 0, as in torch. Default: 1e-3.
-        weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn: as in torch;
-            `adjust_lr_fn="match_rms_adamw"` takes the LR and the weight decay of AdamW (arXiv 2502.16982).
+    `params` are matrices alone, of any floating-point dtype: embeddings, heads, biases and gains are for AdamW. `lr` is
+    a tensor of one element on their device, or a number >= 0, by default 1e-3. `weight_decay`, `momentum`, `nesterov`,
+    `ns_coefficients`, `eps`, `ns_steps` and `adjust_lr_fn` are torch's, with its defaults;
+    `adjust_lr_fn="match_rms_adamw"` takes the LR and the weight decay of AdamW (arXiv 2502.16982).
 
     Raises:
         ValueError: a parameter that is no matrix, or an option out of range.

@@ -44,7 +44,7 @@ def frozen(stepped: Stepped) -> list[Frozen]:
 
 
 class FrozenFused:
-    """Of a FusedAdamW, by the look at its tensors that each of its steps begins with."""
+    """State of a FusedAdamW, compared by the look at its tensors that each of its steps begins with."""
 
     def __init__(self, optimizer: FusedAdamW) -> None:
         self._optimizer, self._table = optimizer, optimizer._engine.table
@@ -73,7 +73,7 @@ class FrozenFused:
 
 
 class FrozenOther:
-    """Of any other optimizer of PyTorch: all options of its groups but the LR, and where its tensors lie."""
+    """State of any other optimizer of PyTorch: all options of its groups but the LR, and where its tensors lie."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer

@@ -30,7 +30,7 @@ class Stepped:
 
     @property
     def deciders(self) -> list[FusedAdamW | DeviceSchedule]:
-        """What has a control vector and listeners: all that a training step must step."""
+        """Those that have a control vector and listeners: all that a training step must step."""
         return [*self.fused] if self.whole in self.fused else [*self.fused, self.whole]
 
     @property

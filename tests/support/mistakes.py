@@ -15,7 +15,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from transformers import optimization
 
-from greedylr_fused import FusedAdamW, GreedyLR
+from greedylr_fused import DeviceSchedule, FusedAdamW, GreedyLR
 from greedylr_fused.schedules import Linear
 from greedylr_fused.step import losses
 
@@ -125,6 +125,11 @@ OF_FAQ = {
     ),
     '"FusedAdamW: expected parameters on one device, got ones on cpu, ..."': Mistake(
         step_on_two_devices, RuntimeError, "meta; construct one FusedAdamW for"
+    ),
+    '"DeviceSchedule: expected an optimizer whose step reads the LR on the device, got torch.optim.Muon, ..."': Mistake(
+        lambda _: DeviceSchedule(optimizer(torch.optim.Muon, lr=torch.tensor(0.02)), Linear(9)),
+        UserWarning,
+        r"write greedylr_fused.Muon\(...\)",
     ),
     '"FusedAdamW.step(): no parameter has a gradient, ..."': stepping(
         UserWarning, r"all 1 are frozen \(requires_grad=False\); pass", prepare=frozen, loss=1.0
