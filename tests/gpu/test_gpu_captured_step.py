@@ -3,8 +3,9 @@
 import pytest
 import torch
 from machines import Training
-from support.tensors import assert_same, snapshot
+from support.tensors import assert_same, generator, snapshot
 
+from greedylr_fused import DeviceSchedule, FusedAdamW, GreedyLR, Muon
 from greedylr_fused.graphs import CapturedStep
 
 STEPS = 12
@@ -48,6 +49,50 @@ def test_the_host_waits_for_nothing_in_a_replay(gpu):
     with gpu.refusing_to_wait():
         for i in range(5, 9):
             step(training._data[i])
+
+
+class Pair:
+    """A training of Muon and FusedAdamW under one schedule."""
+
+    def __init__(self, gpu):
+        values = generator(3)
+        shapes = ((48, 32), (48,))
+        self.params = [torch.nn.Parameter(torch.randn(s, generator=values).to(gpu.device)) for s in shapes]
+        lrs = [torch.tensor(lr, device=gpu.device) for lr in (0.02, 0.01)]
+        self.muon = Muon(self.params[:1], lr=lrs[0])
+        self.adamw = FusedAdamW(self.params[1:], lr=lrs[1], backend=gpu.backend, max_grad_norm=1.0)
+        schedule = GreedyLR(patience=0, factor=0.8, window_size=3)
+        self.schedule = DeviceSchedule([self.muon, self.adamw], schedule, backend=gpu.backend)
+
+    def body(self, data):
+        loss = torch.nn.functional.linear(data, *self.params).square().mean()
+        loss.backward()
+        self.muon.step()
+        self.adamw.step()
+        self.schedule.step(loss=loss)
+        return loss.detach()
+
+    def eager_step(self, data):
+        self.muon.zero_grad()
+        self.adamw.zero_grad()
+        return self.body(data)
+
+
+def test_muon_and_fused_adamw_are_captured_as_one(gpu):
+    eager, ours = Pair(gpu), Pair(gpu)
+    step = CapturedStep(ours.body, ours.schedule)
+    batches = [torch.randn(8, 32, generator=generator(i)).to(gpu.device) for i in range(STEPS)]
+    for data in batches[:5]:
+        eager.eager_step(data)
+        step(data)
+    assert step.captured
+    with gpu.refusing_to_wait():
+        for data in batches[5:]:
+            eager.eager_step(data)
+            step(data)
+    assert ours.schedule.read_lr() == eager.schedule.read_lr() != [0.02, 0.01]
+    for one, other in ((ours.muon, eager.muon), (ours.adamw, eager.adamw)):
+        assert_same(snapshot(one, control=False), snapshot(other, control=False))
 
 
 def test_a_body_that_waits_is_refused_in_words(gpu):

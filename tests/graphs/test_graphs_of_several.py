@@ -108,6 +108,27 @@ def test_other_optimizers_and_their_gradients_are_told_of(twins):
     assert step.captured
 
 
+def test_one_optimizer_of_torch_under_its_schedule(standing_in):
+    runs = []
+    for captured in (False, True):
+        param = parameter(torch.ones(4, 3))
+        opt = torch.optim.SGD([param], lr=torch.tensor(0.1), momentum=0.9, fused=True)
+        schedule = StandIn.optimizer = DeviceSchedule(opt, RESTLESS)
+
+        def body(x, param=param, opt=opt, schedule=schedule):
+            opt.zero_grad()
+            loss = torch.nn.functional.linear(x, param).square().mean()
+            loss.backward()
+            opt.step()
+            schedule.step(loss=loss)
+
+        step = CapturedStep(body, schedule, warmup=1) if captured else body
+        for i in range(6):
+            step(batch(i))
+        runs.append((param.detach().clone(), schedule.read_lr()))
+    assert torch.equal(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1] != [0.1]
+
+
 @pytest.mark.parametrize("skipped", ["adamw", "schedule"])
 def test_a_body_that_leaves_one_out(standing_in, skipped):
     ours = Body(skips=(skipped,))
