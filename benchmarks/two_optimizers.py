@@ -1,7 +1,7 @@
 """What Muon for the blocks and FusedAdamW for the rest, under one GreedyLR, is worth beside FusedAdamW for all.
 
 Each run is the training example's, in a process and on a thread of its own. The starting LR of each optimizer is tuned
-over one grid, on a seed that is not compared; then both train from the same seeds, on the same batches.
+over a grid of its own, on a seed that is not compared; then both train from the same seeds, on the same batches.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def _held_out(record: Record) -> float:
     return math.inf if loss is None else float(loss)
 
 
-def run(lrs: Sequence[float], seeds: int, asked: Asked) -> Report:
-    """The grid, and then the seeds, of both optimizers in turn."""
+def run(grids: Sequence[Sequence[float]], seeds: int, asked: Asked) -> Report:
+    """The grid of each optimizer, and then the seeds of both in turn."""
     found = Report("two_optimizers", asked.device, asked.config)
-    plan = [(optimizer, lr, TUNED_ON) for lr in lrs for optimizer in OPTIMIZERS]
+    plan = [(optimizer, lr, TUNED_ON) for optimizer, lrs in zip(OPTIMIZERS, grids, strict=True) for lr in lrs]
     plan += [(optimizer, None, seed) for seed in range(seeds) for optimizer in OPTIMIZERS]
     cases = {
         f"{optimizer}, seed {seed}, " + ("the best lr" if lr is None else f"lr {lr:g}"): functools.partial(
@@ -113,10 +113,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", default="tiny", help="of the example (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=400, help="of each run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="that are compared (default: %(default)s)")
-    parser.add_argument("--lrs", default="5e-4,1e-3,2e-3,4e-3", metavar="A,B", help="grid (default: %(default)s)")
+    for option, default in (("--lrs", "2.5e-4,5e-4,1e-3"), ("--muon-lrs", "1e-3,2e-3,4e-3")):
+        parser.add_argument(
+            option, default=default, metavar="A,B", help="grid, with a best one within (default: %(default)s)"
+        )
     arguments = parser.parse_args(argv)
     asked = Asked.of(arguments)
-    options.finish(run([float(lr) for lr in options.names(arguments.lrs)], arguments.seeds, asked), asked, print_report)
+    grids = [[float(lr) for lr in options.names(given)] for given in (arguments.lrs, arguments.muon_lrs)]
+    options.finish(run(grids, arguments.seeds, asked), asked, print_report)
 
 
 if __name__ == "__main__":

@@ -52,9 +52,9 @@ def trained(monkeypatch):
 
 def test_each_optimizer_is_compared_at_its_own_best_lr(trained, tmp_path, capsys):
     asked = Asked(CPU, config={"steps": 4, "size": "micro"}, out=tmp_path)
-    found = two_optimizers.run([1.0, 2.0, 4.0, 8.0], 2, asked)
-    assert trained[8:] == [(name, lr, seed) for seed in (0, 1) for name, lr in (("fused", 2.0), ("muon+fused", 4.0))]
-    assert all(seed == two_optimizers.TUNED_ON for _, _, seed in trained[:8])
-    assert [record["tuning"] for record in found.records] == [True] * 8 + [False] * 4
+    found = two_optimizers.run([[1.0, 2.0, 8.0], [2.0, 4.0, 8.0]], 2, asked)
+    assert trained[6:] == [(name, lr, seed) for seed in (0, 1) for name, lr in (("fused", 2.0), ("muon+fused", 4.0))]
+    assert all(seed == two_optimizers.TUNED_ON for _, _, seed in trained[:6])
+    assert [record["tuning"] for record in found.records] == [True] * 6 + [False] * 4
     two_optimizers.print_report(found)
     assert "by seed: +0.0000, +0.0000; mean +0.0000" in capsys.readouterr().out
