@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", default="tiny", help="of the example (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=400, help="of each run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="that are compared (default: %(default)s)")
-    for option, default in (("--lrs", "2.5e-4,5e-4,1e-3"), ("--muon-lrs", "1e-3,2e-3,4e-3")):
+    for option, default in (("--lrs", "2.5e-4,5e-4,1e-3"), ("--muon-lrs", "1e-3,2e-3,4e-3,8e-3")):
         parser.add_argument(
             option, default=default, metavar="A,B", help="grid, with a best one within (default: %(default)s)"
         )
