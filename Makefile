@@ -17,13 +17,14 @@ BUILT := $(VENV)/.built
 # another has before it. ARGS come later and win: ARGS="-n0 -s" runs in one process and shows what is printed.
 PARALLEL := -n $(shell expr `getconf _NPROCESSORS_ONLN` + 1) --maxprocesses 8 --dist worksteal
 
-.PHONY: help train test ptx bench docs gpu-check lint format doctor wheel clean
+.PHONY: help train test torchtitan ptx bench docs gpu-check lint format doctor wheel clean
 
 help:
 	@echo "make train    pretrain a small GPT on real text, beside the unfused baseline (about 3 minutes on 2 cores)"
 	@echo "              Ctrl-C saves; go on with: make train ARGS='--resume runs/train'"
 	@echo "              other options (--data FILE_OR_DIR, --steps N, ...): make train ARGS=--help"
 	@echo "make test     run all tests, on all cores"
+	@echo "make torchtitan   the tests of its integration, in $(VENV)-torchtitan: it brings many packages (minutes)"
 	@echo "make ptx      the conformance suite on the CUDA kernels as nvcc emitted them, run on the CPU: minutes"
 	@echo "make bench    measure speed beside other optimizers and the memory's own: minutes; results in runs/bench"
 	@echo "make gpu-check   on a machine with a GPU: its tests, sanitizers and benchmarks, in 8 minutes; with the"
@@ -63,6 +64,20 @@ train: $(BUILT)
 test: $(BUILT)
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
+# It pins other packages to versions that other tests do not want, so it is no part of requirements-dev.txt.
+TITAN := $(VENV)-torchtitan
+
+$(TITAN)/.installed: $(BUILT)
+	@echo "setting up $(TITAN): torchtitan beside $(VENV) (minutes, once)"
+	@$(PYTHON) -m venv $(TITAN)
+	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > `$(TITAN)/bin/python -c \
+		"import sysconfig; print(sysconfig.get_path('purelib'))"`/main.pth
+	@$(TITAN)/bin/pip install -qq --disable-pip-version-check "torchtitan==0.3.0"
+	@touch $@
+
+torchtitan: $(TITAN)/.installed
+	@PYTHONPATH=. $(TITAN)/bin/python -m pytest -n 0 --timeout 300 tests/integrations tests/project/test_readme.py -k torchtitan $(ARGS)
+
 # Of random control steps, which take 5 ms each there, fewer than by default.
 PTX := -p ptx.plugin --backend cuda --control-steps 5000 --timeout 600
 
@@ -98,6 +113,6 @@ wheel: $(INSTALLED)
 	@$(BIN)/python -m build --no-isolation $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TITAN) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -f greedylr_fused/*.so greedylr_fused/_build.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

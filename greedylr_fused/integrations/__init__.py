@@ -2,9 +2,10 @@
 
 - `greedylr_fused.integrations.transformers`: the Trainer of transformers 5
 - `greedylr_fused.integrations.lightning`: the Trainer of Lightning 2
+- `greedylr_fused.integrations.torchtitan`: the Trainer of torchtitan 0.3
 
-`closures.py` refuses closures that return part of a loss; the package registers it with `step()` when it is imported.
-Accelerate needs none (docs/accelerate.md), and nor do `torch.compile` and CUDA graphs (docs/compile-and-graphs.md).
+`closures.py` refuses closures that return part of a loss; `register()` hands it to `step()`. `shown_lr.py` is an LR
+scheduler that only shows. Accelerate needs none (docs/accelerate.md), nor do graphs (docs/compile-and-graphs.md).
 """
 
 from greedylr_fused.integrations.closures import check_whole

@@ -22,7 +22,7 @@ from transformers import Trainer
 
 from greedylr_fused.control import Schedule
 from greedylr_fused.integrations import transformers_checks as checks
-from greedylr_fused.integrations.transformers_scheduler import ShownLR
+from greedylr_fused.integrations.shown_lr import ShownLR
 from greedylr_fused.optimizer import FusedAdamW
 from greedylr_fused.schedules import GreedyLR
 from greedylr_fused.step import options as adamw_options

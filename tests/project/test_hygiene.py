@@ -102,7 +102,7 @@ def test_the_package_exports_what_steps_and_every_schedule():
 
 def test_all_lists_exist():
     for module in pkgutil.walk_packages(greedylr_fused.__path__, "greedylr_fused."):
-        if not module.name.rpartition(".")[2].startswith(("_", "triton")):
+        if not module.name.rpartition(".")[2].startswith(("_", "triton", "torchtitan")):  # which may be absent
             found = importlib.import_module(module.name)
             assert all(hasattr(found, exported) for exported in getattr(found, "__all__", []))
 

@@ -30,6 +30,8 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
         (text[: m.start()].count("\n") + 2, m[1]) for m in re.finditer(r"^```python\n(.*?)^```", text, re.S | re.M)
     ]
     assert blocks, "a page without an example"
+    if page.name == "torchtitan.md":
+        pytest.importorskip("torchtitan", reason="make torchtitan runs it")
     monkeypatch.chdir(tmp_path)
     _forget_accelerate()
     torch.manual_seed(0)

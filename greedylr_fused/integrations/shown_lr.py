@@ -1,4 +1,4 @@
-"""A stand-in for a Trainer's learning-rate scheduler: it decides nothing, and shows what the device decided."""
+"""A stand-in for a learning-rate scheduler: it decides nothing, and shows what the device decided."""
 
 from __future__ import annotations
 
