@@ -12,6 +12,9 @@ README = ROOT / "README.md"
 #: Those of docs/distributed.md run on several ranks (tests/distributed/test_docs_distributed.py).
 PAGES = [README, *sorted(set((README.parent / "docs").glob("*.md")) - {README.parent / "docs/distributed.md"})]
 
+#: What a page is about and may be absent; `make torchtitan` runs that one's.
+NEEDED = {"torchtitan.md": "torchtitan", "trl.md": "trl"}
+
 
 def _forget_accelerate():
     """Its state is one for the whole process, and another test, or page, may have chosen another precision."""
@@ -21,6 +24,7 @@ def _forget_accelerate():
         state.GradientState._reset_state()
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # TRL 1.16's own default
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
     if not page.exists():
@@ -30,8 +34,8 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
         (text[: m.start()].count("\n") + 2, m[1]) for m in re.finditer(r"^```python\n(.*?)^```", text, re.S | re.M)
     ]
     assert blocks, "a page without an example"
-    if page.name == "torchtitan.md":
-        pytest.importorskip("torchtitan", reason="make torchtitan runs it")
+    if page.name in NEEDED:
+        pytest.importorskip(NEEDED[page.name], reason=f"of {page.name}")
     monkeypatch.chdir(tmp_path)
     _forget_accelerate()
     torch.manual_seed(0)
