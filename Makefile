@@ -17,7 +17,7 @@ BUILT := $(VENV)/.built
 # another has before it. ARGS come later and win: ARGS="-n0 -s" runs in one process and shows what is printed.
 PARALLEL := -n $(shell expr `getconf _NPROCESSORS_ONLN` + 1) --maxprocesses 8 --dist worksteal
 
-.PHONY: help train test torchtitan ptx bench docs gpu-check lint format doctor wheel clean
+.PHONY: help train test torchtitan compat wheels ptx bench docs gpu-check lint format doctor wheel clean
 
 help:
 	@echo "make train    pretrain a small GPT on real text, beside the unfused baseline (about 3 minutes on 2 cores)"
@@ -25,6 +25,8 @@ help:
 	@echo "              other options (--data FILE_OR_DIR, --steps N, ...): make train ARGS=--help"
 	@echo "make test     run all tests, on all cores"
 	@echo "make torchtitan   the tests of its integration, in $(VENV)-torchtitan: it brings many packages (minutes)"
+	@echo "make compat   conformance, checkpoints, ranks and Triton on torch 2.9.1 to 2.14.1: hours, and gigabytes for each"
+	@echo "make wheels   a wheel for each Python at hand (PYTHONS='...'), installed from an index and tried: minutes"
 	@echo "make ptx      the conformance suite on the CUDA kernels as nvcc emitted them, run on the CPU: minutes"
 	@echo "make bench    measure speed beside other optimizers and the memory's own: minutes; results in runs/bench"
 	@echo "make gpu-check   on a machine with a GPU: its tests, sanitizers and benchmarks, in 8 minutes; with the"
@@ -63,6 +65,16 @@ train: $(BUILT)
 
 test: $(BUILT)
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+# Of versions in ARGS, or all: make compat ARGS=2.9.1
+compat: $(BUILT)
+	@$(BIN)/python -m benchmarks.compat $(ARGS)
+
+# Those that are found of: PYTHONS="python3.12 /opt/python3.13/bin/python"
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+
+wheels: $(BUILT)
+	@$(BIN)/python -m benchmarks.wheels $(PYTHONS) $(ARGS)
 
 # It pins other packages to versions that other tests do not want, so it is no part of requirements-dev.txt.
 TITAN := $(VENV)-torchtitan

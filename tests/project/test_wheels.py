@@ -73,29 +73,41 @@ def wheel(sdist, tmp_path_factory):
     return found
 
 
-class Installed:
-    """A virtual environment that has the wheel, and sees torch where the tests have it, after its own packages."""
+#: The first block of the README, and by which backend it stepped.
+BLOCK = """import re, sys
+exec(re.search(r"```python\\n(.*?)```", open(sys.argv[1]).read(), re.S)[1])
+print(re.search(r"backend: \\w+", repr(opt))[0])"""
 
-    def __init__(self, folder, wheel):
+
+class Installed:
+    """A virtual environment that has the package from a folder of wheels or source distributions, as an index is, and
+    sees torch where the tests have it, after its own packages. No program is on its PATH but the environment's own.
+    """
+
+    def __init__(self, folder, index):
         self.python = folder / "venv/bin/python"
         venv.create(folder / "venv", symlinks=True)
-        self.folder = folder
-        install = ("install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", wheel)
-        run(sys.executable, "-m", "pip", "--python", self.python, *install, cwd=folder)
+        self.folder, self.empty = folder, folder / "empty"
+        self.empty.mkdir()
         (self.packages,) = (folder / "venv").glob("lib/python*/site-packages")
         paths = sysconfig.get_paths()
         seen = dict.fromkeys([str(Path(torch.__file__).parent.parent), paths["purelib"], paths["platlib"]])
         (self.packages / "torch_of_the_tests.pth").write_text("".join(f"{path}\n" for path in seen))
-
-    def smoke(self, backend):
-        """Run the smoke test from an empty folder, with no program on PATH but the environment's own."""
-        empty = self.folder / "empty"
-        empty.mkdir(exist_ok=True)
         kept = {
             name: value for name, value in os.environ.items() if not re.match("PYTHON|CXX|CUDA|GREEDYLR|TRITON", name)
         }
-        env = {**kept, "PATH": str(self.python.parent), "PYTHONWARNINGS": "error"}
-        said = run(self.python, ROOT / "tests/smoke.py", backend, cwd=empty, env=env)
+        self.env = {**kept, "PATH": str(self.python.parent)}
+        options = ("--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--ignore-installed")
+        source = ("--no-index", "--find-links", index, "greedylr_fused")
+        run(self.python, "-m", "pip", "install", *options, *source, cwd=self.empty, env=self.env)
+        self.env["PYTHONWARNINGS"] = "error"
+
+    def first_block(self):
+        return run(self.python, "-c", BLOCK, ROOT / "README.md", cwd=self.empty, env=self.env)
+
+    def smoke(self, backend):
+        """Run the smoke test from an empty folder."""
+        said = run(self.python, ROOT / "tests/smoke.py", backend, cwd=self.empty, env=self.env)
         assert f" in {self.packages}/greedylr_fused, backend {backend}" in said
         assert re.search(r"C\+\+ compiler +not found", said)
         return said
@@ -103,7 +115,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    return Installed(tmp_path_factory.mktemp("installed"), wheel)
+    return Installed(tmp_path_factory.mktemp("installed"), wheel.parent)
 
 
 @pytest.mark.slow
@@ -154,12 +166,23 @@ def test_modules_need_no_library_beyond_the_systems(installed):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_wheel_works_without_a_compiler_and_without_its_modules(installed):
+    assert "backend: cpu" in installed.first_block()
     assert re.search(r"looking at tensors +compiled", installed.smoke("cpu"))
     for module in (installed.packages / "greedylr_fused").glob("*.so"):
         module.rename(module.with_suffix(".gone"))
     said = installed.smoke("reference")
     assert re.search(r"cpu on cpu +off: greedylr_fused._cpu is not usable", said)
     assert re.search(r"looking at tensors +in Python: ", said)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_source_distribution_installs_without_a_compiler_and_runs_the_readme(sdist, tmp_path):
+    """By the backend that needs none, and says why the others are off."""
+    found = Installed(tmp_path, sdist.parent)
+    assert "backend: reference" in found.first_block()
+    assert not list((found.packages / "greedylr_fused").glob("*.so"))
+    assert "no C++ compiler on PATH" in (found.packages / "greedylr_fused/_build.json").read_text()
 
 
 def test_a_tree_that_was_copied_with_its_objects_compiles_nothing(tmp_path, monkeypatch):
@@ -189,6 +212,6 @@ def test_a_tree_that_was_copied_with_its_objects_compiles_nothing(tmp_path, monk
 def test_cibuildwheel_runs_the_smoke_test_on_the_versions_that_are_declared():
     tables = (ROOT / "pyproject.toml").read_text().partition("[tool.cibuildwheel]")
     declared = re.findall(r"Python :: 3\.(\d+)", tables[0])
-    assert declared == re.findall(r"cp3(\d+)-\*", re.search(r"^build = .*$", tables[2], re.M)[0])
+    assert [*declared, "14"] == re.findall(r"cp3(\d+)-\*", re.search(r"^build = .*$", tables[2], re.M)[0])
     (script,) = re.findall(r"\{project\}/([\w./]+)", tables[2])
     assert ROOT / script == ROOT / "tests/smoke.py" and (ROOT / script).exists()
