@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from greedylr_fused.step import options as adamw_options
 
 #: In a `ParamGroupConfig`, and of its arguments in `optimizer_factory_kwargs_by_name`.
 NAME = "FusedAdamW"
-#: Options of the whole optimizer, which torch would keep in a parameter group, unread.
-_OF_OPTIMIZER = ("schedule", "max_grad_norm", "skip_nonfinite", "backend", "state_dtype", "process_group", "partitions")
+#: Options of FusedAdamW that stand in a parameter group; any other would be kept there by torch, unread.
+_OF_GROUP = {"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"}
+_OF_GROUP |= {"params", "fused", "foreach", "capturable", "differentiable"}
+_OF_OPTIMIZER = [name for name in inspect.signature(FusedAdamW).parameters if name not in _OF_GROUP]
 #: The key of a checkpoint with the numbers that all groups share, and the end of those with the numbers of one group.
 _SHARED, _OWN = "greedylr_fused.control", ".control"
 
