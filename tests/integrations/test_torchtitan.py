@@ -103,6 +103,14 @@ def test_without_a_schedule_checkpoints_are_torchtitans(source):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_a_checkpoint_without_the_schedules_numbers_is_refused_by_the_name_of_a_key():
+    theirs = container(net(), groups=[group(name="AdamW")], kind=OptimizersContainer).state_dict()
+    made = container(net(), schedule=GREEDY)
+    with pytest.raises(KeyError, match="'(initial_lr|max_lr|control)' not found in checkpoint"):
+        made.load_state_dict(theirs)
+    assert made.fused.metrics().step == 0 and made.fused.read_lr() == [1e-2]
+
+
 def test_the_state_is_there_before_the_first_step_and_nothing_has_moved():
     model = net()
     made = container(model, schedule=GREEDY)
