@@ -131,7 +131,7 @@ def tried(runner: Runner, python: str, torch: str | None, cuda: dict[str, str]) 
     stage("install from the index, no compiler", *pip, *from_index, env=bare)
     try_out("the wheel, no compiler")
     if torch:
-        stage("the smoke test", own, ROOT / "tests/smoke.py", env=bare, summary=last_line)
+        stage("the smoke test", own, ROOT / "tests/smoke.py", env=bare)
     from_source = ["install", "-q", "--no-deps", "--force-reinstall", "--no-cache-dir", sdist]
     stage("install from source, no compiler", *pip, *from_source, env=bare)
     try_out("from source, no compiler")
