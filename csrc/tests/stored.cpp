@@ -261,7 +261,8 @@ void check_masters() {
             CHECK(x != x || bits_of(back_24) == above, "%08x", bits_of(x));
         }
     }
-    CHECK(joined_master(0x0000, -5) == 0.0f && joined_master(0x8000, -5) == 0.0f, "a zero from outside");
+    CHECK(joined_master(uint16_t(0x0000), -5) == 0.0f && joined_master(uint16_t(0x8000), -5) == 0.0f,
+          "a zero from outside");
 }
 
 }  // namespace

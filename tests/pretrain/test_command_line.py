@@ -148,7 +148,7 @@ def test_what_an_optimizer_refuses_is_one_line(pretrain, example, monkeypatch, t
     def refuse(*args, **options):
         raise ValueError("betas: got 2")
 
-    monkeypatch.setitem(example("trainer").OPTIMIZERS, "fused", refuse)
+    monkeypatch.setattr(example("trainer"), "FusedAdamW", refuse)
     assert pretrain("--out", tmp_path / "run") == 2
     assert capsys.readouterr().err == "pretrain: betas: got 2\n"
     assert not (tmp_path / "run").exists()

@@ -52,8 +52,7 @@ def test_the_baseline_has_the_same_learning_rates(example, options):
         param = torch.nn.Parameter(torch.ones(4))
         return param, kind([{"params": [param]}], LR, (0.9, 0.95), 0.1, schedule=made.lr_schedule, max_grad_norm=1.0)
 
-    kinds = example("trainer").OPTIMIZERS.values()
-    assert FusedAdamW in kinds
+    kinds = (FusedAdamW, example("trainer").UnfusedAdamW)
     pairs = [build(kind) for kind in kinds]
     losses = [3.0, 2.0, 2.5, 2.6, 2.7, math.nan, 2.8, 2.9, 1.0, 0.9, 3.1, 3.2]
     seen = []
