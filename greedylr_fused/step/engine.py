@@ -175,7 +175,7 @@ class Engine:
         ]
         for param, group in wanted:
             check_memory("a parameter", param)
-            storage.check_kept(state.get(param) or {}, storage_of(param, group, self.state_dtype))
+            storage.check_kept(param, state.get(param) or {}, storage_of(param, group, self.state_dtype))
         for param, group in wanted:
             known, own = state.get(param), storage_of(param, group, self.state_dtype)
             if not known:

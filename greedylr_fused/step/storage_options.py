@@ -64,7 +64,7 @@ def check_storage(state_dtype: torch.dtype | None, master_weights: str | None, *
     if state_dtype not in _STATE_DTYPES:
         raise ValueError(
             "state_dtype: expected None (the parameter's dtype), torch.int8 or a floating-point dtype of 16, 32 or 64 "
-            f"bits, got {state_dtype!r}; write state_dtype=torch.float32"
+            f"bits, got {state_dtype!r}; write state_dtype=torch.int8 or torch.float32"
         )
     if master_weights is not None and master_weights not in masters.REMAINDERS:
         raise ValueError(

@@ -102,11 +102,12 @@ def _divided(spec: Any) -> list[tuple[int, int]]:
     return [(getattr(place, "dim", -1), size) for place, size in divided]
 
 
-def check_kept(known: Mapping[str, Any], storage: Storage) -> None:
+def check_kept(param: Tensor, known: Mapping[str, Any], storage: Storage) -> None:
     """Refuse a state that is stored otherwise than options and layout of its parameter say by now.
 
     Args:
-        known: the state of a parameter; may be empty.
+        param: the parameter.
+        known: its state; may be empty.
         storage: what `storage_of` returns.
 
     Raises:
@@ -114,9 +115,9 @@ def check_kept(known: Mapping[str, Any], storage: Storage) -> None:
     """
     coded, floats, remainder = "exp_avg_q" in known, known.get("exp_avg"), known.get("remainder")
     too_narrow = storage.remainder is not None and floats is not None and floats.dtype != torch.float32
-    other = (
-        remainder is not None and remainder.dtype != torch.uint8 and storage.remainder not in (None, remainder.dtype)
-    )
+    other = False
+    if remainder is not None and param.dtype == torch.bfloat16 and remainder.dtype != torch.uint8:
+        other = remainder.dtype != storage.remainder  # what else differs, `conversion.follow` brings into form
     if (coded or floats is not None) and coded != (storage.moments is torch.int8) or too_narrow or other:
         kept = [torch.int8 if coded else getattr(floats, "dtype", None), getattr(remainder, "dtype", None)]
         raise RuntimeError(

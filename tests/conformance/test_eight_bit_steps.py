@@ -230,6 +230,10 @@ def test_options_of_a_group_that_are_written_later_are_not_ignored(backend, devi
     opt.step()
     assert opt.state[param]["remainder"].dtype == torch.int16 and opt.state[param]["exp_avg"].dtype == F32
     assert group is not opt.param_groups[0] and opt.param_groups[0]["state_version"] == 1
+    opt.param_groups[0]["master_weights"] = None  # the master would go on unseen
+    opt.add_param_group({"params": [parameter(torch.ones(3, device=device))]})
+    with pytest.raises(RuntimeError, match="expected moments and remainder in torch.bfloat16 and None, .* torch.int16"):
+        opt.step()
     opt.param_groups[0]["master_weights"] = "int32"
     with pytest.raises(ValueError, match="master_weights: expected"):
         opt.load_state_dict(opt.state_dict())
