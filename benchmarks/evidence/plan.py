@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from benchmarks.evidence.presets import SCENARIOS, Preset, Share
-from benchmarks.evidence.schedules import ABLATED, LOSS_DRIVEN, ablations_of
+from benchmarks.evidence.schedules import LOSS_DRIVEN
 from benchmarks.evidence.statistics import median
 from benchmarks.evidence.tasks import TASKS
 
@@ -164,8 +164,7 @@ class Plan:
 
     def variants(self, share: Share, factors: Sequence[float] = (1.0,)) -> list[str]:
         """The variants of GreedyLR that a task compares at these factors."""
-        wanted = share.ablations if factors == (1.0,) else share.ablations and share.ablations_off
-        return [name for base in ABLATED for name in ablations_of(base)] if wanted else []
+        return list(share.ablations) if factors == (1.0,) or share.ablations_off else []
 
     def _tuned_and_compared(self, share: Share) -> Iterator[Run]:
         for schedule in share.schedules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from benchmarks.evidence.formats import NOISY, STORED
-from benchmarks.evidence.schedules import LOSS_DRIVEN, STEP
+from benchmarks.evidence.schedules import ABLATED, HOLDS, LOSS_DRIVEN, STEP, ablations_of
 from benchmarks.evidence.tasks import TASKS
 
 SCENARIOS: dict[str, str] = {
@@ -34,8 +34,8 @@ class Share:
         third, tenth: those compared at 1/3 and 3, at 1/10 and 10 times that LR, too.
         scenarios: those compared in each scenario.
         tuning_seeds, seeds: of tuning, of the comparison.
-        ablations: whether variants of GreedyLR are compared at the best LR of what they vary; with `ablations_off` at
-            1/3 and 3 times that, too.
+        ablations: variants of GreedyLR to be compared at the best LR of what they vary; with `ablations_off` at 1/3
+            and 3 times that, too.
         stored: conditions and formats of `formats`, in which runs at `lr` are compared with each other.
         noisy, noisy_seeds: those of them that have so many seeds instead.
     """
@@ -47,7 +47,7 @@ class Share:
     scenarios: tuple[str, ...] = ()
     tuning_seeds: int = 1
     seeds: int = 5
-    ablations: bool = False
+    ablations: tuple[str, ...] = ()
     ablations_off: bool = False
     stored: tuple[tuple[str, str], ...] = ()
     noisy: tuple[tuple[str, str], ...] = ()
@@ -77,10 +77,15 @@ class Preset:
         return replace(self, shares=tuple(own.get(task, Share(task, FEW, FEW)) for task in tasks))
 
 
+#: What the defaults of GreedyLR were chosen from; and when it should first decide.
+_VARIANTS = tuple(n for base in ("constant", "linear") for n in ablations_of(base) if "hold" not in n)
+_HELD = tuple(f"greedy-{base}" for base in ABLATED)
+_HOLDS = tuple(f"{name} hold={hold}" for name in _HELD for hold in HOLDS)
+
 _STANDARD = (
-    Share("mlp", ALL, ALL, SOME, SOME, tuning_seeds=2, seeds=7, ablations=True, ablations_off=True),
-    Share("gpt-tiny", ALL, SOME, FEW, DISTURBED, ablations=True),
-    Share("convnet", ALL, SOME, SOME, DISTURBED, ablations=True),
+    Share("mlp", ALL, ALL, SOME, SOME, tuning_seeds=2, seeds=7, ablations=_VARIANTS, ablations_off=True),
+    Share("gpt-tiny", ALL, SOME, FEW, DISTURBED, ablations=_VARIANTS),
+    Share("convnet", ALL, SOME, SOME, DISTURBED, ablations=_VARIANTS),
     Share("finetune", SOME, SOME),
     Share("gpt-small", FEW),
 )
@@ -88,7 +93,7 @@ _STANDARD = (
 
 def _everything(share: Share) -> Share:
     seeds = {"tuning_seeds": max(2, share.tuning_seeds), "seeds": max(10, share.seeds)}
-    whole = replace(share, schedules=ALL, third=ALL, tenth=ALL, scenarios=ALL, ablations=True, ablations_off=True)
+    whole = replace(share, schedules=ALL, third=ALL, tenth=ALL, scenarios=ALL, ablations=_VARIANTS, ablations_off=True)
     return replace(whole, **seeds)
 
 
@@ -100,6 +105,12 @@ PRESETS: dict[str, Preset] = {
         (
             Share("gpt-tiny", (), seeds=5, stored=STORED, noisy=NOISY, noisy_seeds=24, lr=1e-3),
             Share("convnet-wide", (), seeds=16, stored=STORED, lr=1e-3),
+        )
+    ),
+    "hold": Preset(
+        tuple(
+            Share(task, _HELD, _HELD, tuning_seeds=2, seeds=10, ablations=_HOLDS, ablations_off=True)
+            for task in ("mlp", "gpt-tiny", "convnet")
         )
     ),
     "full": Preset(tuple(_everything(share) for share in _STANDARD), length=10.0),

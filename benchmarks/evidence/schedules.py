@@ -63,8 +63,13 @@ def _plateau(run: Context) -> Any:
 
 
 def greedy(base: Make | None = None, **options: Any) -> Make:
-    """GreedyLR on a step schedule, or free."""
-    return lambda run: GreedyLR(base=base(run) if base else None, **options)
+    """GreedyLR on a step schedule, or free; an option may depend on the run."""
+
+    def made(run: Context) -> Any:
+        own = {name: value(run) if callable(value) else value for name, value in options.items()}
+        return GreedyLR(base=base(run) if base else None, **own)
+
+    return made
 
 
 _LINEAR, _COSINE = _step("Linear"), _step("Cosine")
@@ -121,16 +126,19 @@ BOUNDS = ((0.5, 2.0), (0.25, 4.0), (0.1, 1.0), (0.1, 3.0), (0.01, 3.0), (0.01, 1
 WINDOWS = (0, 10, 200)
 FACTORS = (0.5, 0.8, 0.9, 0.99)
 PATIENCES = (2, 5, 20, 50)
-ABLATED = ("constant", "linear")  # bases
+ABLATED = ("constant", "linear", "wsd")  # bases
+#: When GreedyLR may first decide: at once, or only when its window has filled after the warm-up.
+HOLDS: dict[str, Any] = {"0": 0, "window": lambda run: run.warmup + SMOOTH["window_size"]}
 
 
 def _ablations() -> dict[str, Make]:
-    """One option at a time differs from `greedy-constant` and `greedy-linear`; the name says which, and to what."""
+    """One option at a time differs from GreedyLR on each base; the name says which, and to what."""
     changes: dict[str, dict[str, Any]] = {}
     changes |= {f"bounds={low:g}..{high:g}": dict(min_lr_ratio=low, max_lr_ratio=high) for low, high in BOUNDS}
     changes |= {f"window={n}": dict(smooth=n > 0, window_size=max(1, n)) for n in WINDOWS}
     changes |= {f"factor={factor:g}": dict(factor=factor) for factor in FACTORS}
     changes |= {f"patience={patience}": dict(patience=patience) for patience in PATIENCES}
+    changes |= {f"hold={name}": dict(hold=hold) for name, hold in HOLDS.items()}
     return {
         f"greedy-{base} {name}": greedy(BASES[base], **SMOOTH | change)
         for base in ABLATED

@@ -33,6 +33,7 @@ class Curve:
         values: float64 [length + room]: the curve value by step, the last of which stays; from `length` on, the late
             decay's.
         length: 0 without a schedule; then `values` has one element that is not read.
+        warmup: steps before the value is first at its highest.
         decay_room: steps that a late decay may take; 0 if there is none.
     """
 
@@ -46,6 +47,7 @@ class Curve:
         self._decay = array("d")
         table = torch.frombuffer(self.host, dtype=torch.float64)
         room = torch.zeros(self.decay_room + 1 if open_ended else 0, dtype=torch.float64, device="cpu")
+        self.warmup = int(table.argmax())  # the first, of equal ones
         self.values: Tensor = torch.cat([table, room]).to(device)
 
     def value_at(self, step: float, decay_start: float, decay_steps: float) -> float:

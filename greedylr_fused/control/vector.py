@@ -78,7 +78,7 @@ class Control:
         self.curve = Curve(schedule, device) if curve is None else curve
         curve_value = self.curve.value_at(0, math.inf, 0)
         values = {name: start for name, start, _ in TABLE if start is not None} | _NO_SCHEDULE
-        values |= {} if loss_driven is None else loss_driven.slots()
+        values |= {} if loss_driven is None else loss_driven.slots(self.curve.warmup)
         values |= {
             "curve_length": float(self.curve.length),
             "max_grad_norm": math.inf if max_grad_norm is None else float(max_grad_norm),

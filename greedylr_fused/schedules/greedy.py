@@ -62,6 +62,9 @@ class GreedyLR(LossSchedule):
         base: a step schedule, such as `Cosine(total_steps=10_000)`, whose factor multiplies the LR that the loss moves
             between the bounds. The LR then anneals when that schedule does, which GreedyLR alone does not promise.
             Default: None.
+        hold: observations before the first one that may change the LR; they enter the window, and nothing else. >= 0.
+            Default: None, which is the warm-up of `base`, the steps before its curve is first at its highest; 0
+            without a base, as in transformers.
         compare: compare with the "best" so far, or with the "previous" observation. The paper's Algorithm 1 is
             `GreedyLR(compare="previous", patience=0, threshold=0, eps=0, smooth=False)`; the first observation, which
             it leaves open, counts as better. Default: "best".
@@ -91,6 +94,7 @@ class GreedyLR(LossSchedule):
     window_size: int = 50
     reset_start: int = 500
     base: StepSchedule | None = None
+    hold: int | None = None
     compare: str = "best"
     forget_every: int = 0
     min_lr_ratio: float | None = None

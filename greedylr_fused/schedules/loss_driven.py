@@ -66,6 +66,7 @@ class LossSchedule:
     smooth: bool
     window_size: int
     base: StepSchedule | None
+    hold: int | None
 
     @property
     def compare_with(self) -> CompareWith:
@@ -86,14 +87,19 @@ class LossSchedule:
                     f"{len(value)} values; pass a single number to use it for every group"
                 )
 
-    def slots(self) -> dict[str, float]:
-        """Return the values of the control vector that this configuration fixes."""
+    def slots(self, warmup: int = 0) -> dict[str, float]:
+        """Return the values of the control vector that this configuration fixes.
+
+        Args:
+            warmup: steps of the warm-up of `base`.
+        """
         same = ("factor", "patience", "threshold", "cooldown", "warmup", "eps", "smooth", "window_size", "reset_start")
         return {
             "kind": float(self.kind),
             "mode_max": float(self.mode == "max"),
             "threshold_rel": float(self.threshold_mode == "rel"),
             "best": -math.inf if self.mode == "max" else math.inf,
+            "warmup_left": float(warmup if self.hold is None else self.hold),
             "resets_left": float(self.reset_start),
             "forget_left": float(self.forget_every),
             **{name: float(getattr(self, name)) for name in (*same, "raises", "compare_with", "forget_every")},
@@ -129,6 +135,8 @@ class LossSchedule:
             checks.whole(self, name, least=least, most=2**53 - 1)
         if not isinstance(self.smooth, bool):
             checks.mistype(self, "smooth", self.smooth, "True or False", "write smooth=True")
+        if self.hold is not None:
+            checks.whole(self, "hold", least=0, most=2**53 - 1)
         if self.base is not None and not isinstance(self.base, StepSchedule):
             checks.mistype(self, "base", self.base, "None or a step schedule", "write base=Cosine(total_steps=10_000)")
 

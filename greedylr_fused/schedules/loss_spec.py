@@ -51,6 +51,7 @@ class LossSpec:
         self.max_lr = [high for _, high in bounds]
         self.event = Event.NONE
         self._start_over()
+        self.warmup_left = config.hold or 0
 
     def _start_over(self) -> None:
         self._forget()

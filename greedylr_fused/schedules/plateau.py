@@ -35,6 +35,8 @@ class ReduceOnPlateau(LossSchedule):
             Default: False.
         window_size: losses in that mean, >= 1. Default: 50.
         base: a step schedule that the LR follows, as in `GreedyLR`. Default: None.
+        hold: observations before the first one that may cut, as in `GreedyLR`; their best counts. >= 0. Default: None,
+            the warm-up of `base`.
 
     Raises:
         ValueError: an option is outside its range (at construction); or a starting LR is below `min_lr`, or all of them
@@ -53,6 +55,7 @@ class ReduceOnPlateau(LossSchedule):
     smooth: bool = False
     window_size: int = 50
     base: StepSchedule | None = None
+    hold: int | None = None
 
     kind: ClassVar[Kind] = Kind.PLATEAU
     raises: ClassVar[bool] = False

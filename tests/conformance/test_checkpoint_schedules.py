@@ -8,7 +8,7 @@ import torch
 from support.tensors import assert_same, assert_same_bits, latest, parameter, snapshot
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from greedylr_fused import WSD, Cosine, FusedAdamW, GreedyLR, Linear, OneCycle, ReduceOnPlateau, Table
+from greedylr_fused import WSD, Constant, Cosine, FusedAdamW, GreedyLR, Linear, OneCycle, ReduceOnPlateau, Table
 
 LOSSES = [5.0, 4.0, 4.5, 4.4, 3.0, 3.5, 3.6, 2.0, 2.5, 2.6, 2.7, 1.0]
 GREEDY = {"patience": 0, "factor": 0.8}
@@ -111,6 +111,23 @@ def test_torchs_adamw_under_a_scheduler_hands_over_its_peak_and_its_steps(backen
         theirs.step()
         scheduler.step()
         ours.step()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_of_a_warm_up_only_what_is_left_is_waited_for(backend, device, steps):
+    """Where a schedule starts anew in mid-run, as from torch's AdamW or from another schedule."""
+    based = GreedyLR(**GREEDY, base=Constant(warmup_steps=3), smooth=False)
+    theirs = torch.optim.AdamW([parameter(torch.zeros(3, device=device), torch.ones(3, device=device))], lr=0.5)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(theirs, lambda t: min(1.0, t / 3))
+    other = build(backend, device, Constant(warmup_steps=3))
+    for _ in range(steps):
+        theirs.step()
+        scheduler.step()
+        other.step()
+    for source in (theirs, other):
+        opt = build(backend, device, based)
+        opt.load_state_dict(source.state_dict())
+        assert float(opt._control.slot("warmup_left")) == max(0, 3 - steps)
 
 
 @pytest.mark.parametrize(

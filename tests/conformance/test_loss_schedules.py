@@ -12,9 +12,10 @@ from greedylr_fused.schedules import LossSpec
 
 
 def beyond(rng, n):
-    """A case that forgets, compares with the previous observation, or both."""
+    """A case that forgets, compares with the previous observation, or holds its decisions, or any of these together."""
     case = random_case(rng, n)
     added = {"forget_every": rng.choice((0, 1, 2, 5, 20)), "compare": rng.choice(("best", "previous"))}
+    added["hold"] = rng.choice((None, 0, 1, 7))
     return Case(GreedyLR(**{**vars(case.config), **added}), case.lrs, with_nonfinite(rng, case.losses))
 
 

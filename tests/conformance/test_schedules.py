@@ -101,15 +101,52 @@ def test_skipped_steps_do_not_count(backend, device):
 
 @pytest.mark.parametrize("base", [Cosine(20, warmup_steps=3), Table([0.5, 1.0, 0.1]), WSD(25, decay_steps=9)])
 def test_the_loss_moves_what_the_base_multiplies(backend, device, base, budget):
-    """The level is GreedyLR's own trace without a base; also through resets, windows and cooldowns."""
+    """The level is GreedyLR's own trace without a base, once its warm-up is over; also through resets, windows and
+    cooldowns.
+    """
     rng = random.Random(21)
     curve = ratios(base, 31)[1:]
     for _ in range(4 * budget.rounds):
         case = random_case(rng, 30)
-        levels = [row[: len(case.lrs)] for row in spec_trace(case)]
+        held = dataclasses.replace(case.config, hold=base.curve().index(max(base.curve())))
+        levels = [row[: len(case.lrs)] for row in spec_trace(dataclasses.replace(case, config=held))]
         based = Case(dataclasses.replace(case.config, base=base), case.lrs, case.losses)
         want = [[level * share for level in row] for row, share in zip(levels, curve, strict=True)]
         assert_same_trace(lr_trace(backend, device, based, ()), want, based)
+
+
+#: What six observations of ever larger losses do on a warm-up of three steps: the observation of step 3, the first at
+#: the peak, is the first that may cut.
+HELD = [
+    (None, [1.0, 1.0, 1.0, 0.5, 0.25, 0.125]),
+    (0, [2.0, 1.0, 0.5, 0.25, 0.125, 0.125]),
+    (5, [1.0, 1.0, 1.0, 1.0, 1.0, 0.5]),
+]
+
+
+@pytest.mark.parametrize(("hold", "levels"), HELD, ids=str)
+def test_the_loss_decides_nothing_before_the_warm_up_is_over(backend, device, hold, levels):
+    """Nor is its best then that of an LR that was still low; a `hold` of the user's own comes first."""
+    shared = dict(patience=0, factor=0.5, min_lr_ratio=0.125, hold=hold, compare="previous")
+    base = WSD(warmup_steps=3)
+    opt = build(backend, device, GreedyLR(**shared, base=base), lrs=[1.0])
+    found = trace(opt, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])[1:]
+    assert found == [[level * ratio] for level, ratio in zip(levels, ratios(base, 7)[1:], strict=True)]
+
+
+def test_the_window_fills_while_decisions_wait(backend, device):
+    opt = build(backend, device, GreedyLR(patience=0, window_size=4, hold=3), lrs=[1.0])
+    trace(opt, [8.0, 4.0, 3.0])
+    at = latest(opt)
+    assert (at.smoothed_loss, at.best, opt.read_lr()) == (5.0, math.inf, [1.0])
+    trace(opt, [1.0])
+    assert (latest(opt).smoothed_loss, latest(opt).best) == (4.0, 4.0) and opt.read_lr() == [1.0 / 0.95]
+
+
+def test_a_plateau_remembers_the_best_of_its_warm_up(backend, device):
+    base = Constant(warmup_steps=2)
+    opt = build(backend, device, ReduceOnPlateau(patience=0, factor=0.5, base=base), lrs=[1.0])
+    assert trace(opt, [1.0, 2.0, 2.0, 0.5])[1:] == [[0.5], [1.0], [0.5], [0.5]]
 
 
 def test_a_plateau_with_a_base(backend, device):

@@ -39,6 +39,7 @@ REFUSED = [
     ({"max_lr": [1e-3, -1.0]}, ValueError, "-1.0", "a finite learning rate >= 0", "leave max_lr out"),
     ({"min_lr": "low"}, TypeError, "'low'", "a number", "min_lr="),
     ({"base": "cosine"}, TypeError, "'cosine'", "None or a step schedule", "base=Cosine("),
+    ({"hold": -1}, ValueError, "-1", "a whole number from 0", "hold=0"),
     ({"compare": "last"}, ValueError, "'last'", '"best" or "previous"', 'compare="best"'),
     ({"forget_every": -1}, ValueError, "-1", "a whole number from 0", "forget_every=0"),
     ({"min_lr_ratio": 2.0}, ValueError, "2.0", "0 <= min_lr_ratio <= 1", "leave min_lr_ratio out"),
@@ -93,7 +94,7 @@ def test_names_and_defaults_are_transformers():
 
     theirs = {name: p.default for name, p in inspect.signature(Upstream).parameters.items()}
     ours = {field.name: field.default for field in dataclasses.fields(GreedyLR)}
-    added = {"base", "compare", "forget_every", "min_lr_ratio", "max_lr_ratio"}
+    added = {"base", "hold", "compare", "forget_every", "min_lr_ratio", "max_lr_ratio"}
     assert set(ours) == (set(theirs) - {"optimizer", "verbose"}) | added
     changed = {name for name in theirs.keys() & ours.keys() if ours[name] != theirs[name]}
     assert changed == {"min_lr", "max_lr", "smooth"}  # deliberate difference 3
