@@ -26,7 +26,7 @@ from greedylr_fused.step import (
     outside_graphs,
     storage_options,
 )
-from greedylr_fused.tensors import Memory, memory_of, storage
+from greedylr_fused.tensors import CORRECTED, Memory, memory_of, storage
 
 #: Constructor options that a pickle keeps, beside what `checkpoint.get_state` returns.
 _OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite")
@@ -49,6 +49,9 @@ class FusedAdamW(Optimizer):
         betas: decay of the two moments, each in [0, 1). Default: (0.9, 0.999).
         eps: added to the denominator, outside the square root, >= 0. Default: 1e-8.
         weight_decay: decoupled weight decay, >= 0. Default: 1e-2.
+        corrected_weight_decay: multiply the weight decay by LR / peak, so that it falls with the square of the LR, as
+            AdamC does (arXiv 2506.02285) for weights before a normalisation: give it to their group. True: the peak is
+            the group's starting LR; or the peak, a number > 0. Default: False, as in torch.
         amsgrad: divide by the largest second moment so far (arXiv 1904.09237). Default: False.
         maximize: follow the gradient upwards. Default: False.
         schedule: decides the LR from step to step: by the loss (GreedyLR, ReduceOnPlateau), where `lr` is the starting
@@ -91,6 +94,7 @@ class FusedAdamW(Optimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        corrected_weight_decay: bool | float = False,
         schedule: Schedule | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool | None = None,
@@ -116,7 +120,8 @@ class FusedAdamW(Optimizer):
         # For torch's AdamW, if it loads our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
         stored = storage.options(state_dtype, master_weights)
-        super().__init__(params, defaults | dict(decoupled_weight_decay=True) | stored)
+        corrected = {CORRECTED: corrected_weight_decay} if corrected_weight_decay is not False else {}
+        super().__init__(params, defaults | dict(decoupled_weight_decay=True) | corrected | stored)
         for group in self.param_groups if not stored else ():  # groups that say it themselves were checked
             storage_options.check_params(group, state_dtype)
         for group in self.param_groups:

@@ -13,7 +13,7 @@ namespace greedylr {
 template <typename T>
 struct Coefficients {
     T grad_multiplier;            // negated to maximize
-    T decay;                      // 1 - lr * weight_decay
+    T decay;                      // 1 - lr * (weight_decay + lr * decay_slope)
     T beta1, weight1;             // weight1 = 1 - beta1
     T beta2, weight2;             // weight2 = 1 - beta2
     T step_size;                  // lr / (1 - beta1^t)
@@ -30,7 +30,7 @@ HOST_DEVICE inline Coefficients<double> coefficients(const double* hyper, double
     const double beta1 = hyper[BETA1], beta2 = hyper[BETA2];
     Coefficients<double> k;
     k.grad_multiplier = hyper[MAXIMIZE] != 0.0 ? -grad_multiplier : grad_multiplier;
-    k.decay = 1.0 - lr * hyper[WEIGHT_DECAY];
+    k.decay = 1.0 - lr * (hyper[WEIGHT_DECAY] + lr * hyper[DECAY_SLOPE]);
     k.beta1 = beta1;
     k.weight1 = 1.0 - beta1;
     k.beta2 = beta2;

@@ -14,6 +14,8 @@ namespace py = pybind11;
 
 constexpr size_t LINE = 64;  // bytes that processors fetch at a time, or half of them
 
+constexpr int HYPERS = 5;  // of which the last is there only where it is asked for
+
 // Names as Python's own strings, made once and never given back.
 struct Names {
     PyObject* grad = PyUnicode_InternFromString("grad");
@@ -23,8 +25,10 @@ struct Names {
     PyObject* is_conj = PyUnicode_InternFromString("is_conj");
     PyObject* params = PyUnicode_InternFromString("params");
     PyObject* amsgrad = PyUnicode_InternFromString("amsgrad");
-    PyObject* hyper[4] = {PyUnicode_InternFromString("betas"), PyUnicode_InternFromString("eps"),
-                          PyUnicode_InternFromString("weight_decay"), PyUnicode_InternFromString("maximize")};
+    PyObject* hyper[HYPERS] = {PyUnicode_InternFromString("betas"), PyUnicode_InternFromString("eps"),
+                               PyUnicode_InternFromString("weight_decay"),
+                               PyUnicode_InternFromString("maximize"),
+                               PyUnicode_InternFromString("corrected_weight_decay")};
 };
 
 inline const Names& names() {

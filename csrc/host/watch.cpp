@@ -135,9 +135,10 @@ bool Watch::same_groups(PyObject* groups, int* found) {
         for (size_t i = 0; i < known.params.size(); ++i) {
             if (PyList_GET_ITEM(params, Py_ssize_t(i)) != known.params[i]) return false;
         }
-        for (int k = 0; k < 4; ++k) {
-            PyObject* const value = item(now, names().hyper[k]);
-            if (value == nullptr) return false;
+        for (int k = 0; k < HYPERS; ++k) {
+            PyObject* value = item(now, names().hyper[k]);
+            if (value == nullptr && k + 1 < HYPERS) return false;
+            if (value == nullptr) value = Py_False;
             if (value == known.hyper[k].ptr()) continue;
             *found |= flags::HYPER;
             known.hyper[k] = is_fixed(value) ? py::reinterpret_borrow<py::object>(value) : py::object();

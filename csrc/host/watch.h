@@ -84,7 +84,7 @@ class Watch {
     struct Group {
         PyObject* amsgrad;
         std::vector<PyObject*> params;
-        py::object hyper[4];  // null if it may change where it is
+        py::object hyper[HYPERS];  // null if it may change where it is
     };
 
     PyObject* keep(const py::handle& object);

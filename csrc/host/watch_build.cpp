@@ -156,9 +156,10 @@ void Watch::add_group(const py::object& source) {
     Group group;
     group.amsgrad = keep(source[names().amsgrad]);
     for (const py::handle param : source[names().params]) group.params.push_back(keep(param));
-    for (int k = 0; k < 4; ++k) {
-        const py::object value = source[names().hyper[k]];
-        if (is_fixed(value.ptr())) group.hyper[k] = value;
+    for (int k = 0; k < HYPERS; ++k) {
+        PyObject* const found = item(source.ptr(), names().hyper[k]);
+        PyObject* const value = found == nullptr ? Py_False : found;
+        if (is_fixed(value)) group.hyper[k] = py::reinterpret_borrow<py::object>(value);
     }
     groups_.push_back(group);
 }

@@ -38,10 +38,10 @@ class Scalars:
         """Compute the scalars from a group's hyper-parameters (float64 [6]), its LR, the gradient multiplier and the
         number of this step, from 1 (float64 0-d each).
         """
-        beta1, beta2, eps, weight_decay, maximize, _ = hyper.unbind()
+        beta1, beta2, eps, weight_decay, maximize, decay_slope = hyper.unbind()
         values = (
             torch.where(maximize != 0, -grad_multiplier, grad_multiplier),
-            1.0 - lr * weight_decay,
+            1.0 - lr * (weight_decay + lr * decay_slope),
             1.0 - beta1,
             beta1,
             beta2,

@@ -12,16 +12,19 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from greedylr_fused.step import options, storage_options
-from greedylr_fused.tensors import eight_bit, storage
+from greedylr_fused.tensors import CORRECTED, eight_bit, storage
 
 #: Options of a group that say how to compute. An optimizer keeps its own; torch's AdamW takes those of a checkpoint.
 _FLAGS = ("foreach", "capturable", "differentiable", "fused")
 
 
 def with_flags(group: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a loaded group with the flags of the live one, which also says how its own state is stored."""
+    """Return a loaded group with the flags of the live one, which also says how its own state is stored, and, where
+    the checkpoint does not, whether its weight decay is corrected.
+    """
+    own = {CORRECTED: live[CORRECTED]} if CORRECTED in live else {}
     kept = {name: live[name] for name in (*_FLAGS, *storage.OPTIONS) if name in live}
-    return {name: value for name, value in {**group, **kept}.items() if name in live or name not in storage.OPTIONS}
+    return {name: value for name, value in {**own, **group, **kept}.items() if name in live or name not in storage.OPTIONS}
 
 
 def refuse(where: str, got: object, allowed: str, remedy: str, error: type[Exception] = ValueError) -> NoReturn:

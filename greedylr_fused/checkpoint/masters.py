@@ -15,7 +15,7 @@ from torch.autograd.graph import increment_version
 
 from greedylr_fused.checkpoint.numbers import KEY
 from greedylr_fused.step import PEAKS
-from greedylr_fused.tensors import EIGHT_BIT, alike, conversion, has_memory, local, masters, spec_of, storage
+from greedylr_fused.tensors import CORRECTED, EIGHT_BIT, alike, conversion, has_memory, local, masters, spec_of, storage
 
 Groups = Sequence[Mapping[str, Any]]
 States = Mapping[Tensor, dict[str, Any]]
@@ -29,7 +29,7 @@ def for_torch_adamw(saved: Mapping[str, Any]) -> dict[str, Any]:
         states[name] = kept | (conversion.decoded(own) if EIGHT_BIT[0] in own else {})
     groups = []
     for group in saved["param_groups"]:
-        ours = (*storage.OPTIONS, KEY, *(PEAKS if KEY in group else ()))
+        ours = (*storage.OPTIONS, CORRECTED, KEY, *(PEAKS if KEY in group else ()))
         groups.append({key: value for key, value in group.items() if key not in ours})
     return {**saved, "state": states, "param_groups": groups}
 

@@ -11,9 +11,9 @@ from torch.optim.optimizer import Optimizer
 
 from greedylr_fused.graphs.stepped import Stepped
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.tensors import NEEDS_COPY, REBUILD, local
+from greedylr_fused.tensors import CORRECTED, NEEDS_COPY, REBUILD, local
 
-_HYPER = ("betas", "eps", "weight_decay", "maximize", "amsgrad")
+_HYPER = ("betas", "eps", "weight_decay", "maximize", "amsgrad", CORRECTED)
 ANEW = "call reset(): the next call is an eager step, and the one after it captures anew"
 _REPLACED = (
     "parameters, their states or the groups were replaced (by load_state_dict(), add_param_group(), "
@@ -51,14 +51,14 @@ class FrozenFused:
         self._backend = optimizer._engine.backend  # kept, as the table is: the graph reads their memory
         self.params_with_grad: list[Tensor] = [] if self._table is None else list(self._table.params_with_grad)
         self._scaled = optimizer._control.scaled
-        self._hyper = [{name: group[name] for name in _HYPER} for group in optimizer.param_groups]
+        self._hyper = [{name: group.get(name) for name in _HYPER} for group in optimizer.param_groups]
         self._look()
         self._row = None if self._table is None else self._table.row.clone()
         self._grads = addresses(optimizer)
 
     def check(self) -> None:
         optimizer = self._optimizer
-        what = changed(self._hyper, [{name: group[name] for name in _HYPER} for group in optimizer.param_groups])
+        what = changed(self._hyper, [{name: group.get(name) for name in _HYPER} for group in optimizer.param_groups])
         found = self._look()
         if optimizer._engine.table is not self._table or found & REBUILD:
             what = _REPLACED

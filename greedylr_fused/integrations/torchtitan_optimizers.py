@@ -19,7 +19,7 @@ from greedylr_fused.step import options as adamw_options
 #: In a `ParamGroupConfig`, and of its arguments in `optimizer_factory_kwargs_by_name`.
 NAME = "FusedAdamW"
 #: Options of FusedAdamW that stand in a parameter group; any other would be kept there by torch, unread.
-_OF_GROUP = {"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"}
+_OF_GROUP = {"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "corrected_weight_decay"}
 _OF_GROUP |= {"params", "fused", "foreach", "capturable", "differentiable"}
 _OF_OPTIMIZER = [name for name in inspect.signature(FusedAdamW).parameters if name not in _OF_GROUP]
 #: The key of a checkpoint with the numbers that all groups share, and the end of those with the numbers of one group.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.schedules import LossSchedule, StepSchedule
+from greedylr_fused.tensors import CORRECTED
 from greedylr_fused.warning import warn
 
 #: How far rounding may bring a learning rate below zero, as a share of its starting value.
@@ -138,8 +139,25 @@ def check_group(group: dict[str, Any], index: int) -> None:
     for name in ("eps", "weight_decay"):
         if not 0.0 <= group[name] < math.inf:
             refuse(name, "a finite number >= 0", f"write {name}=0 to leave it out")
+    _resolve_correction(group, refuse)
     if group.get("differentiable"):
         refuse("differentiable", "False", "differentiate through torch.optim.AdamW(differentiable=True) instead")
+
+
+def _resolve_correction(group: dict[str, Any], refuse: Callable[[str, str, str], None]) -> None:
+    """Write the peak LR for True in a group whose weight decay is to be corrected, and nothing where it is not."""
+    asked = group.get(CORRECTED)
+    if asked is None or asked is False:
+        group.pop(CORRECTED, None)
+        return
+    if asked is True:
+        if not float(lr_of(group)) > 0.0:
+            refuse(CORRECTED, "a peak LR, where the group's lr is 0", f"write {CORRECTED}=3e-4, the LR at its highest")
+        group[CORRECTED] = float(lr_of(group))
+    elif not is_number(asked) or not 0.0 < asked < math.inf:
+        refuse(CORRECTED, "True, False or a finite peak LR > 0", f"write {CORRECTED}=True for the group's lr")
+    else:
+        group[CORRECTED] = float(asked)
 
 
 def check_extras(max_grad_norm: float | None, skip_nonfinite: bool | None) -> None:

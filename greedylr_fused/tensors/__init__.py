@@ -13,6 +13,7 @@ from greedylr_fused.tensors.dtensor import Place, alike, is_flattened, layout, l
 from greedylr_fused.tensors.eight_bit import square_root
 from greedylr_fused.tensors.entry import Entry, check_memory, has_memory
 from greedylr_fused.tensors.formats import (
+    CORRECTED,
     DTYPES,
     EIGHT_BIT,
     MIXES,

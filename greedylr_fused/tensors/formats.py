@@ -49,15 +49,18 @@ class Row(IntEnum):
 
 
 class Hyper(IntEnum):
-    """Columns of `TensorTable.hyper`."""
+    """Columns of `TensorTable.hyper`. The weight decay at an LR is WEIGHT_DECAY + LR * DECAY_SLOPE."""
 
     BETA1 = 0
     BETA2 = 1
     EPS = 2
     WEIGHT_DECAY = 3
     MAXIMIZE = 4
-    SPARE = 5
+    DECAY_SLOPE = 5
 
+
+#: The key of a group whose weight decay is corrected, and there the peak LR.
+CORRECTED = "corrected_weight_decay"
 
 DTYPES = {torch.float32: DType.F32, torch.float64: DType.F64, torch.bfloat16: DType.BF16, torch.float16: DType.F16}
 #: (type code, bits) of DLPack for every dtype that a gradient may have.

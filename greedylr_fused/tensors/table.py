@@ -7,7 +7,7 @@ hyper-parameters, only if they changed. Kernels see addresses, the reference bac
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from greedylr_fused.control import Control
 from greedylr_fused.tensors.copies import Copies
 from greedylr_fused.tensors.dtensor import alike
 from greedylr_fused.tensors.entry import Entry
-from greedylr_fused.tensors.formats import EMPTY, STATE_ROWS, Hyper, Launch, Row, real
+from greedylr_fused.tensors.formats import CORRECTED, EMPTY, STATE_ROWS, Hyper, Launch, Row, real
 from greedylr_fused.tensors.watch import COUNT, HYPER, MOVED, NEEDS_COPY
 
 #: `Backend.send`.
@@ -143,8 +143,7 @@ class TensorTable:
         if self._due & COUNT:
             self._params_with_grad = watch.params_with_grad()
         if self._due & HYPER:
-            rows = [[*map(float, g["betas"]), g["eps"], g["weight_decay"], float(g["maximize"]), 0.0] for g in groups]
-            self._hyper.copy_(torch.tensor(rows, dtype=torch.float64, device="cpu"))
+            self._hyper.copy_(torch.tensor([hyper_row(g) for g in groups], dtype=torch.float64, device="cpu"))
         if self.row is not self._grads:
             self._send_all(send, captures)
         self._due = 0
@@ -233,3 +232,20 @@ class TensorTable:
                 staged = send(target, words)
                 if captures is not None and staged is not None:
                     captures.append(staged)
+
+
+def hyper_row(group: Mapping[str, Any]) -> list[float]:
+    """Return the hyper-parameters of a group in the order of `Hyper`. One of the two that make the weight decay is 0:
+    the slope, in AdamW; the constant where the decay is to be multiplied by LR / peak, in AdamC (arXiv 2506.02285).
+
+    Raises:
+        TypeError: something other than a peak was written to a group that is stepped already.
+    """
+    peak = group.get(CORRECTED, 0.0)
+    if peak is True:
+        raise TypeError(
+            f'param_groups: expected the peak LR as "{CORRECTED}", or 0 for a plain weight decay, got True; write the '
+            "number, which True stands for at construction alone"
+        )
+    decay = (0.0, group["weight_decay"] / peak) if peak else (group["weight_decay"], 0.0)
+    return [*map(float, group["betas"]), group["eps"], decay[0], float(group["maximize"]), decay[1]]

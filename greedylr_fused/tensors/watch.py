@@ -23,7 +23,7 @@ from torch import Tensor
 from greedylr_fused.tensors import direct
 from greedylr_fused.tensors.dtensor import local
 from greedylr_fused.tensors.entry import Entry
-from greedylr_fused.tensors.formats import EMPTY
+from greedylr_fused.tensors.formats import CORRECTED, EMPTY
 
 #: What a look may find; any of them together, but REBUILD alone.
 MOVED = 1  # an address in the row changed
@@ -32,7 +32,7 @@ HYPER = 4  # hyper-parameters may have changed
 NEEDS_COPY = 8  # a gradient cannot be read as it is: see `Watch.odd`
 REBUILD = 16  # the table describes something else
 
-_HYPER = ("betas", "eps", "weight_decay", "maximize")
+_HYPER = ("betas", "eps", "weight_decay", "maximize", CORRECTED)
 
 _native: Any = None
 _import_error = ""
@@ -64,7 +64,7 @@ class Watch:
         self._entries, self._stateless = list(entries), list(stateless)
         self._specs = [entry.spec for entry in entries]
         self._groups = [(group["amsgrad"], list(group["params"])) for group in groups]
-        self._hyper = [[_fixed(group[name]) for name in _HYPER] for group in groups]
+        self._hyper = [[_fixed(group.get(name, False)) for name in _HYPER] for group in groups]
         self._own = [(param, param_state, _names(param_state)) for param, param_state in state.items()]
         self._stored = self._stored_now()
         self._memory = self._memory_now()
@@ -118,8 +118,9 @@ class Watch:
         flags = 0
         for group, known in zip(groups, self._hyper, strict=True):
             for k, name in enumerate(_HYPER):
-                if group[name] is not known[k] or known[k] is None:
-                    flags, known[k] = HYPER, _fixed(group[name])
+                value = group.get(name, False)  # the last is there only where it is asked for
+                if value is not known[k] or known[k] is None:
+                    flags, known[k] = HYPER, _fixed(value)
         return flags
 
     def _same_states(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:

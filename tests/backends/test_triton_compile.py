@@ -88,7 +88,7 @@ def test_update_code(target, mix, tmp_path, record_property):
     code = machine_code(kernel, tmp_path)
     record_property("registers", code.registers)
     assert code.registers <= registers(mix)
-    if target != 100 or not triton.__version__.startswith("3.5."):  # which keeps an address for the end there
+    if target != 100 or not triton.__version__.startswith(("3.5.", "3.6.")):  # keep an address for the end there
         assert not code.spills(), "values spilled to memory"
     assert not any(matching(loop, r"LDL|STL") for loop in main_loops(code))
     # The atomic counter's value goes to all threads through shared memory, and nothing else does.

@@ -15,7 +15,8 @@ __all__ = ["standing_in", "twins"]
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("weight_decay", 0.5), ("betas", (0.8, 0.9)), ("eps", 1e-6), ("maximize", True)]
+    ("name", "value"),
+    [("weight_decay", 0.5), ("betas", (0.8, 0.9)), ("eps", 1e-6), ("maximize", True), ("corrected_weight_decay", 0.1)],
 )
 def test_changed_hyper_parameters_are_refused(twins, name, value):
     _, ours, step = twins

@@ -277,6 +277,14 @@ def test_hyper_parameters_that_can_and_cannot_change_where_they_are(case):
         assert case.look() == (HYPER, [])
 
 
+def test_a_hyper_parameter_that_comes_and_goes(case):
+    """All others are in every group; without one of these, a table is built that says which is missing."""
+    case.opt.param_groups[0]["corrected_weight_decay"] = 0.5
+    assert case.look() == (HYPER, []) and case.look() == (0, [])
+    del case.opt.param_groups[0]["corrected_weight_decay"]
+    assert case.look() == (HYPER, []) and case.look() == (0, [])
+
+
 def test_an_address_put_by_hand(case):
     for w in case.watches:
         assert [w.put(0, address) for address in (7, 7, 0, 8)] == [MOVED, 0, MOVED | COUNT, MOVED | COUNT]

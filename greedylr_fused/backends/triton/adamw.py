@@ -8,7 +8,7 @@ from greedylr_fused.tensors import Hyper
 
 _BETA1, _BETA2, _EPS = tl.constexpr(int(Hyper.BETA1)), tl.constexpr(int(Hyper.BETA2)), tl.constexpr(int(Hyper.EPS))
 _WEIGHT_DECAY, _MAXIMIZE = tl.constexpr(int(Hyper.WEIGHT_DECAY)), tl.constexpr(int(Hyper.MAXIMIZE))
-_HYPERS = tl.constexpr(len(Hyper))
+_DECAY_SLOPE, _HYPERS = tl.constexpr(int(Hyper.DECAY_SLOPE)), tl.constexpr(len(Hyper))
 _GRAD_MULTIPLIER = tl.constexpr(SLOT["grad_multiplier"])
 _LR = tl.constexpr(len(SLOT))  # the first of the blocks
 
@@ -34,7 +34,7 @@ def scalars_of(control, hyper, group, step, T: tl.constexpr):
     lr = tl.load(control + _LR + group)
     beta1, beta2 = tl.load(hyper + _BETA1), tl.load(hyper + _BETA2)
     t = step.to(tl.float64) + 1
-    decay = 1 - lr * tl.load(hyper + _WEIGHT_DECAY)
+    decay = 1 - lr * (tl.load(hyper + _WEIGHT_DECAY) + lr * tl.load(hyper + _DECAY_SLOPE))
     bias_correction1, bias_correction2 = _bias_corrections(hyper + _BETA1, t)
     step_size = lr / bias_correction1
     inv_bias_correction2_sqrt = 1 / tl.sqrt(bias_correction2)
