@@ -55,6 +55,10 @@ TYPES |= {BF16: triton.language.bfloat16, F16: triton.language.float16}
 FEW = [(F32, F32, F32), (BF16, BF16, BF16), (BF16, BF16, F32)]
 PLAIN = [mix for mix in sorted(MIXES) if all(dtype in TYPES for dtype in mix)]
 CASES = [(90, mix) for mix in PLAIN] + [(target, mix) for target in (80, 100) for mix in FEW]
+#: (Triton, target) where the compiler keeps what only the close reads in local memory: float64 of the last program.
+SPILLS_OUTSIDE = {("3.5", 100), ("3.6", 100), ("3.8", 90)}
+#: One value around the subroutine of float64's roots and quotients, which dwarfs it.
+SPILLED_IN_LOOPS = {("3.8", 90, (F64, F64, F64)): 2}
 KERNELS = [triton_update.update_kernel, triton_measure.measure_kernel]
 KERNELS += [triton_control.conclude_kernel, triton_control.clip_kernel, triton_control.control_kernel]
 KERNELS += [triton_control.observe_kernel]
@@ -88,9 +92,10 @@ def test_update_code(target, mix, tmp_path, record_property):
     code = machine_code(kernel, tmp_path)
     record_property("registers", code.registers)
     assert code.registers <= registers(mix)
-    if target != 100 or not triton.__version__.startswith(("3.5.", "3.6.")):  # keep an address for the end there
+    if (triton.__version__[:3], target) not in SPILLS_OUTSIDE:
         assert not code.spills(), "values spilled to memory"
-    assert not any(matching(loop, r"LDL|STL") for loop in main_loops(code))
+    spilled = sum(matching(loop, r"LDL|STL") for loop in main_loops(code))
+    assert spilled <= SPILLED_IN_LOOPS.get((triton.__version__[:3], target, mix), 0)
     # The atomic counter's value goes to all threads through shared memory, and nothing else does.
     assert kernel.metadata.shared <= 16, "streams are rearranged through shared memory"
     without, amsgrad = sorted(main_loops(code), key=moved)
