@@ -12,7 +12,7 @@ from support.paths import ROOT
 from greedylr_fused import integrations, schedules
 
 NAMED = re.findall(r"^::: (\S+)$", (ROOT / "docs/reference.md").read_text(), re.M)
-LISTED = ("greedylr_fused", "greedylr_fused.graphs", "greedylr_fused.telemetry")
+LISTED = ("greedylr_fused", "greedylr_fused.autolrs", "greedylr_fused.graphs", "greedylr_fused.telemetry")
 
 
 def defined(module):

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "greedylr_fused"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
 #: Of the floors above the optimizer, and the package's own.
-ABOVE = {"optimizer.py", "__init__.py", "graphs", "device_schedule", "integrations", "telemetry", "commands"}
+ABOVE = {"optimizer.py", "__init__.py", "autolrs", "graphs", "device_schedule", "integrations", "telemetry", "commands"}
 
 
 def name(path):
