@@ -73,7 +73,8 @@ def parse(arguments: Sequence[str] | None) -> Request:
     add(
         "--lr",
         type=_positive,
-        help="starting or peak learning rate; GreedyLR's bounds are 0.1 and 4 times that (default: by size)",
+        help="starting or peak learning rate; GreedyLR's bounds are 0.1 and 4 times that, those of autolrs 0.1 and 10 "
+        "times (default: by size)",
     )
     add("--weight-decay", type=_not_negative, help="of matrices (default: 0.1)")
     schedule_options(parser)
@@ -110,7 +111,13 @@ def schedule_options(parser: argparse.ArgumentParser) -> None:
         type=_schedule,
         metavar="NAME",
         help=f"{', '.join(NAMES)}, or {FILE} (default: greedy). With + the loss moves what the curve "
-        "multiplies; plateau is ReduceOnPlateau",
+        "multiplies; plateau is ReduceOnPlateau; autolrs finds the LR by trials, which are among --steps",
+    )
+    add(
+        "--trial-steps",
+        type=_at_least(4),
+        help="autolrs: steps of each of the 10 trials for the first stage, of 10 times as many steps; both double from "
+        "stage to stage up to 8 times (default: by --steps, for two stages or more)",
     )
     add("--warmup-steps", type=_not_negative_count, help="steps of a linear warm-up of the LR from 0 (default: 0)")
     add("--decay-steps", type=_count, help="wsd: steps of the decay at the end (default: a fifth of --steps)")
@@ -135,6 +142,10 @@ def _count(text: str) -> int:
 
 def _not_negative_count(text: str) -> int:
     return _whole(text, 0, 2**53)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    return lambda text: _whole(text, least, 2**53)
 
 
 def _seed(text: str) -> int:

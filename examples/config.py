@@ -66,6 +66,7 @@ class Config:
     min_lr_ratio: float = 0.0
     values: tuple[float, ...] = ()  # of a schedule in a file
     record_norms: bool = False
+    trial_steps: int | None = None  # of a search
 
     @property
     def shape(self) -> Shape:
@@ -93,9 +94,14 @@ class Config:
         return "compare" if self.compare else self.optimizer
 
     @property
-    def lr_schedule(self) -> StepSchedule | LossSchedule:
-        """What decides the LR from step to step."""
+    def lr_schedule(self) -> StepSchedule | LossSchedule | None:
+        """What decides the LR from step to step, on the device; None where a search does, on the host."""
         return lr_schedules.build(self)
+
+    @property
+    def searches(self) -> bool:
+        """Whether the LR is found by trials."""
+        return self.schedule == lr_schedules.SEARCH
 
     @property
     def loss_driven(self) -> bool:
@@ -114,6 +120,8 @@ def new_config(given: dict[str, Any]) -> Config:
     found = dict(size=name, steps=size.steps, batch=size.batch, lr=size.lr, threads=_usable_cores())
     schedule = given.get("schedule", Config.schedule)
     lr_schedules.check_given(schedule, given)
+    if schedule == lr_schedules.SEARCH:
+        found |= dict(trial_steps=lr_schedules.trial_steps(given.get("steps", size.steps)))
     if schedule not in lr_schedules.NAMES:
         found |= lr_schedules.read(schedule)
     config = Config(**found | given | dict(device=device, dtype="bfloat16" if bf16 else "float32"))
@@ -154,7 +162,9 @@ def _checked(config: Config) -> Config:
         schedule = config.lr_schedule
         if isinstance(schedule, LossSchedule):
             schedule.bounds(config.lr, 0)
-    except (ValueError, TypeError) as error:
+        if config.searches:
+            lr_schedules.search(config)
+    except (ValueError, TypeError, ImportError) as error:
         raise UsageError(str(error)) from None
     return config
 
@@ -168,6 +178,8 @@ def check_ranks(config: Config, ranks: Ranks) -> None:
     if "torch" in config.optimizers and ranks.engine:
         what = "--compare" if config.compare else "--optimizer torch"
         raise UsageError(f"{what}: the baseline decides from the loss of its own rank; run it without torchrun")
+    if config.searches and ranks.engine:
+        raise UsageError(f"--schedule {config.schedule}: its trials are those of one process; run it without torchrun")
     if config.batch % ranks.size:
         raise UsageError(
             f"--batch: expected a multiple of {ranks.size}, the number of ranks, got {config.batch} windows; choose "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from greedylr_fused import WSD, Constant, Cosine, GreedyLR, Linear, ReduceOnPlateau, Refined
+from greedylr_fused.autolrs import AutoLRS
 from greedylr_fused.schedules import LossSchedule, StepSchedule, refinement
 
 from errors import UsageError
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from config import Config
 
 BASES = ("constant", "linear", "cosine", "wsd")
-NAMES = ("greedy", *BASES, "plateau", *(f"greedy+{base}" for base in BASES))
+SEARCH = "autolrs"
+NAMES = ("greedy", *BASES, "plateau", SEARCH, *(f"greedy+{base}" for base in BASES))
 HOST = ("greedy", *BASES, "plateau")  # what torch or transformers has too
 FILE = "a file ending in .json that `python -m greedylr_fused refine` wrote"
+RANGE = 10  # autolrs tries LRs from a tenth of --lr to ten times that: two decades, as in its authors' example
 DECAY = 0.2  # of the run, for WSD: arXiv 2405.18392 advises a tenth to a fifth
 
 
@@ -46,9 +49,10 @@ def check_given(schedule: str, given: Mapping[str, Any]) -> None:
     of_no_use = {
         "factor": not loss_driven,
         "patience": not loss_driven,
-        "warmup_steps": schedule == "greedy",
+        "warmup_steps": schedule in ("greedy", SEARCH),
         "decay_steps": step != "wsd",
-        "min_lr_ratio": step in ("greedy", "constant"),
+        "min_lr_ratio": step in ("greedy", "constant", SEARCH),
+        "trial_steps": schedule != SEARCH,
     }
     for name, refused in of_no_use.items():
         if refused and name in given:
@@ -62,6 +66,11 @@ def check_baseline(config: Config) -> None:
     Raises:
         UsageError: neither torch nor transformers has it.
     """
+    if config.searches and (config.optimizers != ("fused",) or config.record_norms):
+        raise UsageError(
+            f"--schedule {SEARCH}: it drives FusedAdamW alone, and its trials have no norms to record; leave out "
+            "--optimizer, --compare and --record-norms"
+        )
     if config.record_norms and config.optimizers == ("muon+fused",):
         raise UsageError(f"--optimizer {config.optimizer}: FusedAdamW alone records norms; leave out --record-norms")
     if "torch" not in config.optimizers:
@@ -82,12 +91,42 @@ def check_baseline(config: Config) -> None:
         raise UsageError(f"{option}: it is FusedAdamW that records norms; leave out --record-norms")
 
 
-def build(config: Config) -> StepSchedule | LossSchedule:
-    """The schedule of a run of `config.steps` steps.
+def trial_steps(steps: int) -> int:
+    """Steps of a trial that suit a run of so many: two stages fit, the first as long as 20 trials, half of it the ten
+    trials, and the second twice as long. From 6,000 steps on it is the paper's 100, and there are more stages.
+    """
+    return max(4, min(100, steps // 60))
+
+
+def search(config: Config) -> AutoLRS:
+    """The search of a run of `config.steps` steps, trials included; the ratios of its lengths are the paper's.
+
+    Raises:
+        ValueError, TypeError: an option is out of range, or the run too short.
+        ImportError: scipy or scikit-learn is missing.
+    """
+    tau = config.trial_steps
+    if tau is not None and config.steps < 20 * tau:
+        raise ValueError(f"--steps: expected {20 * tau} or more, a stage of --trial-steps {tau}, got {config.steps}")
+    return AutoLRS(
+        config.lr / RANGE,
+        config.lr * RANGE,
+        trial_steps=tau,  # type: ignore[arg-type]
+        stage_steps=10 * tau,  # type: ignore[operator]
+        max_stage_steps=80 * tau,  # type: ignore[operator]
+        total_steps=config.steps,
+        seed=config.seed,
+    )
+
+
+def build(config: Config) -> StepSchedule | LossSchedule | None:
+    """The schedule of a run of `config.steps` steps; None where a search on the host decides.
 
     Raises:
         ValueError, TypeError: an option is out of range.
     """
+    if config.searches:
+        return None
     if config.values:
         return _refined(config)
     kind, _, base = config.schedule.partition("+")
@@ -127,6 +166,8 @@ def _refined(config: Config) -> Refined:
 def label(config: Config) -> str:
     """What it is called, in pictures and tables."""
     schedule = config.lr_schedule
+    if schedule is None:
+        return AutoLRS.__name__
     base = schedule.base if isinstance(schedule, LossSchedule) else None
     return type(schedule).__name__ + (f" on {type(base).__name__}" if base else "")
 
@@ -139,13 +180,20 @@ def curve(config: Config) -> list[float]:
 
 
 def remark(config: Config, before: Config | None, done: int) -> str | None:
-    """What is to be known of a schedule of another length than it had, in one line; None if there is nothing.
+    """What is to be known of a schedule's length, in one line; None if there is nothing. That is of a search, and of
+    a schedule of another length than it had.
 
     Args:
         config: the run's options.
         before: those that the checkpoint was written with; None for a new run.
         done: steps that it has gone.
     """
+    if config.searches and before is None:
+        tau = config.trial_steps
+        return (
+            f"{label(config)}: 10 trials of {tau} steps for the first {10 * tau} of training, doubling from stage to "
+            f"stage; --steps {config.steps} has both; LRs from {config.lr / RANGE:g} to {config.lr * RANGE:g}"
+        )
     if before is None:
         length = config.warmup_steps + len(config.values)
         if not config.values or length == config.steps:

@@ -3,14 +3,14 @@
     python examples/pretrain.py                      train with FusedAdamW and GreedyLR
     python examples/pretrain.py --compare            the same, beside torch's AdamW with a host-side GreedyLR
     python examples/pretrain.py --optimizer muon+fused    Muon and FusedAdamW under one GreedyLR
-    python examples/pretrain.py --schedule cosine    or linear, wsd, greedy+linear, ...; see --help
+    python examples/pretrain.py --schedule cosine    or linear, wsd, greedy+linear, autolrs, ...; see --help
     python examples/pretrain.py --data FILE_OR_DIR   on one's own text
     python examples/pretrain.py --resume DIR         go on where a run stopped
     torchrun --nproc-per-node 2 examples/pretrain.py --fsdp     in several processes (or --ddp), which share the batch
 
 Reading order: this file, trainer.py (a step), model.py, data.py, lr_schedules.py; engine.py has all that several
 processes need; unfused.py is the baseline, with the schedules of host_schedules.py; muon.py has two
-optimizers under one schedule.
+optimizers under one schedule; searching.py finds the LR by trials.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from display import Display
 from engine import Ranks, joined, leave, started_again_on_several_nodes
 from errors import UsageError, WriteError
 from interrupt import Interrupt
+from searching import SearchingTrainer
 from trainer import Trainer
 
 BLOCK = 10  # steps of one run before the other's turn, so that both are timed on the machine in the same state
@@ -161,8 +162,9 @@ def prepare(request: Request, ranks: Ranks) -> Run | None:
 
 def build(config: Config, corpus: Corpus, ranks: Ranks) -> list[Trainer]:
     """One trainer per optimizer; what an optimizer does not take is the caller's mistake."""
+    kind = SearchingTrainer if config.searches else Trainer
     try:
-        return [Trainer(name, config, corpus, ranks) for name in config.optimizers]
+        return [kind(name, config, corpus, ranks) for name in config.optimizers]
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from None
 
@@ -179,13 +181,15 @@ def train(run: Run, display: Display, interrupt: Interrupt) -> str | None:
         for trainer in trainers:
             while trainer.steps < done and not interrupt.signal:
                 metrics = trainer.step()
-                display.show(trainer, rows.add(trainer.name, metrics, skipped=trainer.skipped_last))
+                metrics = rows.add(trainer.name, metrics, skipped=trainer.skipped_last, told=trainer.told)
+                display.show(trainer, metrics)
                 if agree(ranks, interrupt, trainer) >= BAD_STEPS:
                     return trouble(trainer)
             if len(trainers) > 1:
                 trainer.wait()  # else the other would be timed waiting for this one's kernels
         stopped = interrupt.signal and not run.finished
-        evaluate = not stopped and (done % config.eval_every == 0 or done == config.steps)
+        due = done % config.eval_every == 0 or done == config.steps
+        evaluate = due and not stopped and not trainers[0].trying
         save = stopped or done % config.save_every == 0 or done == config.steps
         broken = None
         for trainer in trainers:

@@ -46,7 +46,11 @@ class Record:
             self.rows = _kept(self._path, steps)
             self._written = len(self.rows)
         # A schedule that the loss drives compares means over this window; beside others they are taken here.
-        self._windows = {run: deque(self.series(run, "loss")[1], maxlen=config.window) for run in steps}
+        self._windows: dict[str, deque[float]] = {run: deque(maxlen=config.window) for run in steps}
+        self._parts: dict[str, Any] = {}
+        for row in self.rows:
+            if row.get("loss") is not None:
+                self._window(row["run"], row).append(row["loss"])
 
     def record_norms(self, optimizer: FusedAdamW) -> None:
         """Let each step measure the norms of its gradients; the first rank writes them down. All must call it."""
@@ -55,20 +59,30 @@ class Record:
         sinks = [] if self._norms_path is None else [self._norms_path]
         self._norms = Recorder(optimizer, *sinks, run="fused", grad_norms=True)
 
-    def add(self, run: str, metrics: Metrics, *, skipped: bool) -> Metrics:
+    def _window(self, run: str, told: Row) -> deque[float]:
+        """Of the losses of a run, or of one trial, or of the training after it."""
+        part = told.get("stage"), told.get("trial")
+        if part != self._parts.setdefault(run, part):
+            self._windows[run].clear()
+            self._parts[run] = part
+        return self._windows[run]
+
+    def add(self, run: str, metrics: Metrics, *, skipped: bool, told: Row) -> Metrics:
         """Take down what has arrived from the device; nothing if that is the step of the last line.
 
         Args:
             run: the trainer's name.
             metrics: its latest; `step` and `skipped` together number the steps.
             skipped: the last step was skipped. Its loss is null then: what `metrics` has is of an earlier step.
+            told: what else is to stand in its line: stage and trial of a search, the trial's LR, and in its last step
+                the loss that it foresees.
 
         Returns:
             The metrics with the mean over the window as `smoothed_loss`, whatever the schedule.
         """
         step = metrics.step + metrics.skipped
         new = step > self._last[run]
-        metrics = self._smoothed(run, metrics, new=new and not skipped)
+        metrics = self._smoothed(metrics, self._window(run, told), new=new and not skipped)
         if not new:
             return metrics
         self._last[run] = step
@@ -83,13 +97,12 @@ class Record:
             "grad_norm": finite_or_none(metrics.grad_norm),
             "skipped": metrics.skipped,  # so far
         }
-        self.rows.append(row)
+        self.rows.append(row | told)
         return metrics
 
-    def _smoothed(self, run: str, metrics: Metrics, *, new: bool) -> Metrics:
+    def _smoothed(self, metrics: Metrics, window: deque[float], *, new: bool) -> Metrics:
         if self._loss_driven:
             return metrics
-        window = self._windows[run]
         if new and math.isfinite(metrics.loss):
             window.append(metrics.loss)
         return replace(metrics, smoothed_loss=math.fsum(window) / len(window) if window else math.nan)

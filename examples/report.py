@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lr_schedules
+import searched
 from checkpoint import write_atomically
 from config import Config
 from record import Record, finite_or_none
@@ -28,12 +29,14 @@ LABELS = {
     "torch": "torch AdamW + clip, {} on the host",
     "muon+fused": "Muon and FusedAdamW, {} on the device",
 }
+SEARCH_LABEL = "FusedAdamW, {} on the host"
 # The baseline is drawn dashed and thin over the wide line of ours, so that both are seen where they agree.
 STYLES: dict[str, dict[str, Any]] = {
     "fused": dict(color="#1f77b4", linewidth=3.2, alpha=0.75),
     "torch": dict(color="#d62728", linewidth=1.2, linestyle=(0, (4, 2))),
     "muon+fused": dict(color="#2ca02c", linewidth=3.2, alpha=0.75),
 }
+SEARCH_LINES = ("steps of training", "steps of trials, undone")
 Results = dict[str, dict[str, Any]]
 
 
@@ -46,6 +49,7 @@ def results(config: Config, trainer: Trainer, record: Record) -> dict[str, Any]:
         "parameters": trainer.parameters,
         "tokens": trainer.steps * config.tokens_per_step,
         "skipped_steps": trainer.metrics.skipped,
+        **trainer.spent,
         "train_loss_bits_per_byte": _last_loss(trainer, record),
         "held_out_bits_per_byte": finite_or_none(trainer.held_out_bits()),
     }
@@ -122,6 +126,8 @@ def print_summary(console: Console, summary: dict[str, Any], folder: Path) -> No
         "tokens (bytes)": lambda r: f"{r['tokens']:,}",
         "training loss, smoothed (bits/byte)": lambda r: _loss(r["train_loss_bits_per_byte"]),
         "held-out loss (bits/byte)": lambda r: _loss(r["held_out_bits_per_byte"]),
+        "steps of training": lambda r: f"{r['training_steps']:,}",
+        "steps of trials, undone": lambda r: f"{r['search_steps']:,}",
         "steps skipped for non-finite gradients": lambda r: f"{r['skipped_steps']:,}",
         "whole step: median (ms)": lambda r: f"{r['step_ms']['median']:.1f}",
         "  20th to 80th percentile (ms) ": lambda r: f"{r['step_ms']['p20']:.1f} - {r['step_ms']['p80']:.1f}",
@@ -130,6 +136,8 @@ def print_summary(console: Console, summary: dict[str, Any], folder: Path) -> No
         "  20th to 80th percentile (ms)": lambda r: f"{r['optimizer_ms']['p20']:.3f} - {r['optimizer_ms']['p80']:.3f}",
         "host reads per step": lambda r: f"{r['host_reads_per_step']:g}",
     }
+    if not any("search_steps" in row for row in found.values()):
+        lines = {label: shown for label, shown in lines.items() if label not in SEARCH_LINES}
     for label, shown in lines.items():
         table.add_row(label, *(_or_dash(shown, row) for row in found.values()))
     console.print(table)
@@ -166,10 +174,13 @@ def draw(path: Path, config: Config, record: Record, summary: dict[str, Any]) ->
         f"{config.device.upper()} {config.dtype}"
     )
     for name in runs:
-        _draw_run(axes[0], axes[-1], record, name, LABELS[name].format(summary["schedule"]))
+        label = SEARCH_LABEL if config.searches else LABELS[name]
+        _draw_run(axes[0], axes[-1], record, name, label.format(summary["schedule"]))
     axes[0].set(ylabel="loss (bits per byte)")
     axes[-1].set(ylabel="learning rate", xlabel="optimizer step")
     _draw_bounds(axes[-1], config)
+    if config.searches:
+        searched.draw(axes, record)
     if compare:
         _draw_difference(axes[1], record)
         step = summary["first_lr_that_differs"]

@@ -49,6 +49,7 @@ class Trainer:
         self.steps = 0
         self.metrics: Metrics = self.optimizer.metrics()
         self.skipped_last = False
+        self.told: dict[str, Any] = {}  # what else is to be recorded of the last step
         self._last_good = 0
         self.step_clock, self.optimizer_clock = Clock(self.device), Clock(self.device)
         self._recent: deque[float] = deque(maxlen=RECENT)
@@ -65,7 +66,7 @@ class Trainer:
                 self.optimizer.step()
             self.optimizer.zero_grad()
         self.steps += 1
-        self._take(self.optimizer.metrics())
+        self._take(self._metrics())
         self._recent.append(time.perf_counter() - begin)
         return self.metrics
 
@@ -75,6 +76,19 @@ class Trainer:
             self._last_good = metrics.step + metrics.skipped
         self.skipped_last = not committed and (self.skipped_last or metrics.skipped > self.metrics.skipped)
         self.metrics = metrics
+
+    def _metrics(self) -> Metrics:
+        return self.optimizer.metrics()
+
+    @property
+    def spent(self) -> dict[str, int]:
+        """Steps by what they were for, where they were not all for one thing."""
+        return {}
+
+    @property
+    def trying(self) -> bool:
+        """Whether the model is one that will be undone, and tells nothing of the run."""
+        return False
 
     @property
     def bad_steps(self) -> int:
@@ -135,7 +149,7 @@ class Trainer:
         load_whole_state(self.model, self.optimizer, state)
         self.batches.seek(state["batches"])
         self.steps = state["steps"]
-        self.metrics = self.optimizer.metrics()
+        self.metrics = self._metrics()
         self._last_good = self.metrics.step + self.metrics.skipped
 
 

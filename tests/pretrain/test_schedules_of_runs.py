@@ -78,7 +78,7 @@ def test_the_baseline_has_the_same_learning_rates(example, options):
 
 def test_names_are_those_of_the_schedule(example):
     label, names = example("lr_schedules").label, example("lr_schedules").NAMES
-    labels = {name: label(config(example, schedule=name)) for name in names}
+    labels = {name: label(config(example, schedule=name, steps=80)) for name in names}
     assert labels["greedy"] == "GreedyLR" and labels["greedy+wsd"] == "GreedyLR on WSD"
     assert labels["plateau"] == "ReduceOnPlateau" and len(set(labels.values())) == len(names)
     folder = example("folders").default_name
