@@ -83,7 +83,7 @@ class SearchingTrainer(Trainer):
     def _go_back(self) -> None:
         steps = self.steps
         self._undone = self._kept["undone"] + steps - self._kept["steps"]
-        super().load_state_dict(copy.deepcopy(self._kept))
+        super().load_state_dict(self._kept)  # which copies
         self.steps = steps
 
     def _backward(self, *, last: bool) -> Tensor:
@@ -103,5 +103,5 @@ class SearchingTrainer(Trainer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict()` gave."""
         self.search.load_state_dict(state["search"])
-        self._kept, self._undone = copy.deepcopy(state["kept"]), state["undone"]
+        self._kept, self._undone = copy.deepcopy(state["kept"]), state["undone"]  # no longer in the checkpoint's file
         super().load_state_dict(state)
