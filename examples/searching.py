@@ -36,6 +36,7 @@ class SearchingTrainer(Trainer):
         self._kept: dict[str, Any] = {}
         self._undone = 0  # steps, so far
         self._losses: list[Tensor] = []
+        self._waits = False  # for the metrics of this step
 
     @property
     def spent(self) -> dict[str, int]:
@@ -48,11 +49,12 @@ class SearchingTrainer(Trainer):
         return self.search.trial is not None
 
     def step(self) -> Metrics:
-        """One step, of a trial or of the training. In a trial the host waits for the loss."""
+        """One step, of a trial or of the training. In a trial the host waits for the device."""
         self._between_steps()
         action, trial = self.search.ask(), self.search.trial
         self.told = {"stage": self.search.stage, "trial": trial}
         self._losses.clear()
+        self._waits = trial is not None or action.steps == 1  # what comes after it is told apart in the record
         self.optimizer.set_lr(action.lr)
         metrics = super().step()
         if action.losses:
@@ -93,6 +95,9 @@ class SearchingTrainer(Trainer):
 
     def _metrics(self) -> Metrics:
         found = super()._metrics()
+        for _ in range(2 if self._waits and self.device.type == "cuda" else 0):  # a copy under way, and this step's
+            torch.cuda.synchronize(self.device)
+            found = super()._metrics()
         return replace(found, step=found.step + self._undone)
 
     def state_dict(self) -> dict[str, Any]:
