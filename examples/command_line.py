@@ -117,7 +117,7 @@ def schedule_options(parser: argparse.ArgumentParser) -> None:
         "--trial-steps",
         type=_at_least(4),
         help="autolrs: steps of each of the 10 trials for the first stage, of 10 times as many steps; both double from "
-        "stage to stage up to 8 times (default: by --steps, for two stages or more)",
+        "stage to stage up to 8 times (default: a twentieth of --steps, which is one stage, at most 100)",
     )
     add("--warmup-steps", type=_not_negative_count, help="steps of a linear warm-up of the LR from 0 (default: 0)")
     add("--decay-steps", type=_count, help="wsd: steps of the decay at the end (default: a fifth of --steps)")

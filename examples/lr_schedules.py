@@ -92,10 +92,11 @@ def check_baseline(config: Config) -> None:
 
 
 def trial_steps(steps: int) -> int:
-    """Steps of a trial that suit a run of so many: two stages fit, the first as long as 20 trials, half of it the ten
-    trials, and the second twice as long. From 6,000 steps on it is the paper's 100, and there are more stages.
+    """Steps of a trial: as many as let one stage fit, half of which are its ten trials, and the paper's 100 at most.
+
+    Two shorter stages were worse: six losses foretold little (docs/choosing-a-schedule.md).
     """
-    return max(4, min(100, steps // 60))
+    return max(4, min(100, steps // 20))
 
 
 def search(config: Config) -> AutoLRS:
