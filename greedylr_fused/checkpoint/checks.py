@@ -24,7 +24,9 @@ def with_flags(group: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, A
     """
     own = {CORRECTED: live[CORRECTED]} if CORRECTED in live else {}
     kept = {name: live[name] for name in (*_FLAGS, *storage.OPTIONS) if name in live}
-    return {name: value for name, value in {**own, **group, **kept}.items() if name in live or name not in storage.OPTIONS}
+    return {
+        name: value for name, value in {**own, **group, **kept}.items() if name in live or name not in storage.OPTIONS
+    }
 
 
 def refuse(where: str, got: object, allowed: str, remedy: str, error: type[Exception] = ValueError) -> NoReturn:
