@@ -270,19 +270,14 @@ def test_what_does_not_matter(case, change):
 
 def test_hyper_parameters_that_can_and_cannot_change_where_they_are(case):
     hyper_parameters(case)
-    assert case.look() == (HYPER, [])
-    assert case.look() == (0, [])
-    case.opt.param_groups[0]["betas"] = [0.5, 0.6]
-    for _ in range(2):
-        assert case.look() == (HYPER, [])
-
-
-def test_a_hyper_parameter_that_comes_and_goes(case):
-    """All others are in every group; without one of these, a table is built that says which is missing."""
-    case.opt.param_groups[0]["corrected_weight_decay"] = 0.5
+    assert case.look() == (HYPER, []) and case.look() == (0, [])
+    case.opt.param_groups[0]["corrected_weight_decay"] = 0.5  # all others are in every group
     assert case.look() == (HYPER, []) and case.look() == (0, [])
     del case.opt.param_groups[0]["corrected_weight_decay"]
     assert case.look() == (HYPER, []) and case.look() == (0, [])
+    case.opt.param_groups[0]["betas"] = [0.5, 0.6]
+    for _ in range(2):
+        assert case.look() == (HYPER, [])
 
 
 def test_an_address_put_by_hand(case):
