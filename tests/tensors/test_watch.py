@@ -269,13 +269,15 @@ def test_what_does_not_matter(case, change):
 
 
 def test_hyper_parameters_that_can_and_cannot_change_where_they_are(case):
-    hyper_parameters(case)
-    assert case.look() == (HYPER, []) and case.look() == (0, [])
-    case.opt.param_groups[0]["corrected_weight_decay"] = 0.5  # all others are in every group
-    assert case.look() == (HYPER, []) and case.look() == (0, [])
-    del case.opt.param_groups[0]["corrected_weight_decay"]
-    assert case.look() == (HYPER, []) and case.look() == (0, [])
-    case.opt.param_groups[0]["betas"] = [0.5, 0.6]
+    group = case.opt.param_groups[0]  # with "corrected_weight_decay" only where it is asked for
+    for change in (
+        hyper_parameters,
+        lambda _: group.setdefault("corrected_weight_decay", 0.5),
+        lambda _: group.popitem(),
+    ):
+        change(case)
+        assert case.look() == (HYPER, []) and case.look() == (0, [])
+    group["betas"] = [0.5, 0.6]
     for _ in range(2):
         assert case.look() == (HYPER, [])
 
