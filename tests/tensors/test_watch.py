@@ -252,13 +252,9 @@ def test_gradients_that_no_kernel_can_read(case, change):
 
 
 def test_gradients_that_moved_or_went(case):
-    new_memory(case)
-    assert case.look() == (MOVED, [])
-    one_gone(case)
-    assert case.look() == (MOVED | COUNT, [])
-    assert case.look() == (0, [])
-    subclass(case)
-    assert case.look() == (MOVED | COUNT, [])
+    for change, found in ((new_memory, MOVED), (one_gone, MOVED | COUNT), (subclass, MOVED | COUNT)):
+        change(case)
+        assert case.look() == (found, []) and case.look() == (0, [])
     assert case.rows[0][case.at[id(case.params[0])]] == case.params[0].grad.data_ptr()
 
 
@@ -269,17 +265,14 @@ def test_what_does_not_matter(case, change):
 
 
 def test_hyper_parameters_that_can_and_cannot_change_where_they_are(case):
-    group = case.opt.param_groups[0]  # with "corrected_weight_decay" only where it is asked for
-    for change in (
-        hyper_parameters,
-        lambda _: group.setdefault("corrected_weight_decay", 0.5),
-        lambda _: group.popitem(),
-    ):
-        change(case)
+    hyper_parameters(case)
+    assert case.look() == (HYPER, []) and case.look() == (0, [])
+    group = case.opt.param_groups[0]
+    for change in (group.setdefault, group.pop):
+        change("corrected_weight_decay", 0.5)  # only there where it is asked for
         assert case.look() == (HYPER, []) and case.look() == (0, [])
     group["betas"] = [0.5, 0.6]
-    for _ in range(2):
-        assert case.look() == (HYPER, [])
+    assert case.look() == (HYPER, []) and case.look() == (HYPER, [])
 
 
 def test_an_address_put_by_hand(case):
