@@ -17,6 +17,7 @@ from greedylr_fused.schedules import (
     Polynomial,
     ReduceOnPlateau,
     Refined,
+    SkipSpikes,
     Table,
 )
 from greedylr_fused.step import Metrics
@@ -25,6 +26,6 @@ from greedylr_fused.version import __version__
 _integrations.register()
 
 __all__ = ["DeviceSchedule", "FusedAdamW", "GreedyLR", "Metrics", "Muon", "__version__"]
-__all__ += ["available_backends"]
+__all__ += ["available_backends", "SkipSpikes"]
 __all__ += ["Constant", "Cosine", "CosineRestarts", "Linear", "OneCycle", "Polynomial", "ReduceOnPlateau", "Refined"]
 __all__ += ["REX", "Table", "UBA", "WSD"]

@@ -3,6 +3,7 @@
 `steps.py` is the base of those that the step alone decides, each a curve over steps (`cosine.py`, `wsd.py`, ...);
 `loss_driven.py` is the base of those that the loss decides, `greedy.py` and `plateau.py`, and `loss_spec.py` specifies
 their decisions in plain floats. `refinement.py` makes a curve (`refined.py`) of the gradient norms of a run.
+`spikes.py` is no schedule: it configures and specifies which steps are skipped.
 """
 
 from greedylr_fused.schedules import refinement
@@ -15,6 +16,7 @@ from greedylr_fused.schedules.loss_spec import LossSpec
 from greedylr_fused.schedules.one_cycle import OneCycle
 from greedylr_fused.schedules.plateau import ReduceOnPlateau
 from greedylr_fused.schedules.refined import Refined
+from greedylr_fused.schedules.spikes import LANES, SkipSpikes, SpikeSpec
 from greedylr_fused.schedules.steps import Constant, Linear, Polynomial, StepSchedule
 from greedylr_fused.schedules.table import Table
 from greedylr_fused.schedules.wsd import WSD
