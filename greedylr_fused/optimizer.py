@@ -14,6 +14,7 @@ from greedylr_fused import checkpoint
 from greedylr_fused.backends import Backend
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.ranks import Ranks
+from greedylr_fused.schedules import SkipSpikes
 from greedylr_fused.step import (
     Engine,
     Listener,
@@ -29,7 +30,7 @@ from greedylr_fused.step import (
 from greedylr_fused.tensors import CORRECTED, Memory, memory_of, storage
 
 #: Constructor options that a pickle keeps, beside what `checkpoint.get_state` returns.
-_OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite")
+_OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite", "_skip_spikes")
 
 
 class FusedAdamW(Optimizer):
@@ -40,7 +41,8 @@ class FusedAdamW(Optimizer):
     updates with the current LR, and the loss then decides the next one; with `schedule=Cosine(...)`, or any other step
     schedule, the number of steps taken decides it. The host waits for nothing.
 
-    With `max_grad_norm`, a step with a NaN or infinite gradient is skipped. Ten skips in a row are warned of.
+    With `max_grad_norm` or `skip_spikes`, a step with a NaN or infinite gradient is skipped. Ten skips in a row are
+    warned of.
 
     Args:
         params: parameters, named parameters or parameter-group dictionaries; float32, float64, bfloat16, float16 or
@@ -60,7 +62,9 @@ class FusedAdamW(Optimizer):
         max_grad_norm: clip the 2-norm of all gradients together to this, as `torch.nn.utils.clip_grad_norm_` does, but
             within the update: `.grad` is left as it is. > 0, or None for no clipping.
         skip_nonfinite: leave parameters, moments, step counts and LR alone in a step with a NaN or infinite gradient.
-            Default None: True if `max_grad_norm` is given.
+            Default None: True if `max_grad_norm` or `skip_spikes` is given.
+        skip_spikes: skip each step whose loss or gradient norm is far above those before it, as `SkipSpikes` explains.
+            Every step then needs a loss, and reads the gradients before the update. Default None: none is skipped so.
         backend: "auto", or the name of one in `available_backends()`, which then runs or raises.
         state_dtype: storage type of the moments. torch.int8: 8 bits with a scale for each 64 elements, 2.125 bytes per
             parameter for both, in parameters of at least 2 dimensions and 4,096 elements whose rows (the dimensions
@@ -98,6 +102,7 @@ class FusedAdamW(Optimizer):
         schedule: Schedule | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool | None = None,
+        skip_spikes: SkipSpikes | None = None,
         backend: str = "auto",
         state_dtype: torch.dtype | None = None,
         master_weights: str | None = None,
@@ -110,12 +115,13 @@ class FusedAdamW(Optimizer):
     ) -> None:
         options.check_not_traced("FusedAdamW()")
         options.check_schedule(schedule)
-        options.check_not_in_zero(schedule)
-        options.check_extras(max_grad_norm, skip_nonfinite)
+        options.check_not_in_zero(schedule, skip_spikes)
+        options.check_extras(max_grad_norm, skip_nonfinite, skip_spikes)
         storage_options.check_storage(state_dtype, master_weights, amsgrad=amsgrad)
         options.check_ranks(process_group, partitions)
-        self._schedule, self._max_grad_norm = schedule, max_grad_norm
-        self._skip_nonfinite = max_grad_norm is not None if skip_nonfinite is None else skip_nonfinite
+        self._schedule, self._max_grad_norm, self._skip_spikes = schedule, max_grad_norm, skip_spikes
+        looks = max_grad_norm is not None or skip_spikes is not None
+        self._skip_nonfinite = looks if skip_nonfinite is None else skip_nonfinite
         defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
         # For torch's AdamW, if it loads our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
@@ -127,7 +133,7 @@ class FusedAdamW(Optimizer):
         for group in self.param_groups:
             storage.complete(group, state_dtype)
         self._listeners: list[Listener] = []
-        ranks = Ranks(process_group, partitions, needs_loss=options.needs_loss(schedule))
+        ranks = Ranks(process_group, partitions, needs_loss=options.needs_loss(schedule, skip_spikes))
         self._engine = Engine(backend, self._device(), state_dtype, ranks)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
         self._rates = self._new_rates(self._control)
@@ -147,6 +153,11 @@ class FusedAdamW(Optimizer):
         """Return whether a non-finite gradient skips the step."""
         return self._skip_nonfinite
 
+    @property
+    def skip_spikes(self) -> SkipSpikes | None:
+        """Which steps are skipped as spikes, as constructed."""
+        return self._skip_spikes
+
     @outside_graphs  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
@@ -161,8 +172,8 @@ class FusedAdamW(Optimizer):
             What the closure returned, or None.
 
         Raises:
-            RuntimeError: a loss-driven schedule and no loss, a sparse gradient, or a step within backward() that needs
-                all gradients.
+            RuntimeError: a loss-driven schedule or `skip_spikes` and no loss, a sparse gradient, or a step within
+                backward() that needs all gradients.
             ValueError: the loss was given twice, or an LR written to `param_groups` is out of bounds.
         """
         options.check_not_traced("FusedAdamW.step()")
@@ -279,13 +290,15 @@ class FusedAdamW(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state as in torch, with the optimizer's own tensors: `copy.deepcopy` it to keep what it holds now.
         With a schedule this waits for the device, and each group has its exact LR and, as "control", the schedule's
-        numbers. Without one the keys are torch's, by which distributed checkpointing loads it into torch's AdamW.
+        numbers; with `skip_spikes` each has, as "spikes", the last losses and norms. Without both the keys are torch's,
+        by which distributed checkpointing loads it into torch's AdamW.
 
         8-bit moments are "exp_avg_q" (int8), "exp_avg_sq_q" (uint8) and the float32 scales of 64 elements each,
         "exp_avg_scale" and "exp_avg_sq_scale"; a master is a "remainder" (int8, or an int16 as two bytes in a last
         dimension). torch's AdamW does not know them, and fails: `export_state_dict()` is for it.
         """
-        return checkpoint.save(self, None if self._schedule is None else self._numbers, self._engine.shown)
+        numbers = None if self._schedule is None else self._numbers
+        return checkpoint.save(self, numbers, self._engine.shown, lambda: self._control)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of FusedAdamW or of `torch.optim.AdamW`: all of it or, if anything fails, nothing.
@@ -299,9 +312,10 @@ class FusedAdamW(Optimizer):
         torch.distributed.checkpoint reads files by the names and dtypes that it finds here. Load a file of another
         `state_dict`, such as torch's, into an optimizer constructed as its own, and that one's state_dict() into this.
 
-        The schedule keeps its own options; of a longer window it takes the newest losses. Where the checkpoint has no
-        numbers of a schedule, as from torch's AdamW, it starts anew from the LRs there: a step schedule at its first
-        step or, after a run that a torch scheduler drove, at that run's step on the curve from the scheduler's peak.
+        The schedule keeps its own options; of a longer window it takes the newest losses, as `skip_spikes` does, which
+        begins without any where the checkpoint has none. Where the checkpoint has no numbers of a schedule, as from
+        torch's AdamW, it starts anew from the LRs there: a step schedule at its first step or, after a run that a torch
+        scheduler drove, at that run's step on the curve from the scheduler's peak.
 
         Args:
             state_dict: what `state_dict()` returned.
@@ -376,8 +390,9 @@ class FusedAdamW(Optimizer):
         self._engine.ranks.check_agree(self._control)
 
     def __repr__(self) -> str:
-        shown = checkpoint.without_marks(super().__repr__()) if self._schedule is not None else super().__repr__()
-        return f"{shown[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}\n)"
+        shown = checkpoint.without_marks(super().__repr__(), schedule=self._schedule is not None)
+        spikes = f"\nskip_spikes: {self.skip_spikes}" if self.skip_spikes is not None else ""
+        return f"{shown[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}{spikes}\n)"
 
     def __getstate__(self) -> dict[str, Any]:
         self._take_written()
@@ -388,7 +403,8 @@ class FusedAdamW(Optimizer):
         made = checkpoint.set_state(self, state)
         if made is not None:
             self._listeners = []  # the original keeps its own
-            self._engine = checkpoint.engine(made, self._device(), needs_loss=options.needs_loss(self._schedule))
+            needs_loss = options.needs_loss(self._schedule, self._skip_spikes)
+            self._engine = checkpoint.engine(made, self._device(), needs_loss=needs_loss)
             self._control = self._new_control(checkpoint.starting_lrs(made))
             checkpoint.fill(self._control, made)
             self._rates = self._new_rates(self._control)
@@ -399,12 +415,14 @@ class FusedAdamW(Optimizer):
             lrs,
             max_grad_norm=self._max_grad_norm,
             skip_nonfinite=self._skip_nonfinite,
+            skip_spikes=self._skip_spikes,
             device=self._device(),
         )
 
     def _new_rates(self, control: Control) -> Rates:
         """Return a new view of the control for the host."""
-        checkpoint.mark(self.param_groups, None if self._schedule is None else control.initial_lrs)
+        lrs = None if self._schedule is None else control.initial_lrs
+        checkpoint.mark(self.param_groups, lrs, spikes=self._skip_spikes is not None)
         return Rates(control, self.param_groups, has_schedule=self._schedule is not None)
 
     def _device(self) -> torch.device:

@@ -1,5 +1,5 @@
-// The scalar side of a step: what happens to the gradients (clip, G1-G4), and after the update what the loss
-// and the step index do to the learning rate (control, C1-C9 and S1-S3).
+// The scalar side of a step: what happens to the gradients (clip, G1-G4; spikes.h has what follows it), and
+// after the update what the loss and the step index do to the learning rate (control, C1-C9 and S1-S3).
 #pragma once
 
 #include "observe.h"

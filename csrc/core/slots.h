@@ -27,11 +27,14 @@ namespace greedylr {
     X(curve_length)   /* values of the curve, 0: the host writes the LR */            \
     X(max_grad_norm)  /* 2-norm limit, +inf: no clipping */                           \
     X(skip_nonfinite) /* 1 if a non-finite gradient skips the step */                 \
+    X(spike_window)   /* values in each ring of spikes, 0: spikes are not skipped */  \
+    X(spike_minimum)  /* values that a ring must hold to judge */                     \
+    X(spike_sigmas)   /* deviations from the mean from which on a value is a spike */ \
     X(n_groups)       /* parameter groups */
 // what one step leaves to the next,
 #define GREEDYLR_MEMORY(X)                                                        \
     X(step)          /* committed optimizer steps */                              \
-    X(skipped)       /* steps skipped for non-finite gradients */                 \
+    X(skipped)       /* steps skipped, for whatever reason */                     \
     X(loss)          /* last mean loss */                                         \
     X(smoothed)      /* last value compared with the best */                      \
     X(best)          /* what observations are compared with */                    \
@@ -47,7 +50,12 @@ namespace greedylr {
     X(decay_start)   /* step from which the late decay runs, +inf: not started */ \
     X(decay_steps)   /* its length in steps */                                    \
     X(curve_value)   /* lr / level of the next step */                            \
-    X(writes)        /* learning rates written by the host */
+    X(writes)        /* learning rates written by the host */                     \
+    X(spikes)        /* of the skipped steps those for a spike */                 \
+    X(spike_losses)  /* losses in the first ring of spikes */                     \
+    X(losses_head)   /* position in it written next */                            \
+    X(spike_norms)   /* gradient norms in the second */                           \
+    X(norms_head)    /* position in that written next */
 // and what lives within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
 #define GREEDYLR_STEP(X)                                                           \
     X(loss_sum)        /* pending: sum of weight * loss */                         \
@@ -61,7 +69,8 @@ namespace greedylr {
     X(grad_multiplier) /* clip coefficient / loss scale */                         \
     X(skip)            /* 1 if this step is skipped */                             \
     X(event)           /* what the loss decided in it: an Event */
-// Blocks of one value per parameter group, behind the scalars; behind them is the ring of the window.
+// Blocks of one value per parameter group, behind the scalars; behind them are the ring of the window and the
+// two of spikes.
 #define GREEDYLR_BLOCKS(X) X(lr) X(initial_lr) X(min_lr) X(max_lr) X(level)
 
 #define GREEDYLR_NAME(name) name,
@@ -83,7 +92,7 @@ enum class Event : int { NONE, RAISE, CUT, RESET };
 
 inline namespace GREEDYLR_ISA {
 
-// Where the values of a block begin, and after the last block the ring.
+// Where the values of a block begin, and after the last block the rings.
 HOST_DEVICE inline int block_begin(int which, int groups) { return slot::count + which * groups; }
 
 // A step uses lr = level * curve_value: the loss moves the level, within [min_lr, max_lr]; the step
@@ -98,6 +107,11 @@ HOST_DEVICE inline LrBlocks lr_blocks(double* c) {
     return {c + block_begin(block::lr, g),     c + block_begin(block::initial_lr, g),
             c + block_begin(block::min_lr, g), c + block_begin(block::max_lr, g),
             c + block_begin(block::level, g),  g};
+}
+
+// Losses in the ring of the window, behind which those of spikes begin.
+HOST_DEVICE inline int window_length(const double* c) {
+    return c[slot::smooth] != 0.0 ? int(c[slot::window_size]) : 0;
 }
 
 // The learning rate of a group, that this step uses.

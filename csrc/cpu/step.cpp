@@ -7,6 +7,7 @@
 #include "../core/adamw.h"
 #include "../core/control.h"
 #include "../core/eight_bit.h"
+#include "../core/spikes.h"
 #include "threads.h"
 
 namespace greedylr {
@@ -213,7 +214,10 @@ void Stepper::measure(int threads, bool then_clip) {
     if (then_clip) clip();
 }
 
-void Stepper::clip() const { greedylr::run_clip(table_.control); }
+void Stepper::clip() const {
+    greedylr::run_clip(table_.control);
+    skip_spikes(table_.control);
+}
 
 void Stepper::update(int threads, bool then_control, const Loss& loss) {
     if (table_.control[slot::skip] == 0.0) run(UpdateBody{table_, launches_, loops()}, threads);

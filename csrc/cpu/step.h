@@ -21,7 +21,7 @@ class Stepper {
     // then, with `then_clip`, what `clip`
     // does. The result does not depend on `threads`.
     void measure(int threads, bool then_clip);
-    // Gradient multiplier and skip flag.
+    // Gradient multiplier and skip flag; then spikes.
     void clip() const;
     // AdamW on every tensor with a gradient, unless the step is skipped; then, with `then_control`, what
     // `control` does.

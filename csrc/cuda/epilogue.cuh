@@ -2,7 +2,10 @@
 // launch of its own.
 #pragma once
 
+#include <math.h>
+
 #include "../core/control.h"
+#include "../core/spikes.h"
 #include "access.cuh"
 
 namespace greedylr {
@@ -20,8 +23,8 @@ __device__ __forceinline__ bool is_last_block(unsigned* arrived) {
     return true;
 }
 
-// Doubles of the control vector that fit on the chip; a longer one (hundreds of parameter groups or losses in
-// the window) is used where it is.
+// Doubles of the control vector, without the rings of spikes, that fit on the chip; a longer one (hundreds of
+// parameter groups or losses in the window) is used where it is.
 constexpr int STAGED = 512;
 
 // Calls `body(control)` in thread 0, then `show(control)` in all. The scalar code is one long chain of
@@ -30,8 +33,7 @@ template <typename Body, typename Show>
 __device__ __forceinline__ void on_staged_control(double* control, const Body& body, const Show& show) {
     GREEDYLR_SHARED(double, staged, STAGED);
     const int groups = int(control[slot::n_groups]);
-    const int ring = control[slot::smooth] != 0.0 ? int(control[slot::window_size]) : 0;
-    const int length = block_begin(block::count, groups) + ring;
+    const int length = block_begin(block::count, groups) + window_length(control);
     const bool fits = length <= STAGED;
     if (fits) {
         for (int i = threadIdx.x; i < length; i += blockDim.x) staged[i] = control[i];
@@ -95,9 +97,39 @@ __device__ __forceinline__ void control_in_block(const TensorTable& t, const Clo
         });
 }
 
-// For what has no larger launch to be the epilogue of, or must wait for other ranks after one.
+// A lane's sum added over the warp in the order of added_in_pairs, in every lane.
+__device__ __forceinline__ double over_lanes(double sum) {
+#pragma unroll
+    for (int apart = 1; apart < WARP; apart *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, apart);
+    return sum;
+}
+
+// spike_limit by a warp, in every lane: of 128 values each lane has four, which are under way at once, so
+// that it waits for memory once and then for two chains of five shuffles. One thread would read 512 numbers
+// and add as many, several microseconds of a step, and ten times that where double is slow.
+__device__ __forceinline__ double limit_in_warp(const double* c, const SpikeRing& ring, double sigmas) {
+    static_assert(SPIKE_LANES == WARP, "a lane each");
+    const int lane = threadIdx.x % WARP;
+    const double mean = over_lanes(lane_sum(ring, lane)) / double(ring.count);
+    return spike_limit(c, ring, mean, over_lanes(lane_squares(ring, lane, mean)), sigmas);
+}
+
+// For what has no larger launch to be the epilogue of, must wait for other ranks after one, or skips spikes:
+// that is not in the epilogue of the measurement, whose registers are for the gradients. The limits of spikes
+// are known before the step's values, which do not enter them.
 __global__ void clip_kernel(const __grid_constant__ TensorTable table) {
-    on_staged_control(table.control, [](double* c) { run_clip(c); });
+    double* const control = table.control;
+    double* const rings = spike_rings(control);
+    const bool skips = control[slot::spike_window] != 0.0;
+    SpikeLimits limits = {NAN, NAN};
+    if (skips) {
+        limits.loss = limit_in_warp(control, loss_ring(control, rings), loss_sigmas(control));
+        limits.norm = limit_in_warp(control, norm_ring(control, rings), control[slot::spike_sigmas]);
+    }
+    on_staged_control(control, [rings, limits, skips](double* c) {
+        run_clip(c);
+        if (skips) judge_spikes(c, rings, limits);
+    });
 }
 
 struct ControlArgs {

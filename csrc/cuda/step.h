@@ -24,9 +24,9 @@ class Stepper {
 
     // grad_sq_sum, grad_nonfinite and, with `l1`, grad_abs_sum over all tensors with a gradient;
     // then, with `then_clip`, what `clip`
-    // does. `stream` is a cudaStream_t.
+    // does, but for spikes. `stream` is a cudaStream_t.
     void measure(uintptr_t stream, bool then_clip) const;
-    // Gradient multiplier and skip flag from what is known.
+    // Gradient multiplier and skip flag from what is known; then spikes.
     void clip(uintptr_t stream) const;
     // AdamW on every tensor with a gradient, nothing if the step is skipped; then, with `then_control`, what
     // `control` does.

@@ -1,11 +1,12 @@
 // The control function against traces recorded from transformers.optimization.GreedyLR 5.17.0, and the rules
-// that it adds: skipped steps, non-finite losses, steps without a loss.
+// that it adds: skipped steps, non-finite losses, steps without a loss, spikes.
 #include "../core/control.h"
 
 #include <math.h>
 
 #include <vector>
 
+#include "../core/spikes.h"
 #include "check.h"
 
 using namespace greedylr;
@@ -141,6 +142,62 @@ void check_clip() {
     CHECK(c[slot::grad_multiplier] == .25 && c[slot::skip] == 0, "an unmeasured norm does not clip");
 }
 
+// A step with this loss and norm, and whether it is skipped.
+bool skips(std::vector<double>& c, double loss, double norm) {
+    c[slot::loss_sum] = loss;
+    c[slot::loss_weight] = 1.0;
+    c[slot::grad_sq_sum] = norm * norm;
+    run_clip(c.data());
+    skip_spikes(c.data());
+    const bool skipped = c[slot::skip] != 0.0;
+    run_control(c.data(), &FLAT);
+    return skipped;
+}
+
+std::vector<double> with_rings(int size, double sigmas, const std::vector<Option>& options = {}) {
+    auto c = control(1e-3, 1e-5, 1e-2, options, 3);
+    c[slot::spike_window] = size;
+    c[slot::spike_minimum] = 4;
+    c[slot::spike_sigmas] = sigmas;
+    c.resize(c.size() + size_t(2 * size));
+    return c;
+}
+
+// 1 to 5 have the mean 3 and the deviation sqrt(2.5).
+void check_spikes() {
+    const double limit = 3.0 + 2.0 * sqrt(2.5);
+    for (bool of_norm : {false, true}) {
+        auto c = with_rings(6, 2.0);
+        for (double x : {1.0, 2.0, 100.0, 3.0, 4.0, 5.0}) {  // 100 comes before there are enough to judge it
+            CHECK(!skips(c, of_norm ? 1.0 : x, of_norm ? x : 1.0), "%g", x);
+        }
+        for (double x : {1.0, 2.0, 3.0}) CHECK(!skips(c, of_norm ? 1.0 : x, of_norm ? x : 1.0), "%g", x);
+        auto at = c, beyond = c;
+        const double six[] = {3, 4, 5, 1, 2, 3};  // what the ring holds, wrapped
+        double mean = 0.0, squares = 0.0;
+        for (double x : six) mean += x / 6;
+        for (double x : six) squares += (x - mean) * (x - mean);
+        const double edge = mean + 2.0 * sqrt(squares / 5.0);
+        CHECK(!skips(at, of_norm ? 1.0 : edge - 1e-9, of_norm ? edge - 1e-9 : 1.0), "just within");
+        CHECK(skips(beyond, of_norm ? 1.0 : edge + 1e-9, of_norm ? edge + 1e-9 : 1.0), "just beyond");
+        CHECK(beyond[slot::spikes] == 1 && beyond[slot::skipped] == 1 && at[slot::spikes] == 0, "counted");
+        CHECK(beyond[of_norm ? slot::norms_head : slot::losses_head] == 4, "and entered");
+    }
+    auto c = with_rings(5, 2.0);
+    for (double x : {1.0, 2.0, 3.0, 4.0, 5.0}) skips(c, x, 1.0);
+    const double* rings = spike_rings(c.data());
+    CHECK(fabs(spike_limits(c.data()).loss - limit) < 1e-15 * 16, "%.17g", spike_limits(c.data()).loss);
+    CHECK(isnan(spike_limits(c.data()).norm), "norms that are all the same have no limit");
+    CHECK(rings[0] == 1 && rings[4] == 5 && rings[5] == 1 && c[slot::losses_head] == 0, "the rings");
+    auto reward = with_rings(5, 2.0, {{slot::mode_max, 1}});
+    for (double x : {1.0, 2.0, 3.0, 4.0, 5.0}) skips(reward, x, 1.0);
+    CHECK(!skips(reward, 99.0, 1.0), "more of a reward is no spike");
+    CHECK(skips(reward, -99.0, 1.0), "less is");
+    CHECK(!skips(c, NAN, 1.0) && !skips(c, INFINITY, 1.0) && c[slot::spike_losses] == 5, "not finite");
+    c[slot::found_inf] = 1.0;
+    CHECK(skips(c, 50.0, 50.0) && c[slot::spikes] == 0, "what is skipped anyway is no spike");
+}
+
 }  // namespace
 
 int main() {
@@ -149,4 +206,5 @@ int main() {
     check_nonfinite_loss();
     check_skip_and_silence();
     check_clip();
+    check_spikes();
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../core/control.h"
+#include "../core/spikes.h"
 #include "../cuda/step.h"
 #include "check.h"
 #include "cuda_problem.h"
@@ -93,6 +94,7 @@ void check_steps(int mix, const Schedule& schedule, Sums& sums) {
             p->control[slot::max_grad_norm] = step == 1 ? 0.5 : HUGE_VAL;
             p->control[slot::grad_scale] = step == 1 ? 4.0 : 1.0;
             p->control[slot::skip_nonfinite] = step == 2;
+            p->control[slot::spike_window] = alone ? 0 : SPIKES;
             if (step == 2) p->arrays[GRAD][TENSORS - 1].set(p->size(TENSORS - 1) - 1, INFINITY);
             if (step < 2) p->set_special_groups(step == 0);
         }
@@ -107,6 +109,7 @@ void check_steps(int mix, const Schedule& schedule, Sums& sums) {
             }
             expected.control[slot::grad_nonfinite] = actual.control[slot::grad_nonfinite];
             run_clip(expected.control.data());
+            skip_spikes(expected.control.data());
             CHECK(same_bits(actual.control, expected.control), "mix %d, after the norm", mix);
         }
         gpu.stepper.update(0, alone);
@@ -144,6 +147,37 @@ void check_step_without_reading_gradients() {
     CHECK(p.control[slot::step] == 1, "a step of no tensors is a step");
 }
 
+// A warp's sums over rings are those of one thread, and so are its decisions.
+void check_spikes(int size) {
+    Problem p(0, false);
+    p.control.resize(p.control.size() - 2 * SPIKES + size_t(2 * size));
+    p.control[slot::spike_window] = size;
+    p.control[slot::spike_sigmas] = 2.0;
+    for (int s : {slot::spike_losses, slot::losses_head, slot::spike_norms, slot::norms_head})
+        p.control[s] = 0;
+    TensorTable table = p.table();
+    table.n_tensors = table.n_chunks = 0;
+    const Gpu gpu(table, {});
+    std::vector<double> expected = p.control;
+    uint64_t random = 1;
+    for (int step = 0; step < size + 10; ++step) {
+        for (auto* control : {&expected, &p.control}) {
+            uint64_t next = random;
+            for (slot::Slot s : {slot::loss_sum, slot::grad_sq_sum}) {
+                next = next * 6364136223846793005u + 1442695040888963407u;
+                (*control)[s] = 1.0 + double(next >> 40) * 0x1p-26;
+            }
+            (*control)[slot::loss_weight] = 1.0;
+            if (control == &p.control) random = next;
+        }
+        run_clip(expected.data());
+        skip_spikes(expected.data());
+        gpu.stepper.clip(0);
+        CHECK(same_bits(p.control, expected), "rings of %d, step %d", size, step);
+    }
+    CHECK(expected[slot::spikes] > 0 || size < 20, "no spike among rings of %d", size);
+}
+
 void check_send(int driver) {
     emulation::set_driver_version(driver);
     for (int64_t n : {0, 1, 255, 448, 449, 4000, 4001, 8449}) {
@@ -166,5 +200,6 @@ int main(int argc, char** argv) {
     }
     check_what_a_problem_has();
     check_step_without_reading_gradients();
+    for (int size : {2, 40}) check_spikes(size);
     for (int driver : {12000, 13000}) check_send(driver);
 }

@@ -13,6 +13,7 @@
 namespace greedylr {
 
 constexpr int64_t CHUNK = 256, TENSORS = 140, SECOND = 100, GROUPS = 3;
+constexpr int SPIKES = 40;  // in each ring: some lanes of a warp have two
 constexpr double HYPER[GROUPS][HYPER_COUNT] = {
     {0.9, 0.99, 1e-6, 0.1, 0.0, 0.0}, {0.3, 0.95, 1e-8, 0.0, 1.0, 0.0}, {0.9, 0.999, 1e-6, 0.01, 1.0, 0.0}};
 
@@ -89,14 +90,23 @@ struct Problem {
     int64_t size(int64_t tensor) const { return size_of(tensor, MIXES[mix_of(tensor)]); }
     bool has(Row row, int64_t tensor) const { return ptrs[size_t(row * TENSORS + tensor)] != 0; }
 
+    // With rings of spikes, of which no step here is one.
     void set_control(int window) {
-        control.assign(size_t(block_begin(block::count, GROUPS) + window), 0.0);
+        control.assign(size_t(block_begin(block::count, GROUPS) + window + 2 * SPIKES), 0.0);
         const auto set = [this](slot::Slot s, double x) { control[s] = x; };
         set(slot::kind, double(Kind::GREEDY));
         set(slot::raises, 1);
         set(slot::factor, 0.5);
         set(slot::smooth, 1);
         set(slot::window_size, window);
+        set(slot::spike_window, SPIKES);
+        set(slot::spike_minimum, 2);
+        set(slot::spike_sigmas, 1e9);
+        set(slot::spike_losses, SPIKES);
+        set(slot::losses_head, 3);
+        set(slot::spike_norms, SPIKES - 2);
+        set(slot::norms_head, SPIKES - 2);
+        for (int i = 0; i < 2 * SPIKES; ++i) control[control.size() - 1 - size_t(i)] = 1.0 / (i % 7 + 1);
         set(slot::reset_start, 100);
         set(slot::resets_left, 100);
         set(slot::best, HUGE_VAL);

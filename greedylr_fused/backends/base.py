@@ -13,8 +13,9 @@ from greedylr_fused.tensors import TensorTable
 
 
 class Backend(Protocol):
-    """The steps of one table: `measure` with clipping or skip_nonfinite, `clip` under AMP without them, then `update`.
-    With several ranks, which add up their sums or losses in between, `clip` and `control` are calls of their own.
+    """The steps of one table: `measure` with clipping or skip_nonfinite, `clip` under AMP without them, or to skip
+    spikes, then `update`. With several ranks, which add up their sums or losses in between, `clip` and `control` are
+    calls of their own.
     """
 
     name: ClassVar[str]
@@ -35,11 +36,12 @@ class Backend(Protocol):
 
     def measure(self, then_clip: bool = True) -> None:
         """Read all gradients once: write `grad_sq_sum` and, with the table's `l1`, `grad_abs_sum` (weighted by
-        `norm_weight`, accumulated in float64, fixed order), and `grad_nonfinite`. With `then_clip`, clip as well.
+        `norm_weight`, accumulated in float64, fixed order), and `grad_nonfinite`. With `then_clip`, clip as well, but
+        where spikes are skipped: that `clip` alone does.
         """
 
     def clip(self) -> None:
-        """Compute norm, clip coefficient, multiplier and skip flag (G1..G4)."""
+        """Compute norm, clip coefficient, multiplier and skip flag (G1..G4), then skip spikes (K1..K4)."""
 
     def update(self, then_control: bool = True, loss: Tensor | None = None) -> None:
         """Update every tensor that has a gradient (A1..A6), none if `skip` is set; with `then_control` do what

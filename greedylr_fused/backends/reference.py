@@ -9,6 +9,7 @@ from torch import Tensor
 
 from greedylr_fused.backends.adamw import Scalars, adamw
 from greedylr_fused.backends.base import Staging
+from greedylr_fused.backends.spikes import Spikes
 from greedylr_fused.backends.stored import kept, loaded
 from greedylr_fused.control import SLOT, block, ring_begin, shown
 from greedylr_fused.schedules import CompareWith, Event, Kind
@@ -28,8 +29,9 @@ class ReferenceBackend:
     def __init__(self, table: TensorTable) -> None:
         self.table = table
         self._staging = Staging(table)
-        self.slots = Slots(table.control, table.n_groups, table.curve)
-        self.memory = [self.slots.zero]
+        self.slots = Slots(table.control, table.n_groups, table.curve, table.spike_window)
+        self._spikes = Spikes(table.control, table.spike_window)
+        self.memory = [self.slots.zero, *self._spikes.memory]
 
     @staticmethod
     def unavailable(device: torch.device) -> str | None:
@@ -65,7 +67,7 @@ class ReferenceBackend:
         clip = torch.where(torch.isinf(limit), 1.0, clip)
         multiplier = clip * inverse  # G3
         skip = (c["found_inf"] != 0) | ((c["skip_nonfinite"] != 0) & (c["grad_nonfinite"] > 0))  # G4
-        c.set(grad_norm=norm, grad_multiplier=multiplier, skip=skip)
+        c.set(grad_norm=norm, grad_multiplier=multiplier, skip=self._spikes.skip(norm, skip))
 
     def update(self, then_control: bool = True, loss: Tensor | None = None) -> None:
         c = self.slots
@@ -124,13 +126,13 @@ def _total(values: Tensor) -> Tensor:
 class Slots:
     """The control vector, read and written by name."""
 
-    def __init__(self, vector: Tensor, n_groups: int, curve: Tensor) -> None:
+    def __init__(self, vector: Tensor, n_groups: int, curve: Tensor, spike_window: int) -> None:
         self.vector, self.n_groups, self.curve = vector, n_groups, curve
         self.lr, self.level = (vector[block(name, n_groups)] for name in ("lr", "level"))
         self.initial_lr, self.min_lr, self.max_lr = (
             vector[block(name, n_groups)] for name in ("initial_lr", "min_lr", "max_lr")
         )
-        self.window = vector[ring_begin(n_groups) :]
+        self.window = vector[ring_begin(n_groups) : vector.numel() - 2 * spike_window]
         self.zero = torch.zeros((), dtype=torch.float64, device=vector.device)
 
     def __getitem__(self, name: str) -> Tensor:

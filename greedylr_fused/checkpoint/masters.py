@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from greedylr_fused.checkpoint.numbers import KEY
+from greedylr_fused.checkpoint.spikes import SPIKES
 from greedylr_fused.step import PEAKS
 from greedylr_fused.tensors import CORRECTED, EIGHT_BIT, alike, conversion, has_memory, local, masters, spec_of, storage
 
@@ -29,7 +30,7 @@ def for_torch_adamw(saved: Mapping[str, Any]) -> dict[str, Any]:
         states[name] = kept | (conversion.decoded(own) if EIGHT_BIT[0] in own else {})
     groups = []
     for group in saved["param_groups"]:
-        ours = (*storage.OPTIONS, CORRECTED, KEY, *(PEAKS if KEY in group else ()))
+        ours = (*storage.OPTIONS, CORRECTED, KEY, SPIKES, *(PEAKS if KEY in group else ()))
         groups.append({key: value for key, value in group.items() if key not in ours})
     return {**saved, "state": states, "param_groups": groups}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused.control import Control
+from greedylr_fused.control import Control, place_spikes, spikes_of
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import Engine
 
@@ -23,6 +23,7 @@ def get_state(optimizer: Optimizer, control: Control, engine: Engine) -> dict[st
         "backend": engine.name,
         "state_dtype": engine.state_dtype,
         "numbers": control.numbers(),
+        "spikes": spikes_of(control.vector, control.spike_window),
         "pending": control.pending.tolist(),
         "observed": control.observed,
         "group": None if ranks.given is None else ranks.given.group_name,
@@ -75,6 +76,7 @@ def starting_lrs(made: dict[str, Any]) -> list[float]:
 def fill(control: Control, made: dict[str, Any]) -> None:
     """Give the control of a copy the state of the original's."""
     control.load(made["numbers"])
+    place_spikes(control.vector, control.spike_window, made["spikes"])
     control.restore_decay()
     control.pending.copy_(torch.tensor(made["pending"], dtype=torch.float64, device="cpu"))
     control.observed = made["observed"]

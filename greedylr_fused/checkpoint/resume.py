@@ -18,8 +18,9 @@ from torch.optim.optimizer import Optimizer
 
 from greedylr_fused.checkpoint import checks
 from greedylr_fused.checkpoint.numbers import KEY, read_control
+from greedylr_fused.checkpoint.spikes import SPIKES, read_spikes
 from greedylr_fused.checkpoint.states import check_states
-from greedylr_fused.control import Control
+from greedylr_fused.control import Control, place_spikes
 from greedylr_fused.step import PEAKS, lr_of, peaks, started_at
 
 
@@ -34,7 +35,9 @@ def loaded_control(
     checks.check_layout(loaded, optimizer.param_groups)
     check_states(loaded, optimizer.param_groups)
     try:
-        return _control_of(loaded, control, is_own=_is_own(loaded, optimizer, shown))
+        result = _control_of(loaded, control, is_own=_is_own(loaded, optimizer, shown))
+        place_spikes(result.vector, result.spike_window, read_spikes(loaded["param_groups"]))
+        return result
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith("checkpoint") else f"checkpoint: {error}") from None
 
@@ -145,8 +148,8 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
     """
     kind, mode_max = (float(control.slot(name)) for name in ("kind", "mode_max"))
     first = numbers[0]
-    dropped = control.needs_loss and not control.follows_steps and first["curve_value"] != 1.0  # a base that is gone
-    if first["kind"] != kind or dropped:
+    has_no_base = control.is_loss_driven and not control.follows_steps
+    if first["kind"] != kind or (has_no_base and first["curve_value"] != 1.0):
         names = ("step", "skipped", "loss", "grad_norm", "decay_start", "decay_steps")
         kept = {name: first[name] for name in names}
         start = "level" if control.follows_steps else "lr"
@@ -173,15 +176,17 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
     return [group_numbers | kept for group_numbers in numbers]
 
 
-def mark(groups: Sequence[dict[str, Any]], lrs: Sequence[float] | None) -> None:
+def mark(groups: Sequence[dict[str, Any]], lrs: Sequence[float] | None, *, spikes: bool) -> None:
     """Give live groups the keys that only checkpoints with a schedule have, "control" without its numbers:
     torch.distributed.checkpoint reads a flattened checkpoint by the keys of the live groups.
 
     Args:
         groups: the optimizer's.
         lrs: the starting LR of each group; None without a schedule.
+        spikes: whether checkpoints have "spikes", too.
     """
     for index, group in enumerate(groups):
+        group.pop(SPIKES, None)
         was_marked = group.pop(KEY, None) is not None
         if lrs is not None:
             for name in PEAKS:
@@ -190,8 +195,11 @@ def mark(groups: Sequence[dict[str, Any]], lrs: Sequence[float] | None) -> None:
         elif was_marked and started_at(group) is not None:
             for name in PEAKS:
                 del group[name]  # so that an "initial_lr" written later counts
+        if spikes:
+            group[SPIKES] = {}
 
 
-def without_marks(shown: str) -> str:
-    """Return the repr of an optimizer without the keys that `mark` gives to its groups."""
-    return re.sub(rf" +({'|'.join((KEY, *PEAKS))}): .*\n", "", shown)
+def without_marks(shown: str, *, schedule: bool) -> str:
+    """Return the repr of an optimizer without the keys that `mark` gives to its groups, with or without a schedule."""
+    marks = (SPIKES, KEY, *PEAKS) if schedule else (SPIKES,)
+    return re.sub(rf" +({'|'.join(marks)}): .*\n", "", shown)

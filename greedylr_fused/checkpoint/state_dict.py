@@ -20,15 +20,19 @@ from greedylr_fused.capture import outside_inference
 from greedylr_fused.checkpoint import checks
 from greedylr_fused.checkpoint.numbers import KEY, saved
 from greedylr_fused.checkpoint.resume import counted_in, loaded_control
+from greedylr_fused.checkpoint.spikes import SPIKES, saved_spikes
 from greedylr_fused.checkpoint.stored import restore
-from greedylr_fused.control import Control
+from greedylr_fused.control import Control, spikes_of
 from greedylr_fused.step import Engine, peaks, storage_options
 from greedylr_fused.tensors import STATE_ROWS, conversion, storage
 from greedylr_fused.warning import warn
 
 
 def save(
-    optimizer: Optimizer, numbers: Callable[[], list[dict[str, Any]]] | None, shown: MutableMapping[Tensor, Any]
+    optimizer: Optimizer,
+    numbers: Callable[[], list[dict[str, Any]]] | None,
+    shown: MutableMapping[Tensor, Any],
+    control_now: Callable[[], Control],
 ) -> dict[str, Any]:
     """Return torch's `state_dict` with the control state added; other hooks see both.
 
@@ -36,6 +40,7 @@ def save(
         optimizer: the one to save.
         numbers: returns `Control.numbers()`; None without a schedule.
         shown: takes the step counts that the dictionary holds, weakly.
+        control_now: returns the control, whose last losses and norms are added with `skip_spikes`.
     """
 
     def complete(_: Optimizer, packed: dict[str, Any]) -> None:
@@ -48,6 +53,11 @@ def save(
             shown.update((state["step"], True) for state in packed["state"].values() if _counts(state))
             for group, group_numbers in zip(packed["param_groups"], saved(numbers(), counted), strict=True):
                 group |= {"lr": group_numbers["lr"], KEY: group_numbers} | peaks(group_numbers["initial_lr"])
+
+        control = control_now()
+        if spikes := spikes_of(control.vector, control.spike_window):
+            for group in packed["param_groups"]:
+                group[SPIKES] = saved_spikes(spikes)
 
     with optimizer.register_state_dict_post_hook(complete, prepend=True):
         return Optimizer.state_dict(optimizer)
@@ -121,12 +131,13 @@ def warn_of_no_moments(loaded: Mapping[str, Any], groups: Sequence[Mapping[str, 
 
 
 def drop_stale(groups: Sequence[dict[str, Any]], *, with_control: bool) -> None:
-    """Empty "control" in live groups without a schedule: the loader of ZeroRedundancyOptimizer fills it, past `load`,
-    and would save the same numbers long after they were true.
+    """Empty what only a checkpoint has in live groups without a schedule: the loader of ZeroRedundancyOptimizer fills
+    it, past `load`, and would save the same numbers long after they were true.
     """
     for group in groups:
-        if group.get(KEY) and not with_control:
-            group[KEY] = {}
+        for name in (KEY, SPIKES):
+            if group.get(name) and not with_control:
+                group[name] = {}
 
 
 @contextlib.contextmanager

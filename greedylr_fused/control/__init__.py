@@ -3,10 +3,11 @@
 Where is the LR decided? In this vector, by a backend, at the end of each step: `csrc/core/observe.h` and `control.h`,
 `backends/triton/observe.py` and `control.py`, `backends/reference.py`. Their specification, in plain floats, is
 `schedules/loss_spec.py`. `slots.py` names each number of the vector, `vector.py` builds it and writes to it,
-`pending.py` adds up observed losses, `snapshot.py` is where the device shows its state, `numbers.py` converts the
-vector to plain numbers for checkpoints and back, `curve.py` is the table of a step schedule.
+`bounds.py` bounds the LRs, `pending.py` adds up observed losses, `snapshot.py` is where the device shows its state,
+`numbers.py` (and `spikes.py`) converts it to plain numbers for checkpoints and back, `curve.py` is a schedule's table.
 """
 
+from greedylr_fused.control.bounds import Schedule
 from greedylr_fused.control.curve import Curve
 from greedylr_fused.control.pending import add as add_pending
 from greedylr_fused.control.slots import (
@@ -22,4 +23,7 @@ from greedylr_fused.control.slots import (
     shown,
 )
 from greedylr_fused.control.snapshot import Snapshot
-from greedylr_fused.control.vector import Control, Schedule
+from greedylr_fused.control.spikes import RINGS
+from greedylr_fused.control.spikes import named as spikes_of
+from greedylr_fused.control.spikes import place as place_spikes
+from greedylr_fused.control.vector import Control

@@ -30,12 +30,15 @@ CONFIGURATION: Rows = (
     ("curve_length", None, "values of the curve, 0: the host writes the LR"),
     ("max_grad_norm", None, "2-norm limit, +inf: no clipping"),
     ("skip_nonfinite", None, "1 if a non-finite gradient skips the step"),
+    ("spike_window", 0.0, "values in each ring of spikes, 0: spikes are not skipped"),
+    ("spike_minimum", 0.0, "values that a ring must hold to judge"),
+    ("spike_sigmas", 0.0, "deviations from the mean from which on a value is a spike"),
     ("n_groups", None, "parameter groups"),
 )
 #: State that one step leaves to the next.
 MEMORY: Rows = (
     ("step", 0.0, "committed optimizer steps"),
-    ("skipped", 0.0, "steps skipped for non-finite gradients"),
+    ("skipped", 0.0, "steps skipped, for whatever reason"),
     ("loss", math.nan, "last mean loss"),
     ("smoothed", math.nan, "last value compared with the best"),
     ("best", None, "what observations are compared with"),
@@ -52,6 +55,11 @@ MEMORY: Rows = (
     ("decay_steps", 0.0, "its length in steps"),
     ("curve_value", 1.0, "lr / level of the next step"),
     ("writes", 0.0, "learning rates written by the host"),
+    ("spikes", 0.0, "of the skipped steps those for a spike"),
+    ("spike_losses", 0.0, "losses in the first ring of spikes"),
+    ("losses_head", 0.0, "position in it written next"),
+    ("spike_norms", 0.0, "gradient norms in the second"),
+    ("norms_head", 0.0, "position in that written next"),
 )
 #: Values that live within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
 STEP: Rows = (
@@ -80,8 +88,8 @@ SAVED = (
     *("warmup_left", "resets_left", "forget_left", "window_sum", "decay_start", "decay_steps", "curve_value"),
     *("grad_norm", "event"),
 )
-#: Blocks of one value per parameter group, G each, behind the scalars; behind them is the ring of the window.
-#: A checkpoint keeps `SAVED_BLOCKS`.
+#: Blocks of one value per parameter group, G each, behind the scalars; behind them are the ring of the window and the
+#: two of spikes. A checkpoint keeps `SAVED_BLOCKS`.
 BLOCKS = ("lr", "initial_lr", "min_lr", "max_lr", "level")
 SAVED_BLOCKS = ("lr", "initial_lr", "level")
 

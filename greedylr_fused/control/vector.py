@@ -5,8 +5,8 @@ rate comes out, and nothing is read back. float64 because the decisions are comp
 written in Python floats: `best - 1e-6` in float32 is rounded away for any loss above 32.
 
 Layout: the scalars of `SLOTS`, then the `BLOCKS`, each with a value per parameter group, then the ring of the last
-losses. The loss moves the level, within the bounds; the LR is the level times the curve value, which the step
-schedule's curve has for the step.
+losses, then the two rings of spikes. The loss moves the level, within the bounds; the LR is the level times the curve
+value, which the step schedule's curve has for the step.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.capture import capturing, outside_inference
-from greedylr_fused.control import numbers, pending
+from greedylr_fused.control import numbers, pending, spikes
+from greedylr_fused.control.bounds import Schedule, bounds_of
 from greedylr_fused.control.curve import Curve
 from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS, TABLE, block, shown
 from greedylr_fused.control.snapshot import Snapshot, mapped
-from greedylr_fused.schedules import DEFAULT_MAX_RATIO, GreedyLR, LossSchedule, StepSchedule
-
-Schedule = LossSchedule | StepSchedule
+from greedylr_fused.schedules import GreedyLR, LossSchedule, SkipSpikes
 
 #: Values for the slots that only a loss-driven schedule reads.
 _NO_SCHEDULE = GreedyLR(smooth=False).slots() | {"kind": 0.0}
@@ -42,14 +41,17 @@ class Control:
         skip_nonfinite: whether a non-finite gradient skips the step.
         device: where the vector lives.
         curve: the curve of that schedule, if there is one already.
+        skip_spikes: which steps are skipped as spikes; None for none.
 
     Attributes:
-        vector: float64 [slots + 5 G + W] for G groups, W = window_size with `smooth`, otherwise 0.
+        vector: float64 [slots + 5 G + W + 2 N], G groups, W = window_size with `smooth`, otherwise 0, N = spike_window.
+        spike_window: values in each ring of spikes, 0 without `skip_spikes`.
         lr: [G] view of it, the learning rate of each group; `level`: [G], the same before the step schedule's factor.
         pending: [2] view of it, loss_sum and loss_weight.
         shared: [6] view of it, added up over ranks: loss_sum to found_inf; `shared_gradients`: [4], without the loss.
         curve: the step schedule's table.
         measures_l1: whether each step measures the norms of the gradients, the 1-norm too; anybody may set it.
+        is_loss_driven: whether the loss decides the LR.
         bounds: (lowest, highest) level of each group, on the host; `initial_lrs`: the LR that each started from.
         decay_steps: length of the late decay, 0 until it begins.
         observed: how many losses are pending, counted on the host; `writes`: learning rates written under a schedule.
@@ -65,20 +67,24 @@ class Control:
         skip_nonfinite: bool,
         device: torch.device,
         curve: Curve | None = None,
+        skip_spikes: SkipSpikes | None = None,
     ) -> None:
         loss_driven = schedule if isinstance(schedule, LossSchedule) else None
         if loss_driven is not None:
             loss_driven.check_groups(len(lrs))
-        self.schedule, self._loss_driven = schedule, loss_driven
-        self._options: dict[str, Any] = dict(max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite)
+        self.schedule, self.is_loss_driven = schedule, loss_driven is not None
+        self.spike_window = 0 if skip_spikes is None else skip_spikes.rolling_interval_length
+        given = dict(max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, skip_spikes=skip_spikes)
+        self._options: dict[str, Any] = given
         self.measures_l1 = self._scaled = False
         self.n_groups = len(lrs)
         self.decay_steps = self.observed = self.writes = 0
-        self.bounds, self.initial_lrs = self.bounds_for(lrs), list(lrs)
+        self.bounds, self.initial_lrs = bounds_of(schedule, lrs), list(lrs)
         self.curve = Curve(schedule, device) if curve is None else curve
         curve_value = self.curve.value_at(0, math.inf, 0)
         values = {name: start for name, start, _ in TABLE if start is not None} | _NO_SCHEDULE
         values |= {} if loss_driven is None else loss_driven.slots(self.curve.warmup)
+        values |= {} if skip_spikes is None else skip_spikes.slots()
         values |= {
             "curve_length": float(self.curve.length),
             "max_grad_norm": math.inf if max_grad_norm is None else float(max_grad_norm),
@@ -91,22 +97,9 @@ class Control:
         scaled = [lr * curve_value for lr in lrs]
         blocks = {"lr": scaled, "initial_lr": lrs, "min_lr": lows, "max_lr": highs, "level": lrs}
         scalars = [values[name] for name in SLOTS]
-        behind = [*(value for name in BLOCKS for value in blocks[name]), *(0.0,) * self.window_size]
+        rings = (0.0,) * (self.window_size + 2 * self.spike_window)
+        behind = [*(value for name in BLOCKS for value in blocks[name]), *rings]
         self.vector = torch.tensor(scalars + behind, dtype=torch.float64, device="cpu").to(device)
-
-    def bounds_for(self, initial_lrs: Sequence[float]) -> list[tuple[float, float]]:
-        """Return the bounds of the levels of groups with these starting LRs."""
-        if self.schedule is None:
-            return [(0.0, math.inf)] * len(initial_lrs)
-        if not any(initial_lrs):
-            raise ValueError(
-                f"{type(self.schedule).__name__}: expected a starting lr above 0 in at least one parameter group, "
-                "since a schedule multiplies it, got 0 in every one; write lr=3e-4 (into the param_groups of the "
-                "checkpoint, if it ended at 0)"
-            )
-        if self._loss_driven is None:
-            return [(0.0, DEFAULT_MAX_RATIO * lr if lr else math.inf) for lr in initial_lrs]
-        return [self._loss_driven.bounds(lr, group) for group, lr in enumerate(initial_lrs)]
 
     @property
     def scaled(self) -> bool:
@@ -115,8 +108,8 @@ class Control:
 
     @property
     def needs_loss(self) -> bool:
-        """Return whether the loss decides anything."""
-        return self._loss_driven is not None
+        """Return whether the loss decides anything: the LR, or whether a step is skipped."""
+        return self.is_loss_driven or self.spike_window > 0
 
     @property
     def follows_steps(self) -> bool:
@@ -131,7 +124,8 @@ class Control:
     @property
     def reads_gradients(self) -> bool:
         """Return whether each step reads all gradients before the update."""
-        return self.measures_l1 or self._options["max_grad_norm"] is not None or self._options["skip_nonfinite"]
+        decides = self._options["max_grad_norm"] is not None or self.skips_nonfinite or self.spike_window > 0
+        return self.measures_l1 or decides
 
     def numbers(self) -> list[dict[str, Any]]:
         """Return plain numbers of every group, see `numbers.named`. Waits for the device."""
@@ -144,7 +138,7 @@ class Control:
         Raises:
             ValueError: a level is outside its bounds; then nothing has been changed.
         """
-        bounds = self.bounds_for([saved["initial_lr"] for saved in groups])
+        bounds = bounds_of(self.schedule, [saved["initial_lr"] for saved in groups])
         for group, (saved, (low, high)) in enumerate(zip(groups, bounds, strict=True)):
             if not low <= saved["level"] <= high:
                 raise ValueError(
@@ -277,6 +271,7 @@ class Control:
         ]
         control = self.anew([group_numbers["initial_lr"] for group_numbers in groups])
         control.load(groups)
+        spikes.carry(self.vector, control.vector, self.spike_window)
         control.pending.copy_(self.pending)
         control.observed = self.observed
         if self.vector.is_cuda:  # what was enqueued above still reads it

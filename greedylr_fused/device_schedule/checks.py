@@ -75,6 +75,21 @@ def check_together(optimizers: Sequence[Optimizer]) -> None:
         seen |= own
 
 
+def check_spikes(optimizers: Sequence[Optimizer], schedule: Any) -> None:
+    """Refuse a FusedAdamW that skips spikes under a schedule that it does not know to maximise the loss: by the mode of
+    its own it would take the bad side for the good one.
+
+    Raises:
+        ValueError: there is one.
+    """
+    skips = any(isinstance(optimizer, FusedAdamW) and optimizer.skip_spikes is not None for optimizer in optimizers)
+    if skips and getattr(schedule, "mode", "min") == "max":
+        raise ValueError(
+            'DeviceSchedule: expected mode="min" over a FusedAdamW with skip_spikes, for which a larger loss is worse, '
+            f'got {type(schedule).__name__}(mode="max"); give both the negative loss, with mode="min"'
+        )
+
+
 def check_ratios(ratios: Any, count: int) -> Sequence[float]:
     """Return the ratios of the LRs of so many optimizers.
 

@@ -43,8 +43,9 @@ class DeviceSchedule:
 
     Several optimizers, `DeviceSchedule([muon, adamw], schedule)`, have one loss and one decision: their LRs keep the
     ratios that they start with, to within `eps` of the schedule. A FusedAdamW may be one of them, with `schedule=None`;
-    its `max_grad_norm` is that of its own parameters. They may be on several devices, each on one: the decision is made
-    on that of the first. `schedule.step(loss=loss)` comes after the steps of all.
+    its `max_grad_norm` and `skip_spikes` are those of its own parameters, and its step takes the loss, too; a
+    DeviceSchedule itself skips no step. They may be on several devices, each on one: the decision is made on that of
+    the first. `schedule.step(loss=loss)` comes after the steps of all.
 
     The starting LR of a group (the peak of a step schedule) is the shortest decimal number that rounds to what its
     tensor holds: 1e-3 of `torch.tensor(1e-3)`, not 0.0010000000474974513. Construction waits for the device; steps
@@ -65,7 +66,7 @@ class DeviceSchedule:
     Raises:
         TypeError: another kind of optimizer or schedule, or an LR that is no tensor.
         ValueError: LRs of one optimizer on several devices, or out of the schedule's bounds; bounds or ratios that do
-            not fit several optimizers, or a parameter in two.
+            not fit several optimizers, or a parameter in two; `mode="max"` over `skip_spikes`.
         RuntimeError: an optimizer has another scheduler, or the backend cannot run there.
     """
 
@@ -91,6 +92,7 @@ class DeviceSchedule:
             raise TypeError(
                 "DeviceSchedule: expected a schedule such as GreedyLR(), got schedule=None; construct none without one"
             )
+        checks.check_spikes(optimizers, schedule)
         options.check_ranks(process_group, None)
         self._driven = driven = Driven(optimizers)
         device = driven.lrs[0].device

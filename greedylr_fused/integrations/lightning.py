@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor
 
 from greedylr_fused.optimizer import FusedAdamW
-from greedylr_fused.step import options
 from greedylr_fused.warning import warn
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -97,7 +96,7 @@ def _scaler(trainer: Any) -> Any:
 
 def _driven(trainer: Any, optimizers: list[Any]) -> FusedAdamW | None:
     """Return the optimizer that needs the loss; without one, warn and return None."""
-    driven = [opt for opt in optimizers if isinstance(opt, FusedAdamW) and options.needs_loss(opt.schedule)]
+    driven = [opt for opt in optimizers if isinstance(opt, FusedAdamW) and opt._control.needs_loss]
     names = ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "no optimizer"
     if driven and len(optimizers) > 1:
         raise ValueError(
@@ -106,7 +105,7 @@ def _driven(trainer: Any, optimizers: list[Any]) -> FusedAdamW | None:
         )
     if not driven and trainer.is_global_zero:
         warn(
-            f"ObserveLoss: expected a FusedAdamW whose schedule needs the loss, such as GreedyLR, got {names}, so it "
+            f"ObserveLoss: expected a FusedAdamW that needs the loss, for GreedyLR or SkipSpikes, got {names}, so it "
             "has no effect; drop the callback, or construct FusedAdamW(..., schedule=GreedyLR())"
         )
     return driven[0] if driven else None

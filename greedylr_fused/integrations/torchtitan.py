@@ -94,8 +94,8 @@ def use_fused_adamw(
         config: of `torchtitan.trainer.Trainer` itself; for a subclass see `ObservesLoss`.
         schedule: as in FusedAdamW, or a function of the number of training steps that returns it, such as
             `lambda steps: GreedyLR(base=Cosine(steps))`. With None, torchtitan's LR curve decides. Default: GreedyLR().
-        options: other options of FusedAdamW: skip_nonfinite, backend, state_dtype, process_group, partitions (default:
-            the pipeline's degree).
+        options: other options of FusedAdamW: skip_nonfinite, skip_spikes, backend, state_dtype, process_group,
+            partitions (default: the pipeline's degree).
 
     Raises:
         TypeError: not a config of that Trainer, or of its own containers; not a schedule.

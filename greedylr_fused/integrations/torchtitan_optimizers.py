@@ -22,8 +22,9 @@ NAME = "FusedAdamW"
 _OF_GROUP = {"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "corrected_weight_decay"}
 _OF_GROUP |= {"params", "fused", "foreach", "capturable", "differentiable"}
 _OF_OPTIMIZER = [name for name in inspect.signature(FusedAdamW).parameters if name not in _OF_GROUP]
-#: The key of a checkpoint with the numbers that all groups share, and the end of those with the numbers of one group.
-_SHARED, _OWN = "greedylr_fused.control", ".control"
+#: The key of a checkpoint with the numbers that all groups share, and the ends of those with the numbers of one group,
+#: and with the last losses and norms of `skip_spikes`.
+_SHARED, _OWN, _SPIKES = "greedylr_fused.control", ".control", ".spikes"
 
 
 class FoldedLimit(float):
@@ -64,13 +65,13 @@ class FusedOptimizersContainer(OptimizersContainer):  # type: ignore[misc]  # An
                 optimizer.metrics()  # follows the groups that were added
 
     def observe(self, loss: Any, weight: Any = 1.0) -> None:
-        """Give the loss of one micro-batch to the FusedAdamW, if its schedule needs the loss.
+        """Give the loss of one micro-batch to the FusedAdamW, if that needs the loss.
 
         Args:
             loss: as in `FusedAdamW.observe`: the mean over `weight` tokens.
             weight: number or tensor of one element, >= 0.
         """
-        if self.fused is not None and adamw_options.needs_loss(self.fused.schedule):
+        if self.fused is not None and adamw_options.needs_loss(self.fused.schedule, self.fused.skip_spikes):
             self.fused.observe(loss, weight)
 
     def folded_norm(self) -> Tensor | None:
@@ -86,12 +87,13 @@ class FusedOptimizersContainer(OptimizersContainer):  # type: ignore[misc]  # An
             flat[key] = json.dumps({name: value for name, value in control.items() if name in SAVED_BLOCKS})
             if _SHARED not in flat:
                 flat[_SHARED] = json.dumps({name: v for name, v in control.items() if name not in SAVED_BLOCKS})
-        return flat
+        return flat | {key: json.dumps(value) for key, value in flat.items() if _is_control(key, value, end=_SPIKES)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, on any number of ranks and parts."""
         shared = json.loads(state_dict.get(_SHARED, "{}"))
         own = {key: shared | json.loads(text) for key, text in state_dict.items() if _is_control(key, text, str)}
+        own |= {key: json.loads(text) for key, text in state_dict.items() if _is_control(key, text, str, end=_SPIKES)}
         super().load_state_dict(state_dict | own)
 
     def _resolve_optimizer_factory(self, name: str) -> Callable[..., Any]:
@@ -126,5 +128,5 @@ class FusedOptimizersContainer(OptimizersContainer):  # type: ignore[misc]  # An
         return self.fused
 
 
-def _is_control(key: str, value: Any, kind: type = dict) -> bool:
-    return key.endswith(_OWN) and key.startswith("param_groups.") and isinstance(value, kind)
+def _is_control(key: str, value: Any, kind: type = dict, end: str = _OWN) -> bool:
+    return key.endswith(end) and key.startswith("param_groups.") and isinstance(value, kind)

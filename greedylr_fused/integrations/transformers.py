@@ -45,7 +45,7 @@ def use_fused_adamw(
         schedule: as in FusedAdamW, or a function that returns it and is given the number of training steps, such as
             `lambda steps: GreedyLR(base=Cosine(steps))`. With None, `lr_scheduler_type` decides the LR, as before.
             Default: `GreedyLR()`.
-        options: other options of FusedAdamW: amsgrad, maximize, skip_nonfinite, backend, state_dtype,
+        options: other options of FusedAdamW: amsgrad, maximize, skip_nonfinite, skip_spikes, backend, state_dtype,
             process_group, partitions.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from greedylr_fused.control import BLOCKS, SLOT, SLOTS, Control
+from greedylr_fused.control import BLOCKS, RINGS, SLOT, SLOTS, Control
 from greedylr_fused.tensors import is_flattened, layout, local, sharded_dims
 
 
@@ -108,6 +108,7 @@ def _decided(control: Control, needs_loss: bool) -> dict[str, str]:
     """
     names = [*SLOTS, *(f"{block} of group {group}" for block in BLOCKS for group in range(control.n_groups))]
     names += [f"window[{i}]" for i in range(control.window_size)]
+    names += [f"{name} of spikes[{i}]" for name, *_ in RINGS for i in range(control.spike_window)]
     own = {*SLOTS[SLOT["loss_sum"] : SLOT["found_inf"] + 1], "writes", *(() if needs_loss else ("loss", "smoothed"))}
     values = control.vector.tolist()
     return {name: value.hex() for name, value in zip(names, values, strict=True) if name not in own}

@@ -27,7 +27,7 @@ class Ranks:
 
     Args:
         process_group, partitions: as in `FusedAdamW`.
-        needs_loss: whether the schedule needs the loss of all ranks.
+        needs_loss: whether the loss of all ranks decides anything.
 
     Attributes:
         size: R; 1 without torch.distributed.
@@ -151,7 +151,7 @@ class Ranks:
 
     def shared(self, control: Control, scaled: bool) -> Tensor | None:
         """Return a view of the slots to add up over ranks at this step; None if each rank knows all there is to know:
-        with one rank, or where nothing is sharded and no schedule looks at the loss, as with torch's AdamW.
+        with one rank, or where nothing is sharded and nothing looks at the loss, as with torch's AdamW.
         """
         if self.size == 1:
             return None

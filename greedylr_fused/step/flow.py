@@ -46,7 +46,7 @@ def lies_ready(value: Any, control: Control, dtypes: Collection[torch.dtype] = D
 
 def observed_or_in_place(loss: Any, backend: Backend, control: Control, shared: Tensor | None) -> Tensor | None:
     """Return a loss that the kernel which closes the step can read where it lies; observe any other, such as an element
-    of a parameter, which the update changes before.
+    of a parameter, which the update changes before, and each that may skip the update as a spike.
 
     Args:
         loss: of this step; None if there is none.
@@ -56,7 +56,7 @@ def observed_or_in_place(loss: Any, backend: Backend, control: Control, shared: 
     """
     if loss is None:
         return None
-    if shared is None and lies_ready(loss, control):
+    if shared is None and control.spike_window == 0 and lies_ready(loss, control):
         if loss.untyped_storage().data_ptr() not in backend.table.written:
             return loss  # type: ignore[no-any-return]
     observe(loss, 1.0, backend, control)
@@ -85,9 +85,10 @@ def run(
     reads, shared = control.reads_gradients, ranks.shared(control, scaled)
     in_place = observed_or_in_place(loss, backend, control, shared)
     if shared is None:
+        spikes = control.spike_window > 0
         if reads:
-            backend.measure()
-        elif scaled:
+            backend.measure(then_clip=not spikes)
+        if spikes or (scaled and not reads):
             backend.clip()
         backend.update(loss=in_place)
         return

@@ -130,17 +130,18 @@ def one_loss(loss: Any, result: Any, *, observed: bool, needs_loss: bool) -> Any
 
 
 def check_given(loss: Any, control: Control) -> None:
-    """Refuse a step without a loss if the schedule needs one.
+    """Refuse a step without a loss if the schedule, or the skipping of spikes, needs one.
 
     Raises:
         RuntimeError: names the ways to give one.
     """
     if loss is not None or control.observed or not control.needs_loss:
         return
+    decider = f"its schedule {type(control.schedule).__name__}" if control.is_loss_driven else "its SkipSpikes"
     raise RuntimeError(
-        f"FusedAdamW.step(): expected a loss, from which its schedule {type(control.schedule).__name__} decides, got "
-        "none; give it in one of three ways: step(loss=loss), step(closure), or observe(loss) and then step(); for "
-        "frameworks, and losses of evaluations alone, see docs/faq.md"
+        f"FusedAdamW.step(): expected a loss, from which {decider} decides, got none; give it in one of three ways: "
+        "step(loss=loss), step(closure), or observe(loss) and then step(); for frameworks, and losses of evaluations "
+        "alone, see docs/faq.md"
     )
 
 

@@ -30,7 +30,9 @@ class Metrics:
     grad_norm_l1: float
     """1-norm of the same gradients; NaN unless a `Recorder(grad_norms=True)` has each step measure it."""
     skipped: int
-    """Steps skipped because of a non-finite gradient."""
+    """Steps skipped because of a non-finite gradient, or as spikes."""
+    skipped_spikes: int = 0
+    """Of these the steps skipped as spikes (`SkipSpikes`)."""
 
     def __eq__(self, other: object) -> bool:
         return repr(self) == repr(other) if isinstance(other, Metrics) else NotImplemented
@@ -48,7 +50,8 @@ class Metrics:
             prefix: of every name, such as "optimizer/".
         """
         rates = {"lr": self.lr[0]} if len(self.lr) == 1 else {f"lr/{group}": lr for group, lr in enumerate(self.lr)}
-        found = {"loss": self.loss} | rates | {"skipped": float(self.skipped)}
+        skips = {"skipped": float(self.skipped), "skipped_spikes": float(self.skipped_spikes)}
+        found = {"loss": self.loss} | rates | skips
         for name in ("smoothed_loss", "grad_norm", "grad_norm_l1"):
             if not math.isnan(value := getattr(self, name)):
                 found[name] = value
@@ -73,6 +76,7 @@ class Metrics:
             grad_norm=value("grad_norm"),
             grad_norm_l1=value("grad_abs_sum") / scale if scale else math.nan,  # a loss scale may come down to 0
             skipped=int(value("skipped")),
+            skipped_spikes=int(value("spikes")),
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.schedules import LossSchedule, StepSchedule
+from greedylr_fused.schedules import LossSchedule, SkipSpikes, StepSchedule
 from greedylr_fused.tensors import CORRECTED
 from greedylr_fused.warning import warn
 
@@ -46,16 +46,22 @@ def check_schedule(schedule: Any) -> None:
     )
 
 
-def check_not_in_zero(schedule: Any) -> None:
-    """Refuse a schedule of an optimizer that ZeroRedundancyOptimizer constructs. That one keeps learning rates of its
-    own, copies them over those inside before each step, and neither saves nor loads through the optimizer inside.
+def check_not_in_zero(schedule: Any, skip_spikes: Any) -> None:
+    """Refuse a schedule, or the skipping of spikes, of an optimizer that ZeroRedundancyOptimizer constructs. That one
+    keeps learning rates of its own, copies them over those inside before each step, and neither saves nor loads through
+    the optimizer inside.
 
     Raises:
         TypeError: names what drives ZeroRedundancyOptimizer from outside.
     """
-    frame: Any = sys._getframe() if schedule is not None else None
+    frame: Any = sys._getframe() if schedule is not None or skip_spikes is not None else None
     while frame is not None:
         if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
+            if schedule is None:
+                raise TypeError(
+                    "skip_spikes: expected None within ZeroRedundancyOptimizer, whose checkpoints would not have the "
+                    f"last losses and norms, got {skip_spikes!r}; shard by torch.distributed.fsdp.fully_shard"
+                )
             raise TypeError(
                 f"schedule: expected None within ZeroRedundancyOptimizer, got {type(schedule).__name__}; construct "
                 "zero = ZeroRedundancyOptimizer(..., lr=torch.tensor(lr)) without it, then "
@@ -86,9 +92,9 @@ def check_not_traced(what: str) -> None:
         )
 
 
-def needs_loss(schedule: Any) -> bool:
-    """Return whether the loss decides anything in this schedule."""
-    return isinstance(schedule, LossSchedule)
+def needs_loss(schedule: Any, skip_spikes: Any = None) -> bool:
+    """Return whether the loss decides anything: in this schedule, or which steps are skipped as spikes."""
+    return isinstance(schedule, LossSchedule) or skip_spikes is not None
 
 
 def is_number(value: Any) -> bool:
@@ -160,12 +166,18 @@ def _resolve_correction(group: dict[str, Any], refuse: Callable[[str, str, str],
         group[CORRECTED] = float(asked)
 
 
-def check_extras(max_grad_norm: float | None, skip_nonfinite: bool | None) -> None:
+def check_extras(max_grad_norm: float | None, skip_nonfinite: bool | None, skip_spikes: Any) -> None:
     """Check the options that torch's AdamW does not have.
 
     Raises:
         ValueError: out of range.
+        TypeError: not a SkipSpikes.
     """
+    if skip_spikes is not None and not isinstance(skip_spikes, SkipSpikes):
+        raise TypeError(
+            f"skip_spikes: expected None or a SkipSpikes, got {skip_spikes!r}; write from greedylr_fused import "
+            "SkipSpikes and skip_spikes=SkipSpikes()"
+        )
     if max_grad_norm is not None and not (is_number(max_grad_norm) and 0.0 < max_grad_norm < math.inf):
         raise ValueError(
             f"max_grad_norm: expected None (no clipping) or a finite number > 0, got {max_grad_norm!r}; write 1.0"
@@ -216,9 +228,9 @@ def check_outside_backward() -> None:
     """
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
-            "FusedAdamW.step(): expected a call after backward(), since max_grad_norm, skip_nonfinite and "
-            "Recorder(grad_norms=True) need all gradients, got one from a hook within backward(); call step() "
-            "after it, or leave them out to step parameters one by one"
+            "FusedAdamW.step(): expected a call after backward(), since max_grad_norm, skip_nonfinite, "
+            "skip_spikes and Recorder(grad_norms=True) need all gradients, got one from a hook within backward(); call "
+            "step() after it, or leave them out to step parameters one by one"
         )
 
 

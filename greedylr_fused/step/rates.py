@@ -165,7 +165,7 @@ class Rates:
                 f"learning rate of parameter group {index}: expected a number or a tensor, got {lr!r}; write e.g. 1e-3"
             )
         low, high = self._control.bounds[index]
-        bounded = self._control.needs_loss and not self._control.follows_steps
+        bounded = self._control.is_loss_driven and not self._control.follows_steps
         if not 0.0 <= lr < math.inf:
             raise ValueError(
                 f"learning rate of parameter group {index}: expected a finite number >= 0, got {lr!r}; correct what "
@@ -194,7 +194,7 @@ class Rates:
     def _warn_of_peak(self, index: int, lr: float) -> None:
         """Warn if an LR written where the curve is low raises the peak, which in a warm-up nobody means to do."""
         at = self._mirror.slot("curve_value")
-        if not self._control.follows_steps or self._control.needs_loss or at == 0.0 or self._warned_of_peak:
+        if not self._control.follows_steps or self._control.is_loss_driven or at == 0.0 or self._warned_of_peak:
             return
         peak, constructed = lr / at, self._control.bounds[index][1] / DEFAULT_MAX_RATIO
         if peak > constructed * (1 + _SLACK) and math.isfinite(constructed):

@@ -23,7 +23,7 @@ class Step:
     metrics: Metrics
     """Snapshot after this step; `metrics.lr` is what the next one uses."""
     skipped: bool
-    """Whether a non-finite gradient skipped it; loss and LR in the metrics are then those of the step before."""
+    """Whether it was skipped, for a non-finite gradient or a spike; loss and LR in the metrics are then older."""
     event: str | None
     """Decision of the loss in this step: "raise", "cut" or "reset"; None if there is none."""
     lost: int

@@ -57,7 +57,7 @@ class RunLog:
         }
         if self._norms:
             row["grad_norm_l1"] = _finite(metrics.grad_norm_l1)
-        row["skipped"] = metrics.skipped
+        row["skipped"], row["skipped_spikes"] = metrics.skipped, metrics.skipped_spikes
         if step.event is not None:
             row["event"] = step.event
         self._line(row)

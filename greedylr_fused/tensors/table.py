@@ -45,6 +45,7 @@ class TensorTable:
         launches: one per mix of storage types.
         snapshot: where the kernel that closes a step writes its state for the host; None for nowhere.
         l1: whether a measurement adds up absolute values, too.
+        spike_window: values in each ring of spikes, 0 for none.
         captured: whether there is a graph that reads and writes all this memory at each replay; from then on every
             step sends all its values, since a replay may have come between.
         sharded: whether a parameter is a DTensor.
@@ -57,7 +58,7 @@ class TensorTable:
         self.entries = sorted(entries, key=lambda entry: entry.mix)  # stable
         self.chunk, self._copies = chunk, copies
         self.control, self.curve, self.l1 = control.vector, control.curve.values, control.measures_l1
-        self.n_groups, self.snapshot = control.n_groups, control.snapshot
+        self.n_groups, self.snapshot, self.spike_window = control.n_groups, control.snapshot, control.spike_window
         self.device = self.control.device
         rows = {row: [0] * len(self.entries) for row in Row} | copies.place(self.entries, copies_in_kernel)
         rows[Row.PARAM] = [real(e.target).data_ptr() for e in self.entries]

@@ -179,22 +179,26 @@ def test_the_control_vector_has_the_documented_size():
     control = Control(
         GreedyLR(smooth=True, window_size=7), [0.1, 0.2], max_grad_norm=1.0, skip_nonfinite=True, device=CPU
     )
-    assert control.vector.shape == (48 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and len(SLOTS) == 48
+    assert control.vector.shape == (56 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and len(SLOTS) == 56
 
 
-TAG = re.compile(r"(?://|#)\s*([ACGS]\d)\b(?!\s*(?:-|\.\.|to))")
+TAG = re.compile(r"(?://|#)\s*([ACGKS]\d)\b(?!\s*(?:-|\.\.|to))")
 FORMS = {
     "csrc/core/adamw.h": "A",
     "csrc/core/control.h": "GS",
     "csrc/core/observe.h": "C",
+    "csrc/core/spikes.h": "K",
     "greedylr_fused/backends/adamw.py": "A",
     "greedylr_fused/schedules/loss_spec.py": "C",
+    "greedylr_fused/schedules/spikes.py": "K",
     "greedylr_fused/backends/reference.py": "GCS",
+    "greedylr_fused/backends/spikes.py": "K",
     "greedylr_fused/backends/triton/control.py": "GS",
     "greedylr_fused/backends/triton/observe.py": "C",
+    "greedylr_fused/backends/triton/spikes.py": "K",
     "greedylr_fused/backends/triton/adamw.py": "A",
 }
-COUNT = {"A": 6, "G": 4, "C": 9, "S": 3}
+COUNT = {"A": 6, "G": 4, "K": 4, "C": 9, "S": 3}
 
 
 def comments(path):

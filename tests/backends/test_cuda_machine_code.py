@@ -128,6 +128,14 @@ def check_pairs_loop(loop, *, l1):
     return added
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_rings_of_spikes_are_read_four_values_at_a_time(kernels, target):
+    """By each lane, in both passes over both rings: 128 values wait for memory once a pass."""
+    loops = inner_loops(only(kernels(target), "clip_kernel"), r"LDG\.")
+    passes = [matching(loop, "DADD") for loop in loops if accesses(loop) == {("LDG", 64): 4} and float64(loop)]
+    assert sorted(passes) == [8, 8, 12, 12]
+
+
 #: Where arithmetic takes longer than memory does, and by how much: absolute values of 16 bits in pairs.
 SLOWER = {("B300", True, 2): 1.55}
 

@@ -180,7 +180,7 @@ def test_a_tensor_lr_is_clamped_to_the_bounds(device, backend):
 
 def test_options_are_fixed_at_construction(device, backend):
     opt = FusedAdamW([parameter(torch.zeros(3, device=device))], max_grad_norm=1.0, backend=backend)
-    for name in ("max_grad_norm", "skip_nonfinite", "schedule"):
+    for name in ("max_grad_norm", "skip_nonfinite", "skip_spikes", "schedule"):
         with pytest.raises(AttributeError):
             setattr(opt, name, None)
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from greedylr_fused import DeviceSchedule, FusedAdamW
+from greedylr_fused import DeviceSchedule, FusedAdamW, SkipSpikes
 from greedylr_fused.schedules import Cosine, GreedyLR, ReduceOnPlateau
 
 STEPS = Cosine(10)
@@ -50,6 +50,12 @@ REFUSED = [
         {"schedule": GreedyLR(min_lr=1e-3, max_lr=1.0)},
         ValueError,
         ("0.01 to 10 times that of group 0", "0.1 to 100 times that of group 1", "min_lr_ratio="),
+    ),
+    (
+        lambda: [sgd(), fused(skip_spikes=SkipSpikes())],
+        {"schedule": GreedyLR(mode="max")},
+        ValueError,
+        ('mode="min"', "skip_spikes", 'GreedyLR(mode="max")', "the negative loss"),
     ),
 ]
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from support.errors import error_of
 from support.ranks import run
 
-from greedylr_fused import FusedAdamW, GreedyLR
+from greedylr_fused import FusedAdamW, GreedyLR, SkipSpikes
 from greedylr_fused.telemetry import Recorder
 
 SCHEDULE = GreedyLR(patience=0, factor=0.5, smooth=False)
@@ -118,7 +118,7 @@ def test_ranks_that_come_and_go_are_noticed():
     assert run(initialised_later, 2) == [([0.0] * 3, 1), ([1.0] * 3, 1)]
 
 
-READING = [dict(max_grad_norm=1.0), dict(skip_nonfinite=True), dict(recorded=True)]
+READING = [dict(max_grad_norm=1.0), dict(skip_nonfinite=True), dict(skip_spikes=SkipSpikes()), dict(recorded=True)]
 
 
 @pytest.mark.parametrize("options", READING, ids=str)
@@ -128,7 +128,7 @@ def test_stepping_in_a_hook_of_backward_is_refused_where_all_gradients_are_neede
         opt = FusedAdamW([weight], lr=0.1, **{name: value for name, value in options.items() if name != "recorded"})
         if "recorded" in options:
             Recorder(opt, lambda metrics, step: None, grad_norms=True)
-        weight.register_post_accumulate_grad_hook(lambda _, opt=opt: opt.step())
+        weight.register_post_accumulate_grad_hook(lambda _, opt=opt: opt.step(loss=1.0))
     with pytest.raises(RuntimeError, match=r"from a hook within backward\(\).*leave them out"):
         (weights[0] * weights[1]).sum().backward()
     assert all((weight == 1).all() for weight in weights)

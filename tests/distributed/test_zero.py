@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from greedylr_fused import Cosine, DeviceSchedule, FusedAdamW, GreedyLR, Linear
+from greedylr_fused import Cosine, DeviceSchedule, FusedAdamW, GreedyLR, Linear, SkipSpikes
 
 WORLD, STEPS, SAVED = 2, 30, 12
 SCHEDULES = {"cosine": Cosine(STEPS, warmup_steps=3), "greedy": GreedyLR(patience=0, factor=0.7, window_size=3)}
@@ -241,7 +241,9 @@ def refused(rank):
     message = r"expected None within ZeroRedundancyOptimizer, got Linear.*DeviceSchedule\(zero, schedule\)"
     with pytest.raises(TypeError, match=message):
         zero(model(), schedule=Linear(9))
+    with pytest.raises(TypeError, match="skip_spikes: expected None within ZeroRedundancyOptimizer.*fully_shard"):
+        zero(model(), skip_spikes=SkipSpikes())
 
 
-def test_a_schedule_inside_is_refused(ranks):
+def test_what_its_checkpoints_would_not_have_is_refused(ranks):
     ranks(refused)

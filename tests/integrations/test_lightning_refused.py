@@ -88,9 +88,7 @@ def test_a_scale_on_which_ranks_do_not_agree(tmp_path):
 @pytest.mark.parametrize("schedule", [None, Cosine(2 * BATCHES)])
 def test_a_callback_without_a_use_is_told_of_once(tmp_path, schedule):
     net = Net(schedule=schedule)
-    with pytest.warns(
-        UserWarning, match="expected a FusedAdamW whose schedule needs the loss, .*got FusedAdamW"
-    ) as said:
+    with pytest.warns(UserWarning, match="expected a FusedAdamW that needs the loss, .*got FusedAdamW") as said:
         opt = fit(net, tmp_path, ObserveLoss(), accumulate_grad_batches=2)
     assert len([w for w in said if "ObserveLoss" in str(w.message)]) == 1
     assert opt.metrics().step == 8

@@ -10,7 +10,7 @@ from ptx.arena import with_one_nan
 from ptx.device import FAST, Device
 from ptx.grid import Execution
 from ptx.names import SLOT, DType
-from ptx.problem import Problem, name_of_slot
+from ptx.problem import SPIKES, Problem, name_of_slot
 
 SUMS = ("grad_sq_sum", "grad_abs_sum", "grad_nonfinite")
 VECTORS = ("control", "steps")
@@ -85,6 +85,7 @@ class Comparison:
             problem["loss_sum"], problem["loss_weight"] = step.loss, step.weight
             problem["max_grad_norm"], problem["grad_scale"] = step.limit, step.scale
             problem["skip_nonfinite"], problem["found_inf"] = float(step.skips), float(step.found_inf)
+            problem["spike_window"] = SPIKES if step.apart or step.found_inf else 0.0  # the clip alone skips them
         if step.measures:
             self._measure(step)
         if step.apart or step.found_inf:

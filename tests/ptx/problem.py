@@ -10,6 +10,7 @@ from ptx.names import BLOCKS, MIXES, SLOT, SLOTS, DType, Hyper, Row, block, ring
 Mix = tuple[DType, DType, DType]
 ALL_MIXES: list[Mix] = sorted(MIXES)
 CHUNK = 256  # elements
+SPIKES = 40  # values in each ring of spikes
 GROUP = 64  # elements that share scales
 TENSORS = range(Row.EXP_AVG_SQ_SCALE + 1)  # the rows that point to a tensor's elements, or its scales
 REMAINDERS = {DType.BF16_R16: np.int16, DType.BF16_R8: np.int8}
@@ -25,13 +26,15 @@ LEVELS = {"lr": 0.01, "initial_lr": 0.01, "level": 0.01, "min_lr": 1e-4, "max_lr
 SCHEDULE = {
     "kind": 1, "raises": 1, "factor": 0.5, "patience": 1, "threshold": 1e-4, "cooldown": 1, "warmup": 1, "eps": 1e-9,
     "reset_start": 3, "resets_left": 3, "best": np.inf, "curve_length": 3, "decay_start": 2, "decay_steps": 2,
-    "max_grad_norm": np.inf, "grad_scale": 1, "grad_multiplier": 0.75,
+    "max_grad_norm": np.inf, "grad_scale": 1, "grad_multiplier": 0.75, "spike_minimum": 2,
+    "spike_sigmas": 1e9, "spike_losses": 40, "losses_head": 3, "spike_norms": 38, "norms_head": 38,
 }  # fmt: skip
 #: Others to change to on the way: all that `observe` in csrc/core asks for.
 SCHEDULES = {
     "kind": [0, 1, 1, 1, 2], "raises": [0, 1], "mode_max": [0, 1], "threshold_rel": [0, 1], "compare_with": [0, 1, 2],
     "forget_every": [0, 1, 2], "patience": [0, 0, 1], "cooldown": [0, 1], "warmup": [0, 1], "factor": [0.5, 0.1],
     "resets_left": [1, 3], "best": [0.9, 1.2], "curve_length": [0, 3, 3], "decay_start": [2, np.inf],
+    "spike_sigmas": [1e9, 1e9, 0.5],
 }  # fmt: skip
 CURVE = [1.0, 0.9, 0.8, 1.0, 0.7, 0.3]
 EXTREME = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 6e-8, 1e-7, 65504.0, 3e38, -3e38, np.inf]
@@ -184,7 +187,8 @@ class Problem:
 def control(window: int):
     """A control vector at the start."""
     slots = SCHEDULE | {"n_groups": len(GROUPS), "smooth": float(window > 0), "window_size": window}
-    vector = np.zeros(ring_begin(len(GROUPS)) + window)
+    spikes = 1.0 / (1 + np.arange(2 * SPIKES) % 7)
+    vector = np.concatenate([np.zeros(ring_begin(len(GROUPS)) + window), spikes])
     for name, value in slots.items():
         vector[SLOT[name]] = value
     for name in BLOCKS:

@@ -59,6 +59,19 @@ def test_every_mix_decides_as_the_cpu(device, program, number):
     comparison.finish()
 
 
+def test_spikes_are_those_of_the_cpu(device, program):
+    """Over rings that fill and wrap, and whose oldest value is anywhere."""
+    comparison = compared(device, program, 0, [1, 5])
+    empty = dict.fromkeys(("spike_losses", "losses_head", "spike_norms", "norms_head"), 0.0)
+    comparison.set_schedule(empty | {"spike_sigmas": 2.0, "kind": 0.0})
+    random = np.random.default_rng(7)
+    for k in range(90):
+        size, loss = (random.choice([1.0, 1.0, 1.0, 9.0]) * random.uniform(0.9, 1.1) for _ in range(2))
+        comparison.take(Step(f"step {k}", loss, 1.0, gradients=size, apart=True))
+    comparison.finish()
+    assert 3 < comparison.ours["spikes"] < 30
+
+
 @pytest.mark.parametrize("driver", [12000, 13000])
 def test_words_arrive_whole(device, program, driver):
     """They are parameters of kernels, as many as the driver takes."""

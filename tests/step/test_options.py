@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.tensors import parameter
 
-from greedylr_fused import FusedAdamW, GreedyLR
+from greedylr_fused import FusedAdamW, GreedyLR, SkipSpikes
 from greedylr_fused.tensors import storage
 
 
@@ -35,6 +35,8 @@ REFUSED = [
     ({"max_grad_norm": -1.0}, ValueError, ("max_grad_norm", "got -1.0")),
     ({"max_grad_norm": math.inf}, ValueError, ("max_grad_norm", "got inf")),
     ({"skip_nonfinite": "yes"}, ValueError, ("skip_nonfinite", "'yes'", "True, False or None")),
+    ({"skip_spikes": True}, TypeError, ("skip_spikes", "got True", "skip_spikes=SkipSpikes()")),
+    ({"skip_spikes": SkipSpikes}, TypeError, ("skip_spikes", "SkipSpikes'>", "SkipSpikes()")),
     ({"backend": "metal"}, ValueError, ("backend", "'metal'", "auto, cpu, cuda, triton, reference")),
     ({"state_dtype": torch.int16}, ValueError, ("state_dtype", "int16", "float32")),
     ({"state_dtype": torch.int8, "amsgrad": True}, ValueError, ("amsgrad", "False", "True", "leave amsgrad out")),

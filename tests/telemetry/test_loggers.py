@@ -16,13 +16,15 @@ NOTHING |= dict(grad_norm=math.nan, grad_norm_l1=math.nan, skipped=0)
 
 
 def test_what_was_not_measured_is_left_out():
-    assert list(Metrics(**NOTHING).scalars()) == ["loss", "lr", "skipped"]
+    assert list(Metrics(**NOTHING).scalars()) == ["loss", "lr", "skipped", "skipped_spikes"]
     assert math.isnan(Metrics(**NOTHING).scalars()["loss"]), "a NaN loss is to be seen"
     all_of_it = NOTHING | dict(loss=1.0, smoothed_loss=2.0, best=3.0, grad_norm=math.inf, grad_norm_l1=4.0, skipped=5)
+    all_of_it |= dict(skipped_spikes=2)
     found = Metrics(**all_of_it).scalars()
     assert found == {"loss": 1.0, "smoothed_loss": 2.0, "best": 3.0, "grad_norm": math.inf, "grad_norm_l1": 4.0} | {
         "lr": 0.1,
         "skipped": 5.0,
+        "skipped_spikes": 2.0,
     }
     assert all(type(value) is float for value in found.values())
     assert "best" not in Metrics(**(NOTHING | {"best": -math.inf})).scalars(), 'none yet, with mode="max"'
@@ -30,7 +32,8 @@ def test_what_was_not_measured_is_left_out():
 
 def test_names():
     several = Metrics(**(NOTHING | {"lr": (0.1, 0.2)}))
-    assert list(several.scalars("opt/")) == ["opt/loss", "opt/lr/0", "opt/lr/1", "opt/skipped"]
+    names = ["opt/loss", "opt/lr/0", "opt/lr/1", "opt/skipped", "opt/skipped_spikes"]
+    assert list(several.scalars("opt/")) == names
 
 
 class Calls(list):
@@ -153,7 +156,7 @@ def test_tensorboard(tmp_path):
     writer.close()
     read = EventAccumulator(str(tmp_path))
     read.Reload()
-    names = ["loss", "smoothed_loss", "lr", "grad_norm", "skipped"]
+    names = ["loss", "smoothed_loss", "lr", "grad_norm", "skipped", "skipped_spikes"]
     assert sorted(read.Tags()["scalars"]) == sorted(f"optimizer/{name}" for name in names)
     assert [(event.step, event.value) for event in read.Scalars("optimizer/loss")] == [(i + 1, i) for i in range(4)]
 

@@ -27,7 +27,8 @@ def test_a_line(tmp_path):
         step(opt, 3.0, skip=True)
         step(opt, math.inf)
     first, second, third, fourth = lines(tmp_path / "run.jsonl")
-    assert list(first) == ["run", "step", "loss", "smoothed_loss", "best", "lr", "grad_norm", "skipped", "event"]
+    names = ["run", "step", "loss", "smoothed_loss", "best", "lr", "grad_norm", "skipped", "skipped_spikes", "event"]
+    assert list(first) == names
     assert first["run"] == "first" and first["step"] == 1 and first["event"] == "raise"
     assert first["loss"] == first["smoothed_loss"] == first["best"] == 2.0
     assert first["lr"] == [0.01 / 0.8, 0.02 / 0.8] and first["grad_norm"] > 0
@@ -46,6 +47,7 @@ def test_without_a_schedule(tmp_path):
     assert line == {
         **{"step": 1, "loss": 2.0, "smoothed_loss": 2.0, "best": None, "lr": [0.01, 0.02], "grad_norm": None},
         "skipped": 0,
+        "skipped_spikes": 0,
     }
 
 

@@ -1,5 +1,5 @@
-"""The control vector in Triton: G1-G4, S1-S3, and by `observe.py` C1-C9, run by the last program of a
-launch or as a tiny program of their own.
+"""The control vector in Triton: G1-G4, S1-S3, by `spikes.py` K1-K4 and by `observe.py` C1-C9, run by the last program
+of a launch or as a tiny program of their own.
 
 One thread of the program stores scalars, and sees its own stores in order; what the others compute is thrown away. So
 no barrier is needed, and none may be used inside a branch that depends on these slots; `_show` comes after them.
@@ -12,6 +12,7 @@ import triton.language as tl
 
 from greedylr_fused.backends.triton.access import INTERPRETED, kernel, loop_bound, pointer, step_count
 from greedylr_fused.backends.triton.observe import EVENT, GROUPS, LEVEL, LR, observe, slots
+from greedylr_fused.backends.triton.spikes import skip_spikes
 from greedylr_fused.control import SLOTS, STATE_BEGIN
 from greedylr_fused.tensors import Row
 
@@ -29,8 +30,10 @@ _SUMS, _COUNTS = tl.constexpr(512), tl.constexpr(128)
 
 
 @triton.jit
-def run_clip(c):
-    """Compute gradient norm, multiplier and skip flag from what was measured and what AMP reported."""
+def run_clip(c, SPIKES: tl.constexpr):
+    """Compute gradient norm, multiplier and skip flag from what was measured and what AMP reported; with SPIKES skip
+    those, too.
+    """
     inv = 1 / tl.load(c + _GRAD_SCALE)  # G1
     grad_norm = tl.sqrt(tl.load(c + _GRAD_SQ_SUM)) * inv
     max_grad_norm = tl.load(c + _MAX_GRAD_NORM)  # G2
@@ -40,6 +43,8 @@ def run_clip(c):
     skip = skip | (tl.load(c + _FOUND_INF) != 0)
     tl.store(c + _GRAD_NORM, grad_norm)
     tl.store(c + _GRAD_MULTIPLIER, clip * inv)  # G3
+    if SPIKES:
+        skip = skip_spikes(c, grad_norm, skip)
     tl.store(c + _SKIP, skip.to(tl.float64))  # G4
 
 
@@ -75,8 +80,8 @@ def conclude(c, square_sums, abs_sums, nonfinite, n, DECIDES: tl.constexpr, L1: 
     if L1:
         tl.store(c + _GRAD_ABS_SUM, add_up(abs_sums, n))
     tl.store(c + _GRAD_NONFINITE, bad.to(tl.float64))
-    if DECIDES:
-        run_clip(c)
+    if DECIDES:  # without spikes: the registers of the measurement are for the gradients
+        run_clip(c, False)
 
 
 @triton.jit(do_not_specialize=["c", "square_sums", "nonfinite", "n"])
@@ -87,8 +92,8 @@ def conclude_kernel(c, square_sums, nonfinite, n, DECIDES: tl.constexpr, L1: tl.
 
 @triton.jit(do_not_specialize=["c"])
 def clip_kernel(c):
-    """Run `Backend.clip`, after the sums of all ranks or for a step whose gradients are not read."""
-    run_clip(c)
+    """Run `Backend.clip`, after the sums of all ranks, for a step whose gradients are not read, or to skip spikes."""
+    run_clip(c, True)
 
 
 @triton.jit

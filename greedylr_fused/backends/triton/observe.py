@@ -30,7 +30,7 @@ GROUPS = tl.constexpr(len(SLOTS))
 LR, INITIAL, MIN, MAX, LEVEL = (
     tl.constexpr(BLOCKS.index(name)) for name in ("lr", "initial_lr", "min_lr", "max_lr", "level")
 )
-_RING = tl.constexpr(len(BLOCKS))
+RING = tl.constexpr(len(BLOCKS))
 
 
 @triton.jit
@@ -82,7 +82,7 @@ def _window_mean(c, x):
     size = tl.load(c + _WINDOW_SIZE)
     count = tl.load(c + _WINDOW_COUNT)
     head = tl.load(c + _WINDOW_HEAD)
-    slot = c + GROUPS + _RING * tl.load(c + _N_GROUPS).to(tl.int32) + head.to(tl.int32)
+    slot = c + GROUPS + RING * tl.load(c + _N_GROUPS).to(tl.int32) + head.to(tl.int32)
     oldest = tl.load(slot)
     total = tl.load(c + _WINDOW_SUM) + x  # added first, as upstream: the order decides the last bit
     full = count == size
