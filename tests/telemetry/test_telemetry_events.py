@@ -49,6 +49,7 @@ def random_schedule(rng):
         smooth=rng.choice([True, False]),
         window_size=rng.choice([1, 2, 5]),
         base=base,
+        hold=base and base.warmup_steps,  # as by default, which the specification, without a base, does not know
     )
     if rng.random() < 0.25:
         return ReduceOnPlateau(**shared, min_lr=rng.choice([0.0, (0.002, 0.01)]))

@@ -90,7 +90,7 @@ def test_states_that_distributed_checkpointing_creates():
 def test_a_schedule_of_another_optimizer():
     param = torch.nn.Parameter(torch.ones(3))
     other = torch.optim.SGD([param], lr=torch.tensor(0.1))
-    schedule = DeviceSchedule(other, GreedyLR(patience=1, smooth=False, base=Constant(warmup_steps=2)))
+    schedule = DeviceSchedule(other, GreedyLR(patience=1, smooth=False, hold=0, base=Constant(warmup_steps=2)))
     recorder, kept = recorded(schedule, capacity=4)
     for i in range(6):
         schedule.step(loss=float(10 - i))
