@@ -13,6 +13,7 @@ from greedylr_fused.schedules import (
     CosineRestarts,
     GreedyLR,
     Linear,
+    Mechanic,
     OneCycle,
     Polynomial,
     ReduceOnPlateau,
@@ -28,4 +29,4 @@ _integrations.register()
 __all__ = ["DeviceSchedule", "FusedAdamW", "GreedyLR", "Metrics", "Muon", "__version__"]
 __all__ += ["available_backends", "SkipSpikes"]
 __all__ += ["Constant", "Cosine", "CosineRestarts", "Linear", "OneCycle", "Polynomial", "ReduceOnPlateau", "Refined"]
-__all__ += ["REX", "Table", "UBA", "WSD"]
+__all__ += ["Mechanic", "REX", "Table", "UBA", "WSD"]

@@ -3,7 +3,7 @@
 `steps.py` is the base of those that the step alone decides, each a curve over steps (`cosine.py`, `wsd.py`, ...);
 `loss_driven.py` is the base of those that the loss decides, `greedy.py` and `plateau.py`, and `loss_spec.py` specifies
 their decisions in plain floats. `refinement.py` makes a curve (`refined.py`) of the gradient norms of a run.
-`spikes.py` is no schedule: it configures and specifies which steps are skipped.
+`mechanic.py` configures and specifies what scales all updates, beside any schedule; `spikes.py` which steps are skipped.
 """
 
 from greedylr_fused.schedules import refinement
@@ -13,6 +13,7 @@ from greedylr_fused.schedules.cosine import Cosine, CosineRestarts
 from greedylr_fused.schedules.greedy import DEFAULT_MAX_RATIO, GreedyLR
 from greedylr_fused.schedules.loss_driven import CompareWith, Event, Kind, LossSchedule
 from greedylr_fused.schedules.loss_spec import LossSpec
+from greedylr_fused.schedules.mechanic import LOW_LR, Mechanic
 from greedylr_fused.schedules.one_cycle import OneCycle
 from greedylr_fused.schedules.plateau import ReduceOnPlateau
 from greedylr_fused.schedules.refined import Refined
@@ -27,6 +28,7 @@ __all__ = [
     "CosineRestarts",
     "GreedyLR",
     "Linear",
+    "Mechanic",
     "OneCycle",
     "Polynomial",
     "REX",
