@@ -14,7 +14,7 @@ from greedylr_fused import checkpoint
 from greedylr_fused.backends import Backend
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.ranks import Ranks
-from greedylr_fused.schedules import SkipSpikes
+from greedylr_fused.schedules import Mechanic, SkipSpikes
 from greedylr_fused.step import (
     Engine,
     Listener,
@@ -30,7 +30,7 @@ from greedylr_fused.step import (
 from greedylr_fused.tensors import CORRECTED, Memory, memory_of, storage
 
 #: Constructor options that a pickle keeps, beside what `checkpoint.get_state` returns.
-_OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite", "_skip_spikes")
+_OPTIONS = ("_schedule", "_max_grad_norm", "_skip_nonfinite", "_skip_spikes", "_tuner")
 
 
 class FusedAdamW(Optimizer):
@@ -62,9 +62,12 @@ class FusedAdamW(Optimizer):
         max_grad_norm: clip the 2-norm of all gradients together to this, as `torch.nn.utils.clip_grad_norm_` does, but
             within the update: `.grad` is left as it is. > 0, or None for no clipping.
         skip_nonfinite: leave parameters, moments, step counts and LR alone in a step with a NaN or infinite gradient.
-            Default None: True if `max_grad_norm` or `skip_spikes` is given.
+            Default None: True if `max_grad_norm`, `skip_spikes` or `tuner` is given.
         skip_spikes: skip each step whose loss or gradient norm is far above those before it, as `SkipSpikes` explains.
             Every step then needs a loss, and reads the gradients before the update. Default None: none is skipped so.
+        tuner: `Mechanic()` scales the sum of all updates by a factor that it learns; `lr` is then about 1. It takes one
+            more float32 copy of the parameters, and reads them with the gradients. Not for 16-bit parameters without
+            `master_weights`. Default None.
         backend: "auto", or the name of one in `available_backends()`, which then runs or raises.
         state_dtype: storage type of the moments. torch.int8: 8 bits with a scale for each 64 elements, 2.125 bytes per
             parameter for both, in parameters of at least 2 dimensions and 4,096 elements whose rows (the dimensions
@@ -106,6 +109,7 @@ class FusedAdamW(Optimizer):
         backend: str = "auto",
         state_dtype: torch.dtype | None = None,
         master_weights: str | None = None,
+        tuner: Mechanic | None = None,
         process_group: Any = None,
         partitions: int | None = None,
         foreach: bool | None = None,
@@ -115,12 +119,14 @@ class FusedAdamW(Optimizer):
     ) -> None:
         options.check_not_traced("FusedAdamW()")
         options.check_schedule(schedule)
-        options.check_not_in_zero(schedule, skip_spikes)
+        options.check_tuner(tuner)
+        options.check_not_in_zero(schedule, skip_spikes, tuner)
         options.check_extras(max_grad_norm, skip_nonfinite, skip_spikes)
         storage_options.check_storage(state_dtype, master_weights, amsgrad=amsgrad)
         options.check_ranks(process_group, partitions)
-        self._schedule, self._max_grad_norm, self._skip_spikes = schedule, max_grad_norm, skip_spikes
-        looks = max_grad_norm is not None or skip_spikes is not None
+        self._schedule, self._max_grad_norm = schedule, max_grad_norm
+        self._skip_spikes, self._tuner = skip_spikes, tuner
+        looks = any(option is not None for option in (max_grad_norm, skip_spikes, tuner))
         self._skip_nonfinite = looks if skip_nonfinite is None else skip_nonfinite
         defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
         # For torch's AdamW, if it loads our checkpoint: `fused` says that `step` lies on the parameter's device.
@@ -132,9 +138,12 @@ class FusedAdamW(Optimizer):
             storage_options.check_params(group, state_dtype)
         for group in self.param_groups:
             storage.complete(group, state_dtype)
+            storage_options.check_tuned(group, state_dtype, tuner)
+        if tuner is not None:
+            options.warn_of_low_lr(self.param_groups)
         self._listeners: list[Listener] = []
         ranks = Ranks(process_group, partitions, needs_loss=options.needs_loss(schedule, skip_spikes))
-        self._engine = Engine(backend, self._device(), state_dtype, ranks)
+        self._engine = Engine(backend, self._device(), state_dtype, ranks, tuned=tuner is not None)
         self._control = self._new_control([float(group["lr"]) for group in self.param_groups])
         self._rates = self._new_rates(self._control)
 
@@ -147,6 +156,11 @@ class FusedAdamW(Optimizer):
     def max_grad_norm(self) -> float | None:
         """The clipping limit, as constructed."""
         return self._max_grad_norm
+
+    @property
+    def tuner(self) -> Mechanic | None:
+        """The tuner, as constructed."""
+        return self._tuner
 
     @property
     def skip_nonfinite(self) -> bool:
@@ -290,8 +304,8 @@ class FusedAdamW(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state as in torch, with the optimizer's own tensors: `copy.deepcopy` it to keep what it holds now.
         With a schedule this waits for the device, and each group has its exact LR and, as "control", the schedule's
-        numbers; with `skip_spikes` each has, as "spikes", the last losses and norms. Without both the keys are torch's,
-        by which distributed checkpointing loads it into torch's AdamW.
+        numbers; "spikes" has the last losses and norms for `skip_spikes`, "tuner" a tuner's numbers, beside the states
+        "mechanic_offset" and "mechanic_s". Without these the keys are those of torch's AdamW, which can load it.
 
         8-bit moments are "exp_avg_q" (int8), "exp_avg_sq_q" (uint8) and the float32 scales of 64 elements each,
         "exp_avg_scale" and "exp_avg_sq_scale"; a master is a "remainder" (int8, or an int16 as two bytes in a last
@@ -369,7 +383,7 @@ class FusedAdamW(Optimizer):
         """Return the bytes on this rank of parameters, gradients and states, from shapes and options: before the first
         step, and on the meta device, as after. Step counts, tables and `keep_copies` are not in it.
         """
-        return memory_of(self.param_groups, self._engine.state_dtype)
+        return memory_of(self.param_groups, self._engine.state_dtype, tuned=self._tuner is not None)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as in torch. With a schedule, the group starts at its own `lr`, with bounds from that,
@@ -391,8 +405,9 @@ class FusedAdamW(Optimizer):
 
     def __repr__(self) -> str:
         shown = checkpoint.without_marks(super().__repr__(), schedule=self._schedule is not None)
-        spikes = f"\nskip_spikes: {self.skip_spikes}" if self.skip_spikes is not None else ""
-        return f"{shown[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}{spikes}\n)"
+        extras = (("skip_spikes", self._skip_spikes), ("tuner", self._tuner))
+        more = "".join(f"\n{name}: {option}" for name, option in extras if option is not None)
+        return f"{shown[:-1]}backend: {self._engine.choice}\nschedule: {self.schedule}{more}\n)"
 
     def __getstate__(self) -> dict[str, Any]:
         self._take_written()
@@ -403,8 +418,9 @@ class FusedAdamW(Optimizer):
         made = checkpoint.set_state(self, state)
         if made is not None:
             self._listeners = []  # the original keeps its own
+            vars(self).setdefault("_tuner", None)  # pickled before there were tuners
             needs_loss = options.needs_loss(self._schedule, self._skip_spikes)
-            self._engine = checkpoint.engine(made, self._device(), needs_loss=needs_loss)
+            self._engine = checkpoint.engine(made, self._device(), needs_loss=needs_loss, tuned=self._tuner is not None)
             self._control = self._new_control(checkpoint.starting_lrs(made))
             checkpoint.fill(self._control, made)
             self._rates = self._new_rates(self._control)
@@ -417,12 +433,13 @@ class FusedAdamW(Optimizer):
             skip_nonfinite=self._skip_nonfinite,
             skip_spikes=self._skip_spikes,
             device=self._device(),
+            tuner=self._tuner,
         )
 
     def _new_rates(self, control: Control) -> Rates:
         """Return a new view of the control for the host."""
         lrs = None if self._schedule is None else control.initial_lrs
-        checkpoint.mark(self.param_groups, lrs, spikes=self._skip_spikes is not None)
+        checkpoint.mark(self.param_groups, lrs, spikes=self._skip_spikes is not None, tuned=self._tuner is not None)
         return Rates(control, self.param_groups, has_schedule=self._schedule is not None)
 
     def _device(self) -> torch.device:

@@ -69,7 +69,7 @@ inline std::vector<Launch> checked_launches(const std::vector<LaunchTuple>& tupl
 inline TensorTable make_table(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper,
                               uintptr_t norm_weight, uintptr_t chunk_tensor, uintptr_t chunk_index,
                               int64_t n_tensors, int64_t n_chunks, int64_t chunk, uintptr_t control,
-                              uintptr_t curve, bool l1) {
+                              uintptr_t curve, bool l1, bool tuned) {
     if (chunk <= 0) throw py::value_error("chunk is " + std::to_string(chunk) + "; it must be positive");
     return {pointer<const int64_t>(ptrs),
             pointer<const int64_t>(numel),
@@ -83,7 +83,8 @@ inline TensorTable make_table(uintptr_t ptrs, uintptr_t numel, uintptr_t group, 
             chunk,
             pointer<double>(control),
             pointer<const double>(curve),
-            l1};
+            l1,
+            tuned};
 }
 
 inline void define_constants(py::module_& m) {

@@ -67,7 +67,7 @@ static_assert(
 
 // Rows of TensorTable::ptrs. COPY_*: where an F32 parameter is also written to, in that format, after its
 // update; 0 for nowhere. Only the CPU loops read them. STEP: the float that counts the steps already taken.
-// The last four are no addresses: see index_of.
+// NUMBER to STRIDE are no addresses: see index_of. The last two are 0 without a tuner: see mechanic.h.
 #define GREEDYLR_ROWS(X) \
     X(PARAM)             \
     X(GRAD)              \
@@ -83,7 +83,9 @@ static_assert(
     X(NUMBER)            \
     X(FIRST)             \
     X(RUN)               \
-    X(STRIDE)
+    X(STRIDE)            \
+    X(OFFSET)            \
+    X(WRITTEN_AT)
 
 #define GREEDYLR_ROW(name) name,
 enum Row : int { GREEDYLR_ROWS(GREEDYLR_ROW) ROW_COUNT };
@@ -107,6 +109,7 @@ struct TensorTable {
     double* control;      // the control vector, see slots.h
     const double* curve;  // lr / level by step, see set_lr in control.h
     bool l1;              // whether a measurement adds up absolute values, too
+    bool tuned;           // whether there is a tuner, see mechanic.h
 };
 
 // A loss where it lies: one element of this DType, a weight also of I64; none at address 0.

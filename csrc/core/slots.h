@@ -30,7 +30,9 @@ namespace greedylr {
     X(spike_window)   /* values in each ring of spikes, 0: spikes are not skipped */  \
     X(spike_minimum)  /* values that a ring must hold to judge */                     \
     X(spike_sigmas)   /* deviations from the mean from which on a value is a spike */ \
-    X(n_groups)       /* parameter groups */
+    X(n_groups)       /* parameter groups */                                          \
+    X(tuner_begin)    /* index of the tuner's values, 0: no tuner */                  \
+    X(tuner_betas)    /* learners of the tuner */
 // what one step leaves to the next,
 #define GREEDYLR_MEMORY(X)                                                        \
     X(step)          /* committed optimizer steps */                              \
@@ -55,8 +57,10 @@ namespace greedylr {
     X(spike_losses)  /* losses in the first ring of spikes */                     \
     X(losses_head)   /* position in it written next */                            \
     X(spike_norms)   /* gradient norms in the second */                           \
-    X(norms_head)    /* position in that written next */
+    X(norms_head)    /* position in that written next */                          \
+    X(tuner_scale)   /* S of the tuner, NaN without one */
 // and what lives within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
+// With a tuner so are the three behind them; its "moved" is (x0 - x) / (S + eps) of a parameter x.
 #define GREEDYLR_STEP(X)                                                           \
     X(loss_sum)        /* pending: sum of weight * loss */                         \
     X(loss_weight)     /* pending: sum of weights, 0 if no loss was observed */    \
@@ -64,13 +68,16 @@ namespace greedylr {
     X(grad_abs_sum)    /* sum of absolute raw gradients, NaN if not measured */    \
     X(grad_nonfinite)  /* non-zero if a gradient element is not finite */          \
     X(found_inf)       /* non-zero if AMP found a non-finite gradient */           \
+    X(param_sq_sum)    /* sum of squared parameters, with a tuner */               \
+    X(grad_moved_sum)  /* sum of raw gradient times moved, with a tuner */         \
+    X(param_moved_sum) /* sum of parameter times moved, with a tuner */            \
     X(grad_scale)      /* loss scale of AMP */                                     \
     X(grad_norm)       /* 2-norm of the unscaled gradients, NaN if not measured */ \
     X(grad_multiplier) /* clip coefficient / loss scale */                         \
     X(skip)            /* 1 if this step is skipped */                             \
     X(event)           /* what the loss decided in it: an Event */
 // Blocks of one value per parameter group, behind the scalars; behind them are the ring of the window and the
-// two of spikes.
+// two of spikes, and behind those lie the tuner's values, see mechanic.h.
 #define GREEDYLR_BLOCKS(X) X(lr) X(initial_lr) X(min_lr) X(max_lr) X(level)
 
 #define GREEDYLR_NAME(name) name,
@@ -84,6 +91,7 @@ enum Block : int { GREEDYLR_BLOCKS(GREEDYLR_NAME) count };
 }  // namespace block
 #undef GREEDYLR_NAME
 static_assert(slot::found_inf == slot::loss_sum + 5, "one block, for one all-reduce");
+static_assert(slot::param_moved_sum == slot::found_inf + 3, "the tuner's part of it");
 
 // Codes that some of the slots hold.
 enum class Kind : int { NONE, GREEDY, PLATEAU };

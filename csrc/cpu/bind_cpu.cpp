@@ -13,10 +13,10 @@ namespace {
 
 Stepper make_stepper(uintptr_t ptrs, uintptr_t numel, uintptr_t group, uintptr_t hyper, uintptr_t norm_weight,
                      uintptr_t chunk_tensor, uintptr_t chunk_index, int64_t n_tensors, int64_t n_chunks,
-                     int64_t chunk, uintptr_t control, uintptr_t curve, bool l1,
+                     int64_t chunk, uintptr_t control, uintptr_t curve, bool l1, bool tuned,
                      const std::vector<LaunchTuple>& launches) {
     return Stepper(make_table(ptrs, numel, group, hyper, norm_weight, chunk_tensor, chunk_index, n_tensors,
-                              n_chunks, chunk, control, curve, l1),
+                              n_chunks, chunk, control, curve, l1, tuned),
                    checked_launches(launches, n_chunks));
 }
 
@@ -63,7 +63,7 @@ PYBIND11_MODULE(_cpu, m) {
         .def(py::init(&make_stepper), py::kw_only(), py::arg("ptrs"), py::arg("numel"), py::arg("group"),
              py::arg("hyper"), py::arg("norm_weight"), py::arg("chunk_tensor"), py::arg("chunk_index"),
              py::arg("n_tensors"), py::arg("n_chunks"), py::arg("chunk"), py::arg("control"),
-             py::arg("curve"), py::arg("l1"), py::arg("launches"))
+             py::arg("curve"), py::arg("l1"), py::arg("tuned"), py::arg("launches"))
         .def("measure", &Stepper::measure, py::arg("threads"), py::arg("then_clip"), NoGil())
         .def("clip", &Stepper::clip)
         .def(

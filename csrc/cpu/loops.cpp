@@ -36,6 +36,27 @@ __attribute__((noinline)) void update_arrays(T* __restrict param, const T* __res
     }
 }
 
+// The same with a tuner: AdamW's own update is that of a parameter of 0.
+template <bool AMSGRAD, bool FROM_OLD, bool ROOTS, typename T>
+__attribute__((noinline)) void tune_arrays(T* __restrict param, const T* __restrict grad,
+                                           T* __restrict exp_avg, T* __restrict exp_avg_sq,
+                                           T* __restrict max_exp_avg_sq, T* __restrict offset, int64_t n,
+                                           const Coefficients<T>& scalars, const Moves<T>& by) {
+    const Coefficients<T> k = scalars;
+    const Moves<T> moves = by;
+    for (int64_t i = 0; i < n; ++i) {
+        T step = T(0), m = exp_avg[i], v = exp_avg_sq[i], vmax = AMSGRAD ? max_exp_avg_sq[i] : T(0);
+        adamw_element<AMSGRAD, FROM_OLD>(step, grad[i], m, v, vmax, k);
+        T p = param[i], o = offset[i];
+        move_element(p, o, step, moves);
+        param[i] = p;
+        offset[i] = o;
+        exp_avg[i] = m;
+        exp_avg_sq[i] = ROOTS ? square_root(v) : v;
+        if (AMSGRAD) max_exp_avg_sq[i] = vmax;
+    }
+}
+
 // While the parameters are still in the first-level cache.
 inline void write_copies(const Range& range, int64_t begin, int64_t n) {
     const float* param = static_cast<float*>(range.param) + begin;
@@ -43,9 +64,10 @@ inline void write_copies(const Range& range, int64_t begin, int64_t n) {
     if (range.copy_f16 != nullptr) narrow<F16>(param, static_cast<uint16_t*>(range.copy_f16) + begin, n);
 }
 
-// The general loop: any mix, through blocks in the type of the arithmetic.
-template <DType P, DType G, DType S, bool AMSGRAD, bool FROM_OLD>
-void update_blocks(const Range& range, int64_t begin, const Coefficients<typename Format<P>::Math>& k) {
+// The general loop: any mix, through blocks in the type of the arithmetic, each by
+// arrays(param, grad, moments, begin, n).
+template <DType P, DType G, DType S, bool AMSGRAD, typename Arrays>
+void update_blocks(const Range& range, int64_t begin, const Arrays& arrays) {
     using T = typename Format<P>::Math;
     Parameter<P, T> param(range);
     Staged<G, T> grad(const_cast<void*>(range.grad));  // opened only
@@ -60,8 +82,7 @@ void update_blocks(const Range& range, int64_t begin, const Coefficients<typenam
         }
         randoms.open(begin, n);
         moments.open(begin, n);
-        update_arrays<AMSGRAD, FROM_OLD, S == Q8>(param.open(begin, n), grad.open(begin, n), moments.exp_avg,
-                                                  moments.exp_avg_sq, moments.max_exp_avg_sq, n, k);
+        arrays(param.open(begin, n), grad.open(begin, n), moments, begin, n);
         param.store(begin, n, randoms.bits());
         moments.store(begin, n, randoms.bits());
         if constexpr (P == F32) write_copies(range, begin, n);
@@ -120,7 +141,36 @@ void update_range(const Range& range, const Coefficients<typename Format<P>::Mat
             begin += 2 * n;
         }
     }
-    update_blocks<P, G, S, AMSGRAD, FROM_OLD>(range, begin, k);
+    using T = typename Format<P>::Math;
+    update_blocks<P, G, S, AMSGRAD>(
+        range, begin, [&k](T* param, const T* grad, Moments<S, T, AMSGRAD>& moments, int64_t, int64_t n) {
+            update_arrays<AMSGRAD, FROM_OLD, S == Q8>(param, grad, moments.exp_avg, moments.exp_avg_sq,
+                                                      moments.max_exp_avg_sq, n, k);
+        });
+}
+
+template <DType P, DType G, DType S, bool AMSGRAD, bool FROM_OLD>
+void tune_range(const Range& range, const Coefficients<typename Format<P>::Math>& k,
+                const Moves<typename Format<P>::Math>& by) {
+    using T = typename Format<P>::Math;
+    T* const offset = static_cast<T*>(range.offset);
+    update_blocks<P, G, S, AMSGRAD>(
+        range, 0, [&](T* param, const T* grad, Moments<S, T, AMSGRAD>& moments, int64_t begin, int64_t n) {
+            fetch_block(offset + begin + (begin + BLOCK < range.n ? BLOCK : 0));
+            tune_arrays<AMSGRAD, FROM_OLD, S == Q8>(param, grad, moments.exp_avg, moments.exp_avg_sq,
+                                                    moments.max_exp_avg_sq, offset + begin, n, k, by);
+        });
+}
+
+template <DType P, DType G, DType S, bool AMSGRAD>
+void tuned_loop(const Range& range, const Coefficients<double>& scalars, const Moves<double>& by) {
+    using T = typename Format<P>::Math;
+    const auto k = rounded<T>(scalars);
+    if (starts_at_old(k)) {
+        tune_range<P, G, S, AMSGRAD, true>(range, k, rounded<T>(by));
+    } else {
+        tune_range<P, G, S, AMSGRAD, false>(range, k, rounded<T>(by));
+    }
 }
 
 template <DType P, DType G, DType S, bool AMSGRAD>
@@ -161,6 +211,32 @@ GradSum measure_loop(const void* address, int64_t n) {
     return sum;
 }
 
+// Of gradients that `measure_loop` has just read, with parameters and offsets.
+template <DType P, DType G>
+MovedSum moved_loop(const Range& range) {
+    using T = typename Format<P>::Math;
+    double squares[LANES] = {}, grads[LANES] = {}, params[LANES] = {};
+    Parameter<P, T> param(range);
+    Staged<G, T> grad(const_cast<void*>(range.grad));  // opened only
+    const T* const offset = static_cast<const T*>(range.offset);
+    for (int64_t begin = 0; begin < range.n; begin += LANES) {
+        const int64_t count = range.n - begin < LANES ? range.n - begin : LANES;
+        const T *x = param.open(begin, count), *g = grad.open(begin, count), *o = offset + begin;
+        for (int64_t j = 0; j < count; ++j) {
+            squares[j] += double(x[j]) * double(x[j]);
+            grads[j] += double(g[j]) * double(o[j]);
+            params[j] += double(x[j]) * double(o[j]);
+        }
+    }
+    MovedSum sum = {0.0, 0.0, 0.0};
+    for (int j = 0; j < LANES; ++j) {
+        sum.param_squares += squares[j];
+        sum.grad_offset += grads[j];
+        sum.param_offset += params[j];
+    }
+    return sum;
+}
+
 }  // namespace
 }  // namespace GREEDYLR_ISA
 
@@ -174,12 +250,34 @@ constexpr UpdateLoop amsgrad_loop() {
     }
 }
 
+template <DType P, DType G, DType S, bool AMSGRAD>
+constexpr TunedLoop tuned_loop_of() {
+    if constexpr (P == BF16 || P == F16 || (S == Q8 && AMSGRAD)) {
+        return nullptr;
+    } else {
+        return tuned_loop<P, G, S, AMSGRAD>;
+    }
+}
+
+template <DType P, DType G>
+constexpr MovedLoop moved_loop_of() {
+    if constexpr (P == BF16 || P == F16) {
+        return nullptr;
+    } else {
+        return moved_loop<P, G>;
+    }
+}
+
+#define GREEDYLR_TUNED(P, G, S) {tuned_loop_of<P, G, S, false>(), tuned_loop_of<P, G, S, true>()},
+#define GREEDYLR_MOVED(P, G, S) moved_loop_of<P, G>(),
 #define GREEDYLR_UPDATE(P, G, S) {update_loop<P, G, S, false>, amsgrad_loop<P, G, S>()},
 #define GREEDYLR_MEASURE(G) {measure_loop<G, false>, measure_loop<G, true>}
 const Loops GREEDYLR_CONCAT(loops_, GREEDYLR_ISA) = {
     GREEDYLR_STRING(GREEDYLR_ISA),
     {GREEDYLR_MIXES(GREEDYLR_UPDATE)},
     {GREEDYLR_MEASURE(F32), GREEDYLR_MEASURE(F64), GREEDYLR_MEASURE(BF16), GREEDYLR_MEASURE(F16)},
+    {GREEDYLR_MIXES(GREEDYLR_TUNED)},
+    {GREEDYLR_MIXES(GREEDYLR_MOVED)},
 };
 
 }  // namespace greedylr

@@ -6,6 +6,7 @@
 
 #include "../core/adamw.h"
 #include "../core/common.h"
+#include "../core/mechanic.h"
 
 namespace greedylr {
 
@@ -32,6 +33,7 @@ struct Range {
     void *copy_bf16, *copy_f16;                   // of an F32 param; null if there is none
     int64_t n;
     Place place;
+    void* offset;  // with a tuner, as wide as the arithmetic
 };
 
 struct GradSum {
@@ -40,6 +42,13 @@ struct GradSum {
     int64_t nonfinite;  // 0 if and only if no element is NaN or inf
 };
 
+// What a tuner needs of elements, not yet weighted.
+struct MovedSum {
+    double param_squares, grad_offset, param_offset;
+};
+
+using TunedLoop = void (*)(const Range&, const Coefficients<double>&, const Moves<double>&);
+using MovedLoop = MovedSum (*)(const Range&);
 using UpdateLoop = void (*)(const Range&, const Coefficients<double>&);
 using MeasureLoop = GradSum (*)(const void* grad, int64_t n);
 
@@ -47,6 +56,9 @@ struct Loops {
     const char* isa;
     UpdateLoop update[MIX_COUNT][2];      // [index in MIXES][amsgrad]
     MeasureLoop measure[DTYPE_COUNT][2];  // [DType][with absolute values]
+    // With a tuner; null where 16 bits are all there is of a parameter.
+    TunedLoop tuned[MIX_COUNT][2];  // as update
+    MovedLoop moved[MIX_COUNT];
 };
 
 // Defined by loops.cpp, once per instruction set.

@@ -7,7 +7,10 @@
 #include "../core/adamw.h"
 #include "../core/control.h"
 #include "../core/eight_bit.h"
+#include "../core/mechanic.h"
 #include "../core/spikes.h"
+#include "chunks.h"
+#include "measure.h"
 #include "threads.h"
 
 namespace greedylr {
@@ -15,21 +18,6 @@ namespace {
 
 // Below this many elements per thread, waking a thread costs more than it saves.
 constexpr int64_t ELEMENTS_PER_THREAD = 32768;
-
-struct Chunk {
-    int64_t tensor, offset, n;  // elements
-};
-
-Chunk locate(const TensorTable& t, int64_t c) {
-    const int64_t tensor = t.chunk_tensor[c];
-    const int64_t offset = t.chunk_index[c] * t.chunk;
-    return {tensor, offset, std::min(t.chunk, t.numel[tensor] - offset)};
-}
-
-template <typename T = char>
-T* address(const TensorTable& t, Row row, int64_t tensor) {
-    return reinterpret_cast<T*>(t.ptrs[row * t.n_tensors + tensor]);
-}
 
 // A thread takes this many neighbouring chunks at a time, in the order of their addresses: what the processor
 // fetches ahead of it is then its own. Fewer if a thread would get less than 32 such runs, so that a slow
@@ -63,11 +51,6 @@ struct Pass {
     }
 };
 
-const Launch& launch_of(const std::vector<Launch>& launches, int64_t c) {
-    return *std::find_if(launches.begin(), launches.end(),
-                         [c](const Launch& l) { return c < l.first + l.count; });
-}
-
 // Updates a run of chunks. Neighbouring chunks mostly share group and step count, so the two pow of the bias
 // corrections are paid once per thread, not once per tensor.
 //
@@ -84,7 +67,13 @@ class UpdateWorker {
         Work run[LONGEST_RUN];
         for (int64_t i = 0; i < count; ++i) run[i] = look_up(first + i);
         for (int64_t i = 0; i < count; ++i) {
-            if (run[i].range.grad != nullptr) run[i].update(run[i].range, coefficients_of(run[i]));
+            if (run[i].range.grad == nullptr) continue;
+            const Coefficients<double>& k = coefficients_of(run[i]);
+            if (run[i].tuned != nullptr) {
+                run[i].tuned(run[i].range, k, moves_by(run[i]));
+            } else {
+                run[i].update(run[i].range, k);
+            }
         }
     }
 
@@ -92,6 +81,8 @@ class UpdateWorker {
     struct Work {
         Range range;
         UpdateLoop update;
+        TunedLoop tuned;      // null without a tuner
+        double moved_before;  // the S that wrote the tensor last
         int32_t group;
         float steps_taken;
     };
@@ -100,10 +91,7 @@ class UpdateWorker {
         const Chunk chunk = locate(t_, c);
         const Launch& launch = launch_of(launches_, c);
         const Mix mix = MIXES[launch.mix];
-        const auto at = [this, &chunk](Row row, int size) {
-            char* begin = address(t_, row, chunk.tensor);
-            return begin == nullptr ? nullptr : begin + chunk.offset * size;
-        };
+        const auto at = [this, &chunk](Row row, int size) { return begin_of(t_, chunk, row, size); };
         const auto scales = [this, &chunk](Row row) {
             float* begin = address<float>(t_, row, chunk.tensor);
             return begin == nullptr ? nullptr : begin + chunk.offset / GROUP;
@@ -121,9 +109,15 @@ class UpdateWorker {
                              at(COPY_BF16, element_size(BF16)),
                              at(COPY_F16, element_size(F16)),
                              chunk.n,
-                             place_of(chunk, steps_taken)};
+                             place_of(chunk, steps_taken),
+                             t_.tuned ? at(OFFSET, mix.param == F64 ? 8 : 4) : nullptr};
         const bool amsgrad = range.max_exp_avg_sq != nullptr;
-        return {range, loops_.update[launch.mix][amsgrad], t_.group[chunk.tensor], steps_taken};
+        return {range,
+                loops_.update[launch.mix][amsgrad],
+                t_.tuned ? loops_.tuned[launch.mix][amsgrad] : nullptr,
+                t_.tuned ? written_at(t_, chunk.tensor) : 0.0,
+                t_.group[chunk.tensor],
+                steps_taken};
     }
 
     Place place_of(const Chunk& chunk, float steps_taken) const {
@@ -142,6 +136,11 @@ class UpdateWorker {
         return known_;
     }
 
+    Moves<double> moves_by(const Work& work) const {
+        return moves_of(t_.control, t_.hyper + work.group * HYPER_COUNT, lr_of(t_.control, work.group),
+                        work.moved_before);
+    }
+
     const TensorTable& t_;
     const std::vector<Launch>& launches_;
     const Loops& loops_;
@@ -157,34 +156,13 @@ struct UpdateBody {
     UpdateWorker worker() const { return {table, launches, loops}; }
 };
 
-struct MeasureBody {
-    const TensorTable& table;
-    const std::vector<Launch>& launches;
-    const Loops& loops;
-    GradSum* partial;
-
-    auto worker() const {
-        return [this](int64_t first, int64_t count) {
-            for (int64_t c = first; c < first + count; ++c) partial[c] = sum(c);
-        };
-    }
-
-    GradSum sum(int64_t c) const {
-        const Chunk chunk = locate(table, c);
-        const char* grad = address(table, GRAD, chunk.tensor);
-        if (grad == nullptr) return {0.0, 0.0, 0};
-        const DType type = MIXES[launch_of(launches, c).mix].grad;
-        GradSum sum = loops.measure[type][table.l1](grad + chunk.offset * element_size(type), chunk.n);
-        sum.squares *= table.norm_weight[chunk.tensor];
-        sum.absolute *= table.norm_weight[chunk.tensor];
-        return sum;
-    }
-};
-
 }  // namespace
 
 Stepper::Stepper(const TensorTable& table, std::vector<Launch> launches)
-    : table_(table), launches_(std::move(launches)), partial_(size_t(table.n_chunks)) {
+    : table_(table),
+      launches_(std::move(launches)),
+      partial_(size_t(table.n_chunks)),
+      moved_(table.tuned ? size_t(table.n_chunks) : 0) {
     for (int64_t i = 0; i < table_.n_tensors; ++i) elements_ += table_.numel[i];
 }
 
@@ -200,7 +178,8 @@ void Stepper::run(const Body& body, int threads) {
 }
 
 void Stepper::measure(int threads, bool then_clip) {
-    const MeasureBody body{table_, launches_, loops(), partial_.data()};
+    const MeasureBody body{table_, launches_, loops(), partial_.data(),
+                           table_.tuned ? moved_.data() : nullptr};
     run(body, threads);
     GradSum total = {0.0, 0.0, 0};
     for (const GradSum& part : partial_) {
@@ -211,12 +190,24 @@ void Stepper::measure(int threads, bool then_clip) {
     table_.control[slot::grad_sq_sum] = total.squares;
     if (table_.l1) table_.control[slot::grad_abs_sum] = total.absolute;
     table_.control[slot::grad_nonfinite] = double(total.nonfinite);
+    if (table_.tuned) {
+        MovedSum sum = {0.0, 0.0, 0.0};
+        for (const MovedSum& part : moved_) {
+            sum.param_squares += part.param_squares;
+            sum.grad_offset += part.grad_offset;
+            sum.param_offset += part.param_offset;
+        }
+        table_.control[slot::param_sq_sum] = sum.param_squares;
+        table_.control[slot::grad_moved_sum] = sum.grad_offset;
+        table_.control[slot::param_moved_sum] = sum.param_offset;
+    }
     if (then_clip) clip();
 }
 
 void Stepper::clip() const {
     greedylr::run_clip(table_.control);
     skip_spikes(table_.control);
+    if (table_.tuned) run_tuner(table_.control);
 }
 
 void Stepper::update(int threads, bool then_control, const Loss& loss) {
@@ -228,7 +219,9 @@ void Stepper::control(const Loss& loss) const {
     if (table_.control[slot::skip] == 0.0) {
         const int64_t* grads = table_.ptrs + GRAD * table_.n_tensors;
         for (int64_t i = 0; i < table_.n_tensors; ++i) {
-            if (grads[i] != 0) step_count(table_, i) += 1.0f;
+            if (grads[i] == 0) continue;
+            step_count(table_, i) += 1.0f;
+            if (table_.tuned) written_at(table_, i) = table_.control[slot::tuner_scale];
         }
     }
     take(table_.control, loss);

@@ -17,11 +17,11 @@ class Stepper {
     // must cover the chunks in order.
     Stepper(const TensorTable& table, std::vector<Launch> launches);
 
-    // grad_sq_sum, grad_nonfinite and, with `l1`, grad_abs_sum over all tensors with a gradient;
-    // then, with `then_clip`, what `clip`
+    // grad_sq_sum, grad_nonfinite and, with `l1`, grad_abs_sum over all tensors with a gradient, and with a
+    // tuner the three sums behind them; then, with `then_clip`, what `clip`
     // does. The result does not depend on `threads`.
     void measure(int threads, bool then_clip);
-    // Gradient multiplier and skip flag; then spikes.
+    // Gradient multiplier and skip flag; then spikes; then, with a tuner, its scale.
     void clip() const;
     // AdamW on every tensor with a gradient, unless the step is skipped; then, with `then_control`, what
     // `control` does.
@@ -40,6 +40,7 @@ class Stepper {
     const std::vector<Launch> launches_;
     int64_t elements_ = 0;
     std::vector<GradSum> partial_;  // [n_chunks], kept: a step allocates nothing
+    std::vector<MovedSum> moved_;   // [n_chunks] with a tuner
     // Each pass starts where the last one ended, whose data is still in the cache: the update finds gradients
     // that were just measured. No result depends on the order.
     bool backwards_ = false;

@@ -117,8 +117,7 @@ __device__ __forceinline__ double limit_in_warp(const double* c, const SpikeRing
 // For what has no larger launch to be the epilogue of, must wait for other ranks after one, or skips spikes:
 // that is not in the epilogue of the measurement, whose registers are for the gradients. The limits of spikes
 // are known before the step's values, which do not enter them.
-__global__ void clip_kernel(const __grid_constant__ TensorTable table) {
-    double* const control = table.control;
+__device__ __forceinline__ void clip_in_warp(double* control) {
     double* const rings = spike_rings(control);
     const bool skips = control[slot::spike_window] != 0.0;
     SpikeLimits limits = {NAN, NAN};
@@ -131,6 +130,8 @@ __global__ void clip_kernel(const __grid_constant__ TensorTable table) {
         if (skips) judge_spikes(c, rings, limits);
     });
 }
+
+__global__ void clip_kernel(const __grid_constant__ TensorTable table) { clip_in_warp(table.control); }
 
 struct ControlArgs {
     TensorTable table;

@@ -7,7 +7,7 @@
 #include "measure.cuh"
 #include "runtime.h"
 #include "send.cuh"
-#include "update.cuh"
+#include "tuned_update.cuh"
 
 namespace greedylr {
 namespace cuda {
@@ -19,12 +19,30 @@ using UpdateKernel = void (*)(UpdateArgs);
 const UpdateKernel UPDATE_KERNELS[] = {GREEDYLR_MIXES(GREEDYLR_KERNEL)};
 #undef GREEDYLR_KERNEL
 
+template <DType P, DType G, DType S>
+constexpr UpdateKernel tune_kernel_of() {
+    if constexpr (is_tunable(P)) {
+        return tune_kernel<P, G, S>;
+    } else {
+        return nullptr;
+    }
+}
+
+#define GREEDYLR_KERNEL(P, G, S) tune_kernel_of<P, G, S>(),
+const UpdateKernel TUNE_KERNELS[] = {GREEDYLR_MIXES(GREEDYLR_KERNEL)};
+#undef GREEDYLR_KERNEL
+
+UpdateKernel kernel_of(const TensorTable& table, int mix) {
+    return table.tuned ? TUNE_KERNELS[mix] : UPDATE_KERNELS[mix];
+}
+
 struct Scratch {
     unsigned arrived_measure, arrived_update;
     union {
         GradSum<false> lots[LOTS];
         GradSum<true> lots_l1[LOTS];
     };
+    MovedSum moved[LOTS];
 };
 
 Scratch* scratch_at(void* address) { return static_cast<Scratch*>(address); }
@@ -44,6 +62,17 @@ constexpr int SLOW_DOUBLE = 8;
 template <bool L1>
 auto measure_kernel_for(bool pairs) {
     return pairs ? measure_kernel<L1, true> : measure_kernel<L1, false>;
+}
+
+template <bool L1>
+auto tuned_measure_kernel_for(bool pairs) {
+    return pairs ? tuned_measure_kernel<L1, true> : tuned_measure_kernel<L1, false>;
+}
+
+template <bool L1>
+int resident_measures(bool pairs, bool tuned) {
+    return tuned ? resident_blocks(tuned_measure_kernel_for<L1>(pairs), MEASURE_THREADS)
+                 : resident_blocks(measure_kernel_for<L1>(pairs), MEASURE_THREADS);
 }
 
 Stream stream_of(uintptr_t handle) { return reinterpret_cast<Stream>(handle); }
@@ -69,10 +98,10 @@ Stepper::Stepper(const TensorTable& table, std::vector<Launch> launches, void* s
       pairs_(single_to_double_ratio(device) >= SLOW_DOUBLE) {
     const DeviceGuard guard(device_);
     for (const Launch& l : launches_) {
-        grids_.push_back(grid_for(l.count, THREADS, resident_blocks(UPDATE_KERNELS[l.mix], THREADS)));
+        grids_.push_back(grid_for(l.count, THREADS, resident_blocks(kernel_of(table_, l.mix), THREADS)));
     }
-    const int resident = table_.l1 ? resident_blocks(measure_kernel_for<true>(pairs_), MEASURE_THREADS)
-                                   : resident_blocks(measure_kernel_for<false>(pairs_), MEASURE_THREADS);
+    const int resident = table_.l1 ? resident_measures<true>(pairs_, table_.tuned)
+                                   : resident_measures<false>(pairs_, table_.tuned);
     measure_grid_ = grid_for(std::min(table_.n_chunks, LOTS), MEASURE_THREADS, resident);
 }
 
@@ -88,12 +117,18 @@ void Stepper::measure_with(uintptr_t stream, bool then_clip) const {
     for (size_t i = 0; i < launches_.size(); ++i) {
         args.launches[i] = {MIXES[launches_[i].mix].grad, launches_[i].first + launches_[i].count};
     }
-    launch(measure_kernel_for<L1>(pairs_), measure_grid_, MEASURE_THREADS, stream_of(stream), args);
+    if (!table_.tuned) {
+        launch(measure_kernel_for<L1>(pairs_), measure_grid_, MEASURE_THREADS, stream_of(stream), args);
+        return;
+    }
+    TunedMeasureArgs<L1> tuned = {args, scratch->moved, {}};
+    for (size_t i = 0; i < launches_.size(); ++i) tuned.params[i] = MIXES[launches_[i].mix].param;
+    launch(tuned_measure_kernel_for<L1>(pairs_), measure_grid_, MEASURE_THREADS, stream_of(stream), tuned);
 }
 
 void Stepper::clip(uintptr_t stream) const {
     const DeviceGuard guard(device_);
-    launch(clip_kernel, 1, WARP, stream_of(stream), table_);
+    launch(table_.tuned ? tuned_clip_kernel : clip_kernel, 1, WARP, stream_of(stream), table_);
 }
 
 void Stepper::update(uintptr_t stream, bool then_control, const Loss& loss) const {
@@ -102,7 +137,7 @@ void Stepper::update(uintptr_t stream, bool then_control, const Loss& loss) cons
         const Launch& l = launches_[i];
         const bool closes = then_control && i + 1 == launches_.size();
         unsigned* arrived = closes ? &scratch_at(scratch_)->arrived_update : nullptr;
-        launch(UPDATE_KERNELS[l.mix], grids_[i], THREADS, stream_of(stream),
+        launch(kernel_of(table_, l.mix), grids_[i], THREADS, stream_of(stream),
                UpdateArgs{table_, l.first, int(l.count), arrived, {loss, snapshot_}});
     }
     if (then_control && launches_.empty()) control(stream, loss);
@@ -110,7 +145,8 @@ void Stepper::update(uintptr_t stream, bool then_control, const Loss& loss) cons
 
 void Stepper::control(uintptr_t stream, const Loss& loss) const {
     const DeviceGuard guard(device_);
-    launch(control_kernel, 1, THREADS, stream_of(stream), ControlArgs{table_, {loss, snapshot_}});
+    launch(table_.tuned ? tuned_control_kernel : control_kernel, 1, THREADS, stream_of(stream),
+           ControlArgs{table_, {loss, snapshot_}});
 }
 
 void Stepper::observe(uintptr_t stream, const Observation& seen) const {

@@ -121,10 +121,10 @@ void Watch::add_own(const py::object& param, const py::object& dict, const py::o
     lines_.insert(lines_.end(), {dict.ptr(), keys, keys + LINE, keys + 2 * LINE});
     if (!entry.is_none()) {
         const bool distributed = !entry.attr("spec").is_none();
-        const py::object stored = entry.attr("stored");
+        const py::object stored = entry.attr("stored"), counts = entry.attr("counts");
         for (const auto& [key, value] : py::reinterpret_borrow<py::dict>(dict)) {
             const bool is_stored = stored.contains(key);
-            const bool is_count = key.equal(py::str("step"));
+            const bool is_count = counts.contains(key);
             Item item = {keep(key), nullptr, distributed && is_stored, is_count, {}};
             if (is_stored || is_count) {
                 item.value = value.ptr();

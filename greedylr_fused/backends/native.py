@@ -58,6 +58,7 @@ def described(table: TensorTable) -> dict[str, Any]:
         "n_chunks": table.chunk_tensor.numel(),
         "chunk": table.chunk,
         "l1": table.l1,
+        "tuned": table.tuned.tuner is not None,
         "launches": [(run.param, run.grad, run.state, run.first, run.count) for run in table.launches],
     }
 

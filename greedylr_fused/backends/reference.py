@@ -9,14 +9,13 @@ from torch import Tensor
 
 from greedylr_fused.backends.adamw import Scalars, adamw
 from greedylr_fused.backends.base import Staging
+from greedylr_fused.backends.measured import moved_sums, sum_of
+from greedylr_fused.backends.mechanic import Learners, Moves, moved
 from greedylr_fused.backends.spikes import Spikes
 from greedylr_fused.backends.stored import kept, loaded
 from greedylr_fused.control import SLOT, block, ring_begin, shown
 from greedylr_fused.schedules import CompareWith, Event, Kind
-from greedylr_fused.tensors import Row, TensorTable, real
-
-#: Elements that are added up by one thread, whatever the number of threads.
-_ROW = 16384
+from greedylr_fused.tensors import Entry, Hyper, Row, TensorTable, real
 
 
 class ReferenceBackend:
@@ -29,8 +28,8 @@ class ReferenceBackend:
     def __init__(self, table: TensorTable) -> None:
         self.table = table
         self._staging = Staging(table)
-        self.slots = Slots(table.control, table.n_groups, table.curve, table.spike_window)
-        self._spikes = Spikes(table.control, table.spike_window)
+        self.slots = Slots(table)
+        self._spikes = Spikes(table.control, table.spike_window, table.tuned.begin)
         self.memory = [self.slots.zero, *self._spikes.memory]
 
     @staticmethod
@@ -44,9 +43,9 @@ class ReferenceBackend:
             grad = self.table.gradient(i)
             if grad is not None:
                 wide = grad.to(torch.float64)
-                squares.append(_total(wide.square()) * weight[i])
+                squares.append(sum_of(wide.square()) * weight[i])
                 if self.table.l1:
-                    absolute.append(_total(wide.abs()) * weight[i])
+                    absolute.append(sum_of(wide.abs()) * weight[i])
                 nonfinite.append((~torch.isfinite(grad)).any())
 
         def total(parts: list[Tensor]) -> Tensor:
@@ -55,6 +54,9 @@ class ReferenceBackend:
         c.set(grad_sq_sum=total(squares), grad_nonfinite=total(nonfinite))
         if self.table.l1:
             c.set(grad_abs_sum=total(absolute))
+        if c.learners is not None:
+            sums = torch.stack([torch.zeros_like(c.zero).expand(3), *moved_sums(self.table, c.learners.eps)]).sum(dim=0)
+            c.set(**dict(zip(("param_sq_sum", "grad_moved_sum", "param_moved_sum"), sums.unbind(), strict=True)))
         if then_clip:
             self.clip()
 
@@ -67,7 +69,12 @@ class ReferenceBackend:
         clip = torch.where(torch.isinf(limit), 1.0, clip)
         multiplier = clip * inverse  # G3
         skip = (c["found_inf"] != 0) | ((c["skip_nonfinite"] != 0) & (c["grad_nonfinite"] > 0))  # G4
-        c.set(grad_norm=norm, grad_multiplier=multiplier, skip=self._spikes.skip(norm, skip))
+        skip = self._spikes.skip(norm, skip)
+        c.set(grad_norm=norm, grad_multiplier=multiplier, skip=skip)
+        if c.learners is not None:
+            norms = torch.sqrt(c["grad_sq_sum"]) * multiplier, torch.sqrt(c["param_sq_sum"])
+            c.learners.observe(norms, (multiplier * c["grad_moved_sum"], c["param_moved_sum"]), ~skip)
+            c.set(tuner_scale=c.learners.scale())
 
     def update(self, then_control: bool = True, loss: Tensor | None = None) -> None:
         c = self.slots
@@ -80,12 +87,26 @@ class ReferenceBackend:
             opmath = torch.float64 if stored[0].dtype == torch.float64 else torch.float32
             step = entry.step.to(torch.float64) + 1.0
             scalars = Scalars.of(self.table.hyper[entry.group], c.lr[entry.group], c["grad_multiplier"], step, opmath)
+            offset = stored.pop() if c.learners is not None else None
             p, m, v, *largest = (t.to(opmath) for t in loaded(entry, stored))
-            new = adamw(p, grad.to(opmath), m, v, largest[0] if largest else None, scalars)
+            start = p if offset is None else torch.zeros_like(p)
+            new = adamw(start, grad.to(opmath), m, v, largest[0] if largest else None, scalars)
+            if offset is not None:
+                moves = self._moves(entry, opmath)
+                p, after = moved(p, offset, new[0], moves)
+                offset.copy_(torch.where(keep, offset, after))
+                new = (p, *new[1:])
             for old, value in zip(stored, kept(entry, stored, new, entry.step + 1), strict=True):
                 old.copy_(torch.where(keep, old, value.to(old.dtype)))
         if then_control:
             self.control(loss)
+
+    def _moves(self, entry: Entry, opmath: torch.dtype) -> Moves:
+        c = self.slots
+        assert c.learners is not None
+        weight_decay = self.table.hyper[entry.group][Hyper.WEIGHT_DECAY]
+        scale, eps = c["tuner_scale"], c.learners.eps
+        return Moves.of(c.lr[entry.group], weight_decay, scale, entry.written_at, eps, opmath)
 
     def control(self, loss: Tensor | None = None) -> None:
         c = self.slots
@@ -94,6 +115,8 @@ class ReferenceBackend:
         more = ((self.table.ptrs[Row.GRAD] != 0) & (c["skip"] == 0)).to(torch.float32)
         for entry, taken in zip(self.table.entries, more.unbind(), strict=True):
             entry.step.add_(taken)
+            if c.learners is not None:
+                entry.written_at.copy_(torch.where(taken != 0, c["tuner_scale"], entry.written_at))
         run_control(c)
         if self.table.snapshot is not None:
             number, state = (c["step"] + c["skipped"]).reshape(1), c.vector[shown(c.n_groups)]
@@ -113,26 +136,19 @@ class ReferenceBackend:
         return self._staging.send(target, words)
 
 
-def _total(values: Tensor) -> Tensor:
-    """Return the sum, bit-equal for any number of threads: torch divides a long sum among them, so rows of a length
-    that it leaves to one thread are added up first.
-    """
-    values = values.reshape(-1)
-    if values.numel() > _ROW:
-        values = _total(torch.nn.functional.pad(values, (0, -values.numel() % _ROW)).view(-1, _ROW).sum(dim=1))
-    return values.sum()
-
-
 class Slots:
     """The control vector, read and written by name."""
 
-    def __init__(self, vector: Tensor, n_groups: int, curve: Tensor, spike_window: int) -> None:
-        self.vector, self.n_groups, self.curve = vector, n_groups, curve
+    def __init__(self, table: TensorTable) -> None:
+        vector, n_groups = table.control, table.n_groups
+        self.vector, self.n_groups, self.curve = vector, n_groups, table.curve
         self.lr, self.level = (vector[block(name, n_groups)] for name in ("lr", "level"))
         self.initial_lr, self.min_lr, self.max_lr = (
             vector[block(name, n_groups)] for name in ("initial_lr", "min_lr", "max_lr")
         )
-        self.window = vector[ring_begin(n_groups) : vector.numel() - 2 * spike_window]
+        tuned = table.tuned
+        self.learners = None if tuned.tuner is None else Learners(vector, tuned.begin, len(tuned.tuner.betas))
+        self.window = vector[ring_begin(n_groups) : tuned.begin - 2 * table.spike_window]
         self.zero = torch.zeros((), dtype=torch.float64, device=vector.device)
 
     def __getitem__(self, name: str) -> Tensor:

@@ -13,13 +13,14 @@ class Spikes:
     """The two rings of a control vector, and the rule of `greedylr_fused.schedules.spikes` over them.
 
     Args:
-        vector: the control vector, whose last values the rings are, losses before norms.
+        vector: the control vector.
         size: of each ring, 0 for none.
+        end: index behind the rings, of which that of losses comes before that of norms.
     """
 
-    def __init__(self, vector: Tensor, size: int) -> None:
+    def __init__(self, vector: Tensor, size: int, end: int) -> None:
         self._vector, self._size = vector, size
-        self._losses, self._norms = vector[vector.numel() - 2 * size :].view(2, size).unbind()
+        self._losses, self._norms = vector[end - 2 * size : end].view(2, size).unbind()
         self._ages = torch.arange(size, device=vector.device)
         self.memory = [self._ages]
 

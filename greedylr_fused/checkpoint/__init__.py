@@ -4,9 +4,9 @@ A schedule adds the starting LR to every group as "initial_lr" and "max_lr", whe
 own, and its numbers as "control". Groups with 8-bit moments or masters say so, with a version.
 
 `state_dict.py` saves and loads, all or nothing; before anything is changed `checks.py` looks at a checkpoint's form,
-`states.py` at its states, `numbers.py` at the schedule's numbers, `spikes.py` at the last values of SkipSpikes, which
-stand beside them as "spikes"; `stored.py` converts states to this optimizer's storage; `resume.py` tells where a
-schedule goes on; `masters.py` takes weights out and in; `pickling.py` copies and pickles.
+`states.py` at its states, `numbers.py` at the schedule's numbers, `tuner.py` at a tuner's, `spikes.py` at the last
+values of SkipSpikes; `stored.py` converts states to this optimizer's storage; `resume.py` tells where a schedule goes
+on; `masters.py` takes weights out and in; `pickling.py` copies and pickles.
 """
 
 from greedylr_fused.checkpoint import masters

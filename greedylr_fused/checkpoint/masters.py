@@ -15,8 +15,20 @@ from torch.autograd.graph import increment_version
 
 from greedylr_fused.checkpoint.numbers import KEY
 from greedylr_fused.checkpoint.spikes import SPIKES
+from greedylr_fused.checkpoint.tuner import TUNER
 from greedylr_fused.step import PEAKS
-from greedylr_fused.tensors import CORRECTED, EIGHT_BIT, alike, conversion, has_memory, local, masters, spec_of, storage
+from greedylr_fused.tensors import (
+    CORRECTED,
+    EIGHT_BIT,
+    TUNED,
+    alike,
+    conversion,
+    has_memory,
+    local,
+    masters,
+    spec_of,
+    storage,
+)
 
 Groups = Sequence[Mapping[str, Any]]
 States = Mapping[Tensor, dict[str, Any]]
@@ -26,11 +38,11 @@ def for_torch_adamw(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return a `state_dict()` as torch's AdamW has it: moments decoded, no keys but torch's."""
     states = {}
     for name, own in saved["state"].items():
-        kept = {key: value for key, value in own.items() if key not in (*EIGHT_BIT, "remainder")}
+        kept = {key: value for key, value in own.items() if key not in (*EIGHT_BIT, "remainder", *TUNED)}
         states[name] = kept | (conversion.decoded(own) if EIGHT_BIT[0] in own else {})
     groups = []
     for group in saved["param_groups"]:
-        ours = (*storage.OPTIONS, CORRECTED, KEY, SPIKES, *(PEAKS if KEY in group else ()))
+        ours = (*storage.OPTIONS, CORRECTED, KEY, SPIKES, TUNER, *(PEAKS if KEY in group else ()))
         groups.append({key: value for key, value in group.items() if key not in ours})
     return {**saved, "state": states, "param_groups": groups}
 

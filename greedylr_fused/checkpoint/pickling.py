@@ -24,6 +24,7 @@ def get_state(optimizer: Optimizer, control: Control, engine: Engine) -> dict[st
         "state_dtype": engine.state_dtype,
         "numbers": control.numbers(),
         "spikes": spikes_of(control.vector, control.spike_window),
+        "learned": control.tuned.learned(),
         "pending": control.pending.tolist(),
         "observed": control.observed,
         "group": None if ranks.given is None else ranks.given.group_name,
@@ -51,19 +52,20 @@ def set_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | N
     return made
 
 
-def engine(made: dict[str, Any], device: torch.device, *, needs_loss: bool) -> Engine:
+def engine(made: dict[str, Any], device: torch.device, *, needs_loss: bool, tuned: bool) -> Engine:
     """Return the engine for a copy.
 
     Args:
         made: what `set_state` returned.
         device: of the parameters.
         needs_loss: whether the loss decides anything.
+        tuned: whether there is a tuner.
 
     Raises:
         RuntimeError: the process group that the original was constructed with does not exist here.
     """
     ranks = Ranks(_group_named(made["group"]), made["partitions"], needs_loss=needs_loss)
-    found = Engine(made["backend"], device, made["state_dtype"], ranks)
+    found = Engine(made["backend"], device, made["state_dtype"], ranks, tuned=tuned)
     found.has_begun = made["has_begun"]
     return found
 
@@ -77,6 +79,7 @@ def fill(control: Control, made: dict[str, Any]) -> None:
     """Give the control of a copy the state of the original's."""
     control.load(made["numbers"])
     place_spikes(control.vector, control.spike_window, made["spikes"])
+    control.tuned.load(made.get("learned", ()))
     control.restore_decay()
     control.pending.copy_(torch.tensor(made["pending"], dtype=torch.float64, device="cpu"))
     control.observed = made["observed"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused.checkpoint import checks
+from greedylr_fused.checkpoint import checks, tuner
 from greedylr_fused.checkpoint.numbers import KEY, read_control
 from greedylr_fused.checkpoint.spikes import SPIKES, read_spikes
 from greedylr_fused.checkpoint.states import check_states
@@ -37,6 +37,7 @@ def loaded_control(
     try:
         result = _control_of(loaded, control, is_own=_is_own(loaded, optimizer, shown))
         place_spikes(result.vector, result.spike_window, read_spikes(loaded["param_groups"]))
+        tuner.read(loaded, result)
         return result
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith("checkpoint") else f"checkpoint: {error}") from None
@@ -176,17 +177,21 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
     return [group_numbers | kept for group_numbers in numbers]
 
 
-def mark(groups: Sequence[dict[str, Any]], lrs: Sequence[float] | None, *, spikes: bool) -> None:
-    """Give live groups the keys that only checkpoints with a schedule have, "control" without its numbers:
+def mark(groups: Sequence[dict[str, Any]], lrs: Sequence[float] | None, *, spikes: bool, tuned: bool) -> None:
+    """Give live groups the keys that only checkpoints with a schedule, spikes or a tuner have, without their numbers:
     torch.distributed.checkpoint reads a flattened checkpoint by the keys of the live groups.
 
     Args:
         groups: the optimizer's.
         lrs: the starting LR of each group; None without a schedule.
         spikes: whether checkpoints have "spikes", too.
+        tuned: whether there is a tuner.
     """
     for index, group in enumerate(groups):
         group.pop(SPIKES, None)
+        group.pop(tuner.TUNER, None)
+        if tuned:
+            group[tuner.TUNER] = {}
         was_marked = group.pop(KEY, None) is not None
         if lrs is not None:
             for name in PEAKS:
@@ -201,5 +206,5 @@ def mark(groups: Sequence[dict[str, Any]], lrs: Sequence[float] | None, *, spike
 
 def without_marks(shown: str, *, schedule: bool) -> str:
     """Return the repr of an optimizer without the keys that `mark` gives to its groups, with or without a schedule."""
-    marks = (SPIKES, KEY, *PEAKS) if schedule else (SPIKES,)
+    marks = (SPIKES, tuner.TUNER, *((KEY, *PEAKS) if schedule else ()))
     return re.sub(rf" +({'|'.join(marks)}): .*\n", "", shown)

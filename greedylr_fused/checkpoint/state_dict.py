@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from greedylr_fused.capture import outside_inference
-from greedylr_fused.checkpoint import checks
+from greedylr_fused.checkpoint import checks, tuner
 from greedylr_fused.checkpoint.numbers import KEY, saved
 from greedylr_fused.checkpoint.resume import counted_in, loaded_control
 from greedylr_fused.checkpoint.spikes import SPIKES, saved_spikes
 from greedylr_fused.checkpoint.stored import restore
 from greedylr_fused.control import Control, spikes_of
 from greedylr_fused.step import Engine, peaks, storage_options
-from greedylr_fused.tensors import STATE_ROWS, conversion, storage
+from greedylr_fused.tensors import STATE_ROWS, TUNED, conversion, storage
 from greedylr_fused.warning import warn
 
 
@@ -40,12 +40,14 @@ def save(
         optimizer: the one to save.
         numbers: returns `Control.numbers()`; None without a schedule.
         shown: takes the step counts that the dictionary holds, weakly.
-        control_now: returns the control, whose last losses and norms are added with `skip_spikes`.
+        control_now: returns the control, of which numbers of `skip_spikes` and of a tuner are added.
     """
 
     def complete(_: Optimizer, packed: dict[str, Any]) -> None:
         packed["state"] = {key: in_bytes(own) for key, own in packed["state"].items()}
+        tuned = tuner.saved(control_now())
         for group in packed["param_groups"]:
+            group |= {key: dict(numbers) for key, numbers in tuned.items()}
             if "state_dtype" in group:  # as a text: distributed checkpointing gathers no dtypes
                 group["state_dtype"] = str(group["state_dtype"]).removeprefix("torch.")
         if numbers is not None:
@@ -95,7 +97,8 @@ def load(
         return for_torch(loaded, optimizer.param_groups)
 
     def complete(_: Optimizer) -> None:
-        restore(optimizer, found["loaded"], previous, engine.state_dtype)
+        tuned = engine.tuned and tuner.has_numbers(found["loaded"]["param_groups"])
+        restore(optimizer, found["loaded"], previous, engine.state_dtype, tuned=tuned)
         control.become(found["control"])
         control.warn_of_end()
         warn_of_no_moments(found["loaded"], optimizer.param_groups, control)
@@ -164,8 +167,9 @@ def for_torch(loaded: Mapping[str, Any], live: Sequence[Mapping[str, Any]]) -> d
     """Return the checkpoint for PyTorch's loader: without moments and remainders, which it would copy and round, and
     with this optimizer's own flags of how to compute.
     """
+    ours = {*STATE_ROWS, *TUNED}
     state = {
-        key: {name: value for name, value in own.items() if name not in STATE_ROWS} if isinstance(own, Mapping) else own
+        key: {name: value for name, value in own.items() if name not in ours} if isinstance(own, Mapping) else own
         for key, own in loaded["state"].items()
     }
     groups = [checks.with_flags(group, own) for group, own in zip(loaded["param_groups"], live, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.checkpoint.checks import check_count, pairs, refuse
+from greedylr_fused.checkpoint.checks import as_float, check_count, pairs, refuse
 from greedylr_fused.tensors import (
     DTYPES,
     EIGHT_BIT,
@@ -20,6 +20,7 @@ from greedylr_fused.tensors import (
     local,
     spec_of,
     storage,
+    tuning,
 )
 
 _DAMAGED = "it is damaged: load an earlier checkpoint"
@@ -77,6 +78,12 @@ def _check_state(where: str, state: Mapping[str, Any], param: Tensor, group: Map
             _check_tensor(f'{where}["{name}"]', name, state[name], param, may_be_whole=both)
     if eight_bit:
         _check_scales(where, state)
+    if tuning.OFFSET in state:
+        _check_tensor(f'{where}["{tuning.OFFSET}"]', tuning.OFFSET, state[tuning.OFFSET], param)
+        place = f'{where}["{tuning.WRITTEN_AT}"]'
+        at = as_float(place, state.get(tuning.WRITTEN_AT))
+        if not 0 <= at < torch.inf:
+            refuse(place, at, "a finite number >= 0", _DAMAGED)
     if "remainder" in state and param.dtype == torch.bfloat16:
         _check_tensor(f'{where}["remainder"]', "remainder", state["remainder"], param)
 

@@ -25,35 +25,45 @@ from greedylr_fused.tensors import (
     conversion,
     storage,
     storage_of,
+    tuning,
 )
 from greedylr_fused.warning import warn
 
 
 def restore(
-    optimizer: Optimizer, saved: Mapping[str, Any], previous: Mapping[Tensor, Any], state_dtype: torch.dtype | None
+    optimizer: Optimizer,
+    saved: Mapping[str, Any],
+    previous: Mapping[Tensor, Any],
+    state_dtype: torch.dtype | None,
+    *,
+    tuned: bool,
 ) -> None:
-    """Add moments and remainders, unrounded, to what PyTorch's loader has loaded. They get memory of their own:
-    training on must not change the dictionary that was loaded, nor its source.
+    """Add moments, remainders and what a tuner keeps, unrounded, to what PyTorch's loader has loaded. They get memory
+    of their own: training on must not change the dictionary that was loaded, nor its source.
 
     Args:
         optimizer: has its new state and parameter groups from the loader.
         saved: the loaded state_dict.
         previous: the optimizer's state before; tensors that are the same objects there are not copied.
         state_dtype: of moments, as the optimizer was constructed; None for that of `moment_dtype`.
+        tuned: whether to take over what a tuner keeps.
     """
     group_of = {param: group for group in reversed(optimizer.param_groups) for param in group["params"]}
     lost = False
     for index, param in checks.pairs(saved, optimizer.param_groups):
         values = saved["state"].get(index, {})
-        if "step" in values:
-            count = torch.as_tensor(values["step"], dtype=torch.float32, device=param.device).detach()
-            optimizer.state[param]["step"] = count.reshape(()).clone()
+        for name, dtype in (("step", torch.float32), (tuning.WRITTEN_AT, torch.float64)):
+            if name in values and (tuned or name == "step"):
+                count = torch.as_tensor(values[name], dtype=dtype, device=param.device).detach()
+                optimizer.state[param][name] = count.reshape(()).clone()
         kept = {name: values[name].detach() for name in STATE_ROWS if name in values}
         if kept:
             own, before = storage_of(param, group_of[param], state_dtype), previous.get(param, {})
             lost = lost or own.remainder is None and "remainder" in kept
             asked = group_of[param].get("state_dtype", state_dtype)
             states = _moments(f"state[{index!r}]", kept, param, own, asked) | _remainder(kept, param, own)
+            if tuned and tuning.OFFSET in kept:
+                states[tuning.OFFSET] = kept[tuning.OFFSET].to(param.device, tuning.offset_dtype(param))
             for name, value in states.items():
                 shared = value is kept.get(name) and values[name] is not before.get(name)
                 optimizer.state[param][name] = value.clone() if shared else value

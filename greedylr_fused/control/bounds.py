@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from greedylr_fused.schedules import DEFAULT_MAX_RATIO, LossSchedule, StepSchedule
 
@@ -27,3 +28,20 @@ def bounds_of(schedule: Schedule | None, initial_lrs: Sequence[float]) -> list[t
     if not isinstance(schedule, LossSchedule):
         return [(0.0, DEFAULT_MAX_RATIO * lr if lr else math.inf) for lr in initial_lrs]
     return [schedule.bounds(lr, group) for group, lr in enumerate(initial_lrs)]
+
+
+def bounds_of_saved(schedule: Schedule | None, groups: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Return the bounds of the levels of groups with the numbers of a checkpoint.
+
+    Raises:
+        ValueError: a level is outside its bounds, or as for `bounds_of`.
+    """
+    bounds = bounds_of(schedule, [saved["initial_lr"] for saved in groups])
+    for group, (saved, (low, high)) in enumerate(zip(groups, bounds, strict=True)):
+        if not low <= saved["level"] <= high:
+            raise ValueError(
+                f"checkpoint: learning rate of parameter group {group}: expected {low} to {high} (min_lr to max_lr "
+                f"of this schedule), got {saved['level']}; construct {type(schedule).__name__} with bounds "
+                "that enclose it"
+            )
+    return bounds

@@ -34,6 +34,8 @@ CONFIGURATION: Rows = (
     ("spike_minimum", 0.0, "values that a ring must hold to judge"),
     ("spike_sigmas", 0.0, "deviations from the mean from which on a value is a spike"),
     ("n_groups", None, "parameter groups"),
+    ("tuner_begin", 0.0, "index of the tuner's values, 0: no tuner"),
+    ("tuner_betas", 0.0, "learners of the tuner"),
 )
 #: State that one step leaves to the next.
 MEMORY: Rows = (
@@ -60,8 +62,10 @@ MEMORY: Rows = (
     ("losses_head", 0.0, "position in it written next"),
     ("spike_norms", 0.0, "gradient norms in the second"),
     ("norms_head", 0.0, "position in that written next"),
+    ("tuner_scale", math.nan, "S of the tuner, NaN without one"),
 )
 #: Values that live within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
+#: With a tuner so are the three behind them; its "moved" is (x0 - x) / (S + eps) of a parameter x.
 STEP: Rows = (
     ("loss_sum", 0.0, "pending: sum of weight * loss"),
     ("loss_weight", 0.0, "pending: sum of weights, 0 if no loss was observed"),
@@ -69,6 +73,9 @@ STEP: Rows = (
     ("grad_abs_sum", math.nan, "sum of absolute raw gradients, NaN if not measured"),
     ("grad_nonfinite", 0.0, "non-zero if a gradient element is not finite"),
     ("found_inf", 0.0, "non-zero if AMP found a non-finite gradient"),
+    ("param_sq_sum", 0.0, "sum of squared parameters, with a tuner"),
+    ("grad_moved_sum", 0.0, "sum of raw gradient times moved, with a tuner"),
+    ("param_moved_sum", 0.0, "sum of parameter times moved, with a tuner"),
     ("grad_scale", 1.0, "loss scale of AMP"),
     ("grad_norm", math.nan, "2-norm of the unscaled gradients, NaN if not measured"),
     ("grad_multiplier", 1.0, "clip coefficient / loss scale"),
@@ -90,6 +97,7 @@ SAVED = (
 )
 #: Blocks of one value per parameter group, G each, behind the scalars; behind them are the ring of the window and the
 #: two of spikes. A checkpoint keeps `SAVED_BLOCKS`.
+#: Behind the rings lie the tuner's values: s_decay, s_init, eps, and beta, s, m, v, r of its n learners, n each.
 BLOCKS = ("lr", "initial_lr", "min_lr", "max_lr", "level")
 SAVED_BLOCKS = ("lr", "initial_lr", "level")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from greedylr_fused.control.slots import SLOT
 
-#: By ring, in their order at the end of the vector: its name in a checkpoint, and the slots of its length and its head.
+#: By ring, in their order, before a tuner's values: its name in a checkpoint, and the slots of its length and its head.
 RINGS = (("losses", "spike_losses", "losses_head"), ("norms", "spike_norms", "norms_head"))
 _COUNTS = tuple(slot for _, *slots in RINGS for slot in slots)
 
@@ -45,12 +45,17 @@ def place(vector: Tensor, size: int, saved: dict[str, Any]) -> None:
     vector.copy_(torch.tensor(values, dtype=torch.float64, device="cpu"))
 
 
-def carry(source: Tensor, target: Tensor, size: int) -> None:
-    """Copy rings of that size, and what was skipped for spikes, to the vector of other groups, without waiting."""
-    target[target.numel() - 2 * size :].copy_(source[source.numel() - 2 * size :])
+def carry(source: Tensor, target: Tensor, size: int, behind: int) -> None:
+    """Copy rings of that size, with so many values behind them, and what was skipped for spikes, to the vector of other
+    groups, without waiting.
+    """
+    new, old = (vector[: vector.numel() - behind][-2 * size :] for vector in (target, source))
+    if size:
+        new.copy_(old)
     for name in ("spikes", *_COUNTS):
         target[SLOT[name]].copy_(source[SLOT[name]])
 
 
 def _begin(values: Sequence[float], size: int, index: int) -> int:
-    return len(values) - (2 - index) * size
+    end = int(values[SLOT["tuner_begin"]]) or len(values)
+    return end - (2 - index) * size

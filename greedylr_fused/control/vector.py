@@ -5,8 +5,8 @@ rate comes out, and nothing is read back. float64 because the decisions are comp
 written in Python floats: `best - 1e-6` in float32 is rounded away for any loss above 32.
 
 Layout: the scalars of `SLOTS`, then the `BLOCKS`, each with a value per parameter group, then the ring of the last
-losses, then the two rings of spikes. The loss moves the level, within the bounds; the LR is the level times the curve
-value, which the step schedule's curve has for the step.
+losses, the two rings of spikes, and the tuner's values. The loss moves the level, within the bounds; the LR is the
+level times the curve value, which the step schedule's curve has for the step.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from torch import Tensor
 
 from greedylr_fused.capture import capturing, outside_inference
 from greedylr_fused.control import numbers, pending, spikes
-from greedylr_fused.control.bounds import Schedule, bounds_of
+from greedylr_fused.control.bounds import Schedule, bounds_of, bounds_of_saved
 from greedylr_fused.control.curve import Curve
 from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS, TABLE, block, shown
 from greedylr_fused.control.snapshot import Snapshot, mapped
-from greedylr_fused.schedules import GreedyLR, LossSchedule, SkipSpikes
+from greedylr_fused.control.tuned import Tuned
+from greedylr_fused.schedules import GreedyLR, LossSchedule, Mechanic, SkipSpikes
 
 #: Values for the slots that only a loss-driven schedule reads.
 _NO_SCHEDULE = GreedyLR(smooth=False).slots() | {"kind": 0.0}
@@ -42,13 +43,15 @@ class Control:
         device: where the vector lives.
         curve: the curve of that schedule, if there is one already.
         skip_spikes: which steps are skipped as spikes; None for none.
+        tuner: what scales the sum of all updates, or None.
 
     Attributes:
-        vector: float64 [slots + 5 G + W + 2 N], G groups, W = window_size with `smooth`, otherwise 0, N = spike_window.
-        spike_window: values in each ring of spikes, 0 without `skip_spikes`.
+        vector: float64 [slots + 5 G + W + 2 N + T], G groups, W = window_size with `smooth`, otherwise 0, N =
+            spike_window, 0 without `skip_spikes`, T of `tuned`, the tuner's part.
         lr: [G] view of it, the learning rate of each group; `level`: [G], the same before the step schedule's factor.
         pending: [2] view of it, loss_sum and loss_weight.
-        shared: [6] view of it, added up over ranks: loss_sum to found_inf; `shared_gradients`: [4], without the loss.
+        shared: [6] view of it, with a tuner [9], added up over ranks: loss_sum to found_inf, or to param_moved_sum;
+            `shared_gradients`: the same without the loss.
         curve: the step schedule's table.
         measures_l1: whether each step measures the norms of the gradients, the 1-norm too; anybody may set it.
         is_loss_driven: whether the loss decides the LR.
@@ -68,13 +71,14 @@ class Control:
         device: torch.device,
         curve: Curve | None = None,
         skip_spikes: SkipSpikes | None = None,
+        tuner: Mechanic | None = None,
     ) -> None:
         loss_driven = schedule if isinstance(schedule, LossSchedule) else None
         if loss_driven is not None:
             loss_driven.check_groups(len(lrs))
         self.schedule, self.is_loss_driven = schedule, loss_driven is not None
         self.spike_window = 0 if skip_spikes is None else skip_spikes.rolling_interval_length
-        given = dict(max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, skip_spikes=skip_spikes)
+        given = dict(max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite, skip_spikes=skip_spikes, tuner=tuner)
         self._options: dict[str, Any] = given
         self.measures_l1 = self._scaled = False
         self.n_groups = len(lrs)
@@ -96,9 +100,11 @@ class Control:
         lows, highs = (tuple(bound[k] for bound in self.bounds) for k in range(2))
         scaled = [lr * curve_value for lr in lrs]
         blocks = {"lr": scaled, "initial_lr": lrs, "min_lr": lows, "max_lr": highs, "level": lrs}
-        scalars = [values[name] for name in SLOTS]
         rings = (0.0,) * (self.window_size + 2 * self.spike_window)
         behind = [*(value for name in BLOCKS for value in blocks[name]), *rings]
+        self.tuned = Tuned(tuner, len(SLOTS) + len(behind))
+        values |= self.tuned.slots
+        scalars, behind = [values[name] for name in SLOTS], behind + self.tuned.start
         self.vector = torch.tensor(scalars + behind, dtype=torch.float64, device="cpu").to(device)
 
     @property
@@ -125,7 +131,7 @@ class Control:
     def reads_gradients(self) -> bool:
         """Return whether each step reads all gradients before the update."""
         decides = self._options["max_grad_norm"] is not None or self.skips_nonfinite or self.spike_window > 0
-        return self.measures_l1 or decides
+        return self.measures_l1 or decides or self._options["tuner"] is not None
 
     def numbers(self) -> list[dict[str, Any]]:
         """Return plain numbers of every group, see `numbers.named`. Waits for the device."""
@@ -138,14 +144,7 @@ class Control:
         Raises:
             ValueError: a level is outside its bounds; then nothing has been changed.
         """
-        bounds = bounds_of(self.schedule, [saved["initial_lr"] for saved in groups])
-        for group, (saved, (low, high)) in enumerate(zip(groups, bounds, strict=True)):
-            if not low <= saved["level"] <= high:
-                raise ValueError(
-                    f"checkpoint: learning rate of parameter group {group}: expected {low} to {high} (min_lr to max_lr "
-                    f"of this schedule), got {saved['level']}; construct {type(self.schedule).__name__} with bounds "
-                    "that enclose it"
-                )
+        bounds = bounds_of_saved(self.schedule, groups)
         first, curve_value = groups[0], 1.0
         if self.schedule is not None:
             curve_value = self.curve.value_at(first["step"], first["decay_start"], first["decay_steps"])
@@ -161,6 +160,7 @@ class Control:
         }
         values = numbers.placed(groups, self.vector.tolist(), blocks, curve_value, self.window_size)
         self.vector.copy_(torch.tensor(values, dtype=torch.float64, device="cpu"))
+        self.tuned.load(self.tuned.learned())
         self.bounds, self.decay_steps, self.writes = bounds, int(first["decay_steps"]), 0
         self.initial_lrs = blocks["initial_lr"]
 
@@ -182,7 +182,8 @@ class Control:
         self.lr, self.level = (vector[block(name, self.n_groups)] for name in ("lr", "level"))
         self.pending = vector[SLOT["loss_sum"] : SLOT["loss_weight"] + 1]
         self._pending = self.pending.unbind()
-        self.shared = vector[SLOT["loss_sum"] : SLOT["found_inf"] + 1]
+        self.tuned.vector = vector
+        self.shared = vector[SLOT["loss_sum"] : SLOT[self.tuned.last_shared] + 1]
         self.shared_gradients = self.shared[2:]
         self.__dict__.pop("snapshot", None)
 
@@ -271,7 +272,8 @@ class Control:
         ]
         control = self.anew([group_numbers["initial_lr"] for group_numbers in groups])
         control.load(groups)
-        spikes.carry(self.vector, control.vector, self.spike_window)
+        spikes.carry(self.vector, control.vector, self.spike_window, len(self.tuned.start))
+        control.tuned.load(self.tuned.learned())
         control.pending.copy_(self.pending)
         control.observed = self.observed
         if self.vector.is_cuda:  # what was enqueued above still reads it

@@ -109,7 +109,12 @@ def _decided(control: Control, needs_loss: bool) -> dict[str, str]:
     names = [*SLOTS, *(f"{block} of group {group}" for block in BLOCKS for group in range(control.n_groups))]
     names += [f"window[{i}]" for i in range(control.window_size)]
     names += [f"{name} of spikes[{i}]" for name, *_ in RINGS for i in range(control.spike_window)]
-    own = {*SLOTS[SLOT["loss_sum"] : SLOT["found_inf"] + 1], "writes", *(() if needs_loss else ("loss", "smoothed"))}
+    names += [f"tuner[{i}]" for i in range(len(control.tuned.start))]
+    own = {
+        *SLOTS[SLOT["loss_sum"] : SLOT["param_moved_sum"] + 1],
+        "writes",
+        *(() if needs_loss else ("loss", "smoothed")),
+    }
     values = control.vector.tolist()
     return {name: value.hex() for name, value in zip(names, values, strict=True) if name not in own}
 

@@ -3,7 +3,7 @@
 `steps.py` is the base of those that the step alone decides, each a curve over steps (`cosine.py`, `wsd.py`, ...);
 `loss_driven.py` is the base of those that the loss decides, `greedy.py` and `plateau.py`, and `loss_spec.py` specifies
 their decisions in plain floats. `refinement.py` makes a curve (`refined.py`) of the gradient norms of a run.
-`mechanic.py` configures and specifies what scales all updates, beside any schedule; `spikes.py` which steps are skipped.
+`mechanic.py` configures and specifies what scales all updates, beside any schedule, `spikes.py` which are skipped.
 """
 
 from greedylr_fused.schedules import refinement

@@ -25,6 +25,7 @@ from greedylr_fused.tensors import (
     local,
     storage,
     storage_of,
+    tuning,
     watching,
 )
 
@@ -37,6 +38,7 @@ class Engine:
         device: where the parameters lie now; if they move, a backend is chosen anew.
         state_dtype: storage type of new moments, None for the parameter's.
         ranks: the processes that decide together.
+        tuned: whether there is a tuner.
 
     Attributes:
         captures: lists that keep alive what captured graphs read; a capture adds to the last one. The first, for graphs
@@ -44,9 +46,11 @@ class Engine:
             with its graph.
     """
 
-    def __init__(self, backend: str, device: torch.device, state_dtype: torch.dtype | None, ranks: Ranks) -> None:
+    def __init__(
+        self, backend: str, device: torch.device, state_dtype: torch.dtype | None, ranks: Ranks, *, tuned: bool
+    ) -> None:
         self.name = backend
-        self.ranks = ranks
+        self.ranks, self.tuned = ranks, tuned
         self.state_dtype = state_dtype
         self.device = device
         self.choice: Choice = resolve(backend, device)
@@ -175,7 +179,10 @@ class Engine:
         ]
         for param, group in wanted:
             check_memory("a parameter", param)
-            storage.check_kept(param, state.get(param) or {}, storage_of(param, group, self.state_dtype))
+            own = storage_of(param, group, self.state_dtype)
+            storage.check_kept(param, state.get(param) or {}, own)
+            if self.tuned:
+                tuning.check(param, own)
         for param, group in wanted:
             known, own = state.get(param), storage_of(param, group, self.state_dtype)
             if not known:
@@ -184,6 +191,7 @@ class Engine:
             if group["amsgrad"] and not {"max_exp_avg_sq", "exp_avg_q"} & known.keys():
                 known["max_exp_avg_sq"] = torch.zeros_like(known["exp_avg_sq"])
             conversion.follow(known, param, own)
+            tuning.follow(known, param, tuned=self.tuned)
 
     def materialise(
         self,

@@ -33,6 +33,8 @@ class Metrics:
     """Steps skipped because of a non-finite gradient, or as spikes."""
     skipped_spikes: int = 0
     """Of these the steps skipped as spikes (`SkipSpikes`)."""
+    tuner_scale: float = math.nan
+    """S, by which a tuner scales the sum of all updates; NaN without one."""
 
     def __eq__(self, other: object) -> bool:
         return repr(self) == repr(other) if isinstance(other, Metrics) else NotImplemented
@@ -43,7 +45,7 @@ class Metrics:
     def scalars(self, prefix: str = "") -> dict[str, float]:
         """Return one flat dictionary of floats, as loggers take it.
 
-        Values that were not measured are left out: a NaN norm or `smoothed_loss`, an infinite `best`. A NaN `loss`
+        Values that were not measured are left out: a NaN norm, S or `smoothed_loss`, an infinite `best`. A NaN `loss`
         stays, so that it is seen. The LR is "lr", or "lr/0", "lr/1" and so on with several parameter groups.
 
         Args:
@@ -52,7 +54,7 @@ class Metrics:
         rates = {"lr": self.lr[0]} if len(self.lr) == 1 else {f"lr/{group}": lr for group, lr in enumerate(self.lr)}
         skips = {"skipped": float(self.skipped), "skipped_spikes": float(self.skipped_spikes)}
         found = {"loss": self.loss} | rates | skips
-        for name in ("smoothed_loss", "grad_norm", "grad_norm_l1"):
+        for name in ("smoothed_loss", "grad_norm", "grad_norm_l1", "tuner_scale"):
             if not math.isnan(value := getattr(self, name)):
                 found[name] = value
         if math.isfinite(self.best):
@@ -77,6 +79,7 @@ class Metrics:
             grad_norm_l1=value("grad_abs_sum") / scale if scale else math.nan,  # a loss scale may come down to 0
             skipped=int(value("skipped")),
             skipped_spikes=int(value("spikes")),
+            tuner_scale=value("tuner_scale"),
         )
 
 

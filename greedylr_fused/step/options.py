@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.schedules import LossSchedule, SkipSpikes, StepSchedule
+from greedylr_fused.schedules import LOW_LR, LossSchedule, Mechanic, SkipSpikes, StepSchedule
 from greedylr_fused.tensors import CORRECTED
 from greedylr_fused.warning import warn
 
@@ -46,21 +46,43 @@ def check_schedule(schedule: Any) -> None:
     )
 
 
-def check_not_in_zero(schedule: Any, skip_spikes: Any) -> None:
-    """Refuse a schedule, or the skipping of spikes, of an optimizer that ZeroRedundancyOptimizer constructs. That one
-    keeps learning rates of its own, copies them over those inside before each step, and neither saves nor loads through
-    the optimizer inside.
+def check_tuner(tuner: Any) -> None:
+    """Refuse what is not a tuner.
+
+    Raises:
+        TypeError: names what it got.
+    """
+    if tuner is not None and not isinstance(tuner, Mechanic):
+        raise TypeError(f"tuner: expected Mechanic() or None, got {tuner!r}; write tuner=Mechanic()")
+
+
+def warn_of_low_lr(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of a base learning rate that a tuner would first have to make up for."""
+    lrs = [float(group["lr"]) for group in groups]
+    if any(0 < lr < LOW_LR for lr in lrs):
+        warn(
+            f"tuner: expected a base lr of about 1, whose scale the tuner finds, got {min(lrs):g}; write lr=1.0, and "
+            "ratios of it in groups and schedule"
+        )
+
+
+def check_not_in_zero(schedule: Any, skip_spikes: Any = None, tuner: Any = None) -> None:
+    """Refuse a schedule, skipping of spikes or a tuner of an optimizer that ZeroRedundancyOptimizer constructs: it keeps
+    learning rates of its own, copies them over those inside before each step, and neither saves nor loads through the
+    optimizer inside.
 
     Raises:
         TypeError: names what drives ZeroRedundancyOptimizer from outside.
     """
-    frame: Any = sys._getframe() if schedule is not None or skip_spikes is not None else None
+    asked = {"schedule": schedule, "skip_spikes": skip_spikes, "tuner": tuner}
+    found = [name for name, option in asked.items() if option is not None]
+    frame: Any = sys._getframe() if found else None
     while frame is not None:
         if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
             if schedule is None:
                 raise TypeError(
-                    "skip_spikes: expected None within ZeroRedundancyOptimizer, whose checkpoints would not have the "
-                    f"last losses and norms, got {skip_spikes!r}; shard by torch.distributed.fsdp.fully_shard"
+                    f"{found[0]}: expected None within ZeroRedundancyOptimizer, whose checkpoints would not have what "
+                    f"it remembers, got {asked[found[0]]!r}; shard by torch.distributed.fsdp.fully_shard"
                 )
             raise TypeError(
                 f"schedule: expected None within ZeroRedundancyOptimizer, got {type(schedule).__name__}; construct "
@@ -228,8 +250,8 @@ def check_outside_backward() -> None:
     """
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
-            "FusedAdamW.step(): expected a call after backward(), since max_grad_norm, skip_nonfinite, "
-            "skip_spikes and Recorder(grad_norms=True) need all gradients, got one from a hook within backward(); call "
+            "FusedAdamW.step(): expected a call after backward(), since max_grad_norm, skip_nonfinite, skip_spikes, "
+            "tuner and Recorder(grad_norms=True) need all gradients, got one from a hook within backward(); call "
             "step() after it, or leave them out to step parameters one by one"
         )
 

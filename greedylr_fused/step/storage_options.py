@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from greedylr_fused.tensors import DTYPES, MIXES, DType, is_flattened, masters, storage, storage_of
+from greedylr_fused.tensors import DTYPES, MIXES, DType, is_flattened, masters, storage, storage_of, tuning
 from greedylr_fused.warning import warn
 
 _STATE_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8)
@@ -53,6 +53,13 @@ def check_params(group: Mapping[str, Any], state_dtype: torch.dtype | None) -> N
                 f"dtype, 16-bit ones with float32 moments and float32 ones with bfloat16 moments, got a {param.dtype} "
                 f"parameter and state_dtype={state_dtype}; convert the parameter or change state_dtype"
             )
+
+
+def check_tuned(group: Mapping[str, Any], state_dtype: torch.dtype | None, tuner: Any) -> None:
+    """Refuse parameters that a tuner, if there is one, could not move: see `tuning.check`."""
+    for param in group["params"] if tuner is not None else ():
+        if param.requires_grad:
+            tuning.check(param, storage_of(param, group, state_dtype))
 
 
 def check_storage(state_dtype: torch.dtype | None, master_weights: str | None, *, amsgrad: bool) -> None:

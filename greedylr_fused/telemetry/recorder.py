@@ -55,7 +55,7 @@ class Recorder:
         sinks: each the path of a file, to which one JSON object per step is appended (docs/telemetry.md has its keys),
             or a logger: any `log(metrics, step)`, called with a dictionary of floats (`Metrics.scalars`) and the number
             of the step.
-        capacity: rows of the ring, at least 2. Each has 34 numbers of 8 bytes, and 5 more per parameter group.
+        capacity: rows of the ring, at least 2. Each has 38 numbers of 8 bytes, and 5 more per parameter group.
         every: loggers get only those steps whose number is a multiple of this; files get all.
         prefix: of the names of metrics for loggers, such as "optimizer/".
         run: name of the run in each line of a file, where several runs share one.

@@ -58,6 +58,8 @@ class RunLog:
         if self._norms:
             row["grad_norm_l1"] = _finite(metrics.grad_norm_l1)
         row["skipped"], row["skipped_spikes"] = metrics.skipped, metrics.skipped_spikes
+        if not math.isnan(metrics.tuner_scale):
+            row["tuner_scale"] = metrics.tuner_scale
         if step.event is not None:
             row["event"] = step.event
         self._line(row)

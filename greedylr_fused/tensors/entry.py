@@ -11,6 +11,7 @@ from torch import Tensor
 from greedylr_fused.tensors.dtensor import Place, arrived, local, local_gradient, local_part, place_of, spec_of
 from greedylr_fused.tensors.formats import DLPACK, DTYPES, EIGHT_BIT, MIXES, MOMENTS, STATE_DTYPES, DType
 from greedylr_fused.tensors.storage import scale_shape
+from greedylr_fused.tensors.tuning import OFFSET, WRITTEN_AT, offset_dtype
 
 
 class Entry:
@@ -24,7 +25,8 @@ class Entry:
         dense_copy: updated instead of a parameter that is no flat memory, otherwise None.
         norm_weight: see `Ranks.norm_weight`.
         place: of this part in the whole parameter, if it `rounds_at_random`.
-        stored: names of the tensors in the state that a step reads and writes, beside "step".
+        stored: names of the tensors in the state that a step reads and writes, beside `counts`.
+        counts: names of the numbers in it, "step" and what a tuner has of one.
     """
 
     def __init__(
@@ -35,7 +37,8 @@ class Entry:
         self.eight_bit = EIGHT_BIT[0] in state
         self.place = place_of(param, number) if self.rounds_at_random else Place(number)
         moments = EIGHT_BIT if self.eight_bit else MOMENTS if amsgrad else MOMENTS[:2]
-        self.stored = (*moments, "remainder") if "remainder" in state else moments
+        self.stored = (*moments, *(name for name in ("remainder", OFFSET) if name in state))
+        self.counts = ("step", WRITTEN_AT) if OFFSET in state else ("step",)
         self.shape, self.strides = self.memory.shape, torch.empty_like(self.memory, device="meta").stride()
         # A parameter with holes, overlaps or a sign yet to be applied is not flat memory: a dense copy is updated.
         flat = self.strides == self.memory.stride() and not self.memory.is_neg() and not self.memory.is_conj()
@@ -47,7 +50,8 @@ class Entry:
             )
         for name in self.stored:
             state[name] = self._placed(name, state[name])
-        state["step"] = self._counted(state["step"])
+        for name in self.counts:
+            state[name] = self._counted(state[name], torch.float32 if name == "step" else torch.float64)
         grad = param.grad
         self.grad_dtype = grad.dtype if grad is not None and self.computes(grad.dtype) else param.dtype
 
@@ -74,10 +78,11 @@ class Entry:
         return placed
 
     def _check_type(self, name: str, tensor: Tensor) -> None:
-        if name in STATE_DTYPES:
-            if tensor.dtype not in STATE_DTYPES[name]:
+        allowed = (offset_dtype(self.param),) if name == OFFSET else STATE_DTYPES.get(name)
+        if allowed is not None:
+            if tensor.dtype not in allowed:
                 raise TypeError(
-                    f"FusedAdamW state {name!r}: expected {' or '.join(map(str, STATE_DTYPES[name]))}, got "
+                    f"FusedAdamW state {name!r}: expected {' or '.join(map(str, allowed))}, got "
                     f"{tensor.dtype}; load it by load_state_dict(), which keeps it as it is"
                 )
         elif tensor.dtype != self.state["exp_avg"].dtype or tensor.is_complex() != self.param.is_complex():
@@ -87,13 +92,13 @@ class Entry:
                 "convert them, or load them by load_state_dict(), which does"
             )
 
-    def _counted(self, count: Any) -> Tensor:
+    def _counted(self, count: Any, dtype: torch.dtype) -> Tensor:
         """Return the user's own tensor, which others may share, if kernels can count in it; or else a new one."""
         count = local(count) if isinstance(count, Tensor) else count
-        own = isinstance(count, Tensor) and count.dtype == torch.float32 and count.device == self.param.device
+        own = isinstance(count, Tensor) and count.dtype == dtype and count.device == self.param.device
         if own and count.numel() == 1 and not (count.is_neg() or count.is_inference()) and count.data_ptr():
             return count  # type: ignore[no-any-return]
-        return torch.as_tensor(count, dtype=torch.float32, device=self.param.device).detach().reshape(()).clone()
+        return torch.as_tensor(count, dtype=dtype, device=self.param.device).detach().reshape(()).clone()
 
     @property
     def rounds_at_random(self) -> bool:
@@ -109,6 +114,12 @@ class Entry:
         """Return the count of steps taken, float32 of one element."""
         count: Tensor = self.state["step"]
         return count
+
+    @property
+    def written_at(self) -> Tensor:
+        """Return the S at which a tuner last wrote the parameter, float64 of one element."""
+        at: Tensor = self.state[WRITTEN_AT]
+        return at
 
     def memory_of(self, name: str) -> Tensor:
         """Return the memory of one of the `stored`."""

@@ -27,8 +27,8 @@ class DType(IntEnum):
 
 
 class Row(IntEnum):
-    """Rows of `TensorTable.ptrs`, as `csrc/core/common.h` lists them: addresses, and last what decides how a part of a
-    parameter is rounded (see `Place`).
+    """Rows of `TensorTable.ptrs`, as `csrc/core/common.h` lists them: addresses, what decides how a part of a parameter
+    is rounded (see `Place`), and the addresses of what a tuner keeps (see `tuning.py`).
     """
 
     PARAM = 0
@@ -46,6 +46,8 @@ class Row(IntEnum):
     FIRST = 12
     RUN = 13
     STRIDE = 14
+    OFFSET = 15
+    WRITTEN_AT = 16
 
 
 class Hyper(IntEnum):
@@ -99,6 +101,7 @@ STATE_ROWS = {
     "exp_avg_scale": Row.EXP_AVG_SCALE,
     "exp_avg_sq_scale": Row.EXP_AVG_SQ_SCALE,
     "remainder": Row.REMAINDER,
+    "mechanic_offset": Row.OFFSET,
 }
 #: What is stored under each name but those of moments.
 STATE_DTYPES = {

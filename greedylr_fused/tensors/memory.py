@@ -13,6 +13,7 @@ from torch import Tensor
 from greedylr_fused.tensors.dtensor import local
 from greedylr_fused.tensors.eight_bit import GROUP
 from greedylr_fused.tensors.storage import storage_of
+from greedylr_fused.tensors.tuning import offset_dtype
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Memory:
         gradients: bytes of one gradient for each that is not frozen.
         moments: bytes of codes, scales and float moments.
         remainders: bytes of what parameters lack of their float32 masters.
+        offsets: bytes of what a tuner keeps of them; 0 without one.
     """
 
     elements: int
@@ -32,41 +34,45 @@ class Memory:
     gradients: int
     moments: int
     remainders: int
+    offsets: int = 0
 
     @property
     def total(self) -> int:
         """Return the sum of all kinds."""
-        return self.parameters + self.gradients + self.moments + self.remainders
+        return self.parameters + self.gradients + self.moments + self.remainders + self.offsets
 
     def __repr__(self) -> str:
         each = max(self.elements, 1)
         size, unit = (self.total / 1e9, "GB") if self.total >= 1e9 else (self.total / 1e6, "MB")
-        kinds = ("parameters", "gradients", "moments", "remainders")
+        kinds = ("parameters", "gradients", "moments", "remainders", *(("offsets",) if self.offsets else ()))
         parts = ", ".join(f"{getattr(self, kind) / each:.4g} {kind}" for kind in kinds)
         return f"Memory({size:.4g} {unit} for {self.elements:,} elements, {self.total / each:.4g} bytes each: {parts})"
 
 
-def memory_of(groups: Sequence[Mapping[str, Any]], state_dtype: torch.dtype | None) -> Memory:
+def memory_of(groups: Sequence[Mapping[str, Any]], state_dtype: torch.dtype | None, *, tuned: bool = False) -> Memory:
     """Return the memory that parameters take, and that gradients and states take or will take.
 
     Args:
         groups: the optimizer's.
         state_dtype: as it was constructed.
+        tuned: whether it has a tuner.
     """
     group_of = {param: group for group in reversed(groups) for param in group["params"]}
-    sizes = [_sizes(param, group, state_dtype) for param, group in group_of.items()]
+    sizes = [_sizes(param, group, state_dtype, tuned) for param, group in group_of.items()]
     return Memory(*(sum(column) for column in zip(*sizes, strict=True))) if sizes else Memory(0, 0, 0, 0, 0)
 
 
-def _sizes(param: Tensor, group: Mapping[str, Any], state_dtype: torch.dtype | None) -> tuple[int, ...]:
+def _sizes(param: Tensor, group: Mapping[str, Any], state_dtype: torch.dtype | None, tuned: bool) -> tuple[int, ...]:
     """Return the fields of `Memory` of one parameter."""
     here = local(param)
     n = here.numel()
     if not param.requires_grad:
-        return n, n * here.itemsize, 0, 0, 0
+        return n, n * here.itemsize, 0, 0, 0, 0
     own = storage_of(param, group, state_dtype)
     moments = n * own.moments.itemsize * (3 if group["amsgrad"] else 2)
     if own.moments is torch.int8:
         moments += 2 * here.shape[0] * (math.prod(here.shape[1:]) // GROUP) * torch.float32.itemsize
     gradient = (getattr(param, "grad_dtype", None) or param.dtype).itemsize
-    return n, n * here.itemsize, n * gradient, moments, n * own.remainder.itemsize if own.remainder is not None else 0
+    remainder = n * own.remainder.itemsize if own.remainder is not None else 0
+    offset = n * offset_dtype(param).itemsize if tuned else 0
+    return n, n * here.itemsize, n * gradient, moments, remainder, offset

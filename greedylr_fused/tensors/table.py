@@ -35,7 +35,7 @@ class TensorTable:
         copies: copies to write beside the parameters; `copies_in_kernel`: whether the kernels write them.
 
     Attributes:
-        ptrs: int64 [15, N], see `Row`. A gradient address of 0 means: no gradient at this step.
+        ptrs: int64 [17, N], see `Row`. A gradient address of 0 means: no gradient at this step.
         row: int64 [N] in host memory: the gradient addresses, as a `Watch` writes them.
         numel: int64 [N], complex numbers counted twice.  group: int32 [N].
         hyper: float64 [G, 6], see `Hyper`.
@@ -46,6 +46,7 @@ class TensorTable:
         snapshot: where the kernel that closes a step writes its state for the host; None for nowhere.
         l1: whether a measurement adds up absolute values, too.
         spike_window: values in each ring of spikes, 0 for none.
+        tuned: the tuner's part of the control vector.
         captured: whether there is a graph that reads and writes all this memory at each replay; from then on every
             step sends all its values, since a replay may have come between.
         sharded: whether a parameter is a DTensor.
@@ -59,12 +60,15 @@ class TensorTable:
         self.chunk, self._copies = chunk, copies
         self.control, self.curve, self.l1 = control.vector, control.curve.values, control.measures_l1
         self.n_groups, self.snapshot, self.spike_window = control.n_groups, control.snapshot, control.spike_window
+        self.tuned = control.tuned
         self.device = self.control.device
         rows = {row: [0] * len(self.entries) for row in Row} | copies.place(self.entries, copies_in_kernel)
         rows[Row.PARAM] = [real(e.target).data_ptr() for e in self.entries]
         for i, entry in enumerate(self.entries):
             for name in entry.stored:
                 rows[STATE_ROWS[name]][i] = real(entry.memory_of(name)).data_ptr()
+            if len(entry.counts) > 1:
+                rows[Row.WRITTEN_AT][i] = entry.state[entry.counts[1]].data_ptr()
         rows[Row.STEP] = self._counts()
         for row in (Row.NUMBER, Row.FIRST, Row.RUN, Row.STRIDE):
             rows[row] = [getattr(entry.place, row.name.lower()) for entry in self.entries]

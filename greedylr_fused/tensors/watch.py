@@ -134,13 +134,13 @@ class Watch:
         )
 
     def _stored_now(self) -> list[int]:
-        return [id(entry.state[name]) for entry in self._entries for name in (*entry.stored, "step")]
+        return [id(entry.state[name]) for entry in self._entries for name in (*entry.stored, *entry.counts)]
 
     def _memory_now(self) -> list[Any]:
         params = [local(entry.param) for entry in self._entries]
         stored = [entry.memory_of(name) for entry in self._entries for name in entry.stored]
         signs = [(param.is_neg(), param.is_conj()) for param in params]
-        counts = [entry.step.data_ptr() for entry in self._entries]
+        counts = [entry.state[name].data_ptr() for entry in self._entries for name in entry.counts]
         return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (*params, *stored)] + signs + counts
 
     def _address_of(self, i: int) -> int | None:

@@ -179,7 +179,7 @@ def test_the_control_vector_has_the_documented_size():
     control = Control(
         GreedyLR(smooth=True, window_size=7), [0.1, 0.2], max_grad_norm=1.0, skip_nonfinite=True, device=CPU
     )
-    assert control.vector.shape == (56 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and len(SLOTS) == 56
+    assert control.vector.shape == (62 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and len(SLOTS) == 62
 
 
 TAG = re.compile(r"(?://|#)\s*([ACGKS]\d)\b(?!\s*(?:-|\.\.|to))")
@@ -254,7 +254,7 @@ def test_more_launches_than_mixes_are_refused():
         ("ptrs", "numel", "group", "hyper", "norm_weight", "chunk_tensor", "chunk_index", "control", "curve"),
         words.data_ptr(),
     )
-    sizes = dict(n_tensors=0, n_chunks=0, chunk=64, l1=False)
+    sizes = dict(n_tensors=0, n_chunks=0, chunk=64, l1=False, tuned=False)
     native().TensorTable(**arrays, **sizes, launches=[(0, 0, 0, 0, 0)] * 24)
     with pytest.raises(ValueError, match="got 25 launches; there may be one per mix, 24 in all"):
         native().TensorTable(**arrays, **sizes, launches=[(0, 0, 0, 0, 0)] * 25)

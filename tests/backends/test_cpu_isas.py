@@ -74,6 +74,7 @@ class Problem:
             n_chunks=len(chunks),
             chunk=CHUNK,
             l1=l1,
+            tuned=False,
             launches=[(*mix, 0, len(chunks))],
         )
 

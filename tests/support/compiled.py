@@ -17,7 +17,9 @@ POINTERS = {"numel": "*i64", "ptrs": "*i64", "hyper": "*fp64", "control": "*fp64
 POINTERS |= {"group": "*i32", "chunk_tensor": "*i32", "chunk_index": "*i32", "nonfinite": "*i32", "others": "*i32"}
 POINTERS |= {"curve": "*fp64", "square_sums": "*fp64", "norm_weight": "*fp64", "counter": "*i32", "counters": "*i32"}
 POINTERS |= {"norms": "*fp32", "loss": "*fp64", "snapshot": "i64", "weight": "i64"}
+POINTERS |= {"group_of": "*i32"}
 #: Arguments that are None where nothing else is said, and the constant which says that they are not.
+NONE = {"TUNED": False, "P": None, "R": None}
 ABSENT, GIVEN = {"snapshot"}, object()
 
 
@@ -25,6 +27,7 @@ def compiled(kernel, target, **constants):
     """A kernel as it is launched, for a compute capability (90), with its constants."""
     constants = {name: None for name in ABSENT & {*kernel.arg_names}} | constants
     constants = {name: value for name, value in constants.items() if value is not GIVEN}
+    constants |= {name: NONE[name] for name in NONE.keys() & {*kernel.arg_names} - constants.keys()}
     signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in kernel.arg_names}
     source = ASTSource(kernel, signature, constants)
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=OPTIONS)

@@ -21,7 +21,7 @@ from greedylr_fused.backends.base import Staging, absent
 from greedylr_fused.backends.triton.mixes import THREADS, in_one_piece, shape, types, types_of
 from greedylr_fused.capture import capturing
 from greedylr_fused.control import SLOT, add_pending
-from greedylr_fused.tensors import TensorTable, real
+from greedylr_fused.tensors import DType, TensorTable, real
 
 #: Types of the devices that Triton compiles for ("cuda" is also AMD's).
 _DEVICES = ("cuda", "xpu")
@@ -130,11 +130,12 @@ class TritonBackend:
         self.table, self._device = table, table.control.device
         self.memory: list[Tensor] = []
         self._n_tensors, self._staging = len(table.entries), Staging(table)
-        self._clip = _Kernel(control.clip_kernel, 1, (table.control,))
+        self._tuned = table.tuned.tuner is not None
+        self._clip = _Kernel(control.clip_kernel, 1, (table.control, self._tuned))
         steps = self._plan_steps()
         self._snapshot = None if table.snapshot is None else table.snapshot.address
         closing = (table.control, table.curve, self._snapshot, table.ptrs, *steps)
-        self._control = _Closing(control.control_kernel, 1, closing, (), table.control)
+        self._control = _Closing(control.control_kernel, 1, closing, (self._tuned,), table.control)
         self._observes: dict[Any, _Kernel] = {}
         self._pending = (table.control[SLOT["loss_sum"]], table.control[SLOT["loss_weight"]])
         # Kernels compile at their first call: those of a process of several ranks never do in a single one.
@@ -166,7 +167,8 @@ class TritonBackend:
             mix = (at.param, at.grad, at.state)
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, at.first)
             scalars = (table.group, table.hyper, table.curve, self._snapshot)
-            constants = (*types_of(mix).values(), in_one_piece(table, mix), *shape(table, mix))
+            streams = (*mix, DType.F32) if self._tuned else mix  # with offsets, which are as wide or not as wide
+            constants = (*types_of(mix).values(), in_one_piece(table, mix), *shape(table, streams), self._tuned)
             before = (*tensors, *scalars, *steps, counter)
             if then_control and at is table.launches[-1]:
                 kernels.append(_Closing(update_kernel, at.count, before, (*constants, True), table.control))
@@ -175,32 +177,45 @@ class TritonBackend:
         return kernels
 
     def _plan_measures(self, then_clip: bool) -> list[_Kernel]:
-        """Plan one launch per type of gradient, over neighbouring mixes that share it; the last one adds up, and with
-        `then_clip` clips.
+        """Plan one launch per type of gradient, with a tuner also of parameter, over neighbouring mixes that share it;
+        the last one adds up, and with `then_clip` clips.
         """
         from greedylr_fused.backends.triton.control import conclude_kernel
         from greedylr_fused.backends.triton.measure import GROUP, measure_kernel
 
         table = self.table
-        spans = []  # (type, first chunk, chunks, first group of chunks)
+        spans = []  # (types, first chunk, chunks, first group of chunks)
         n_groups = 0
-        for grad, mixes in itertools.groupby(table.launches, key=lambda at: at.grad):
+        for read, mixes in itertools.groupby(table.launches, key=lambda at: (at.grad, at.param)[: 1 + self._tuned]):
             first, *more = mixes
             count = sum(at.count for at in (first, *more))
-            spans.append((grad, first.first, count, n_groups))
+            spans.append((read, first.first, count, n_groups))
             n_groups += -(-count // GROUP)
         n_sums = table.chunk_tensor.numel() + n_groups
         l1 = table.l1
-        sums = (self._zeros(n_sums * (1 + l1), torch.float64), self._zeros(n_sums, torch.int32))
+        sums = (self._zeros(n_sums * (1 + l1 + 3 * self._tuned), torch.float64), self._zeros(n_sums, torch.int32))
         if not spans:
-            return [_Kernel(conclude_kernel, 1, (table.control, *sums, 0, then_clip, l1))]
+            return [_Kernel(conclude_kernel, 1, (table.control, *sums, 0, then_clip, l1, self._tuned))]
         kernels = []
         counters = self._zeros(1 + n_groups, torch.int32)
-        for grad, begin, count, group in spans:
+        for read, begin, count, group in spans:
             tensors = (table.ptrs, table.numel, table.chunk_tensor, table.chunk_index, table.control, begin)
             work = (table.norm_weight, self._n_tensors, table.chunk_tensor.numel(), *sums, counters, group, n_groups)
             closes = group == spans[-1][3]
-            args = (*tensors, *work, *types([grad]), *shape(table, [grad]), GROUP, closes, then_clip, l1)
+            grad, streams = types(read)[0], (*read, DType.F32) if self._tuned else read
+            param = types_of((read[1], read[0], DType.F32)) if self._tuned else {"P": None, "R": None}
+            constants = (
+                grad,
+                param["P"],
+                param["R"],
+                *shape(table, streams),
+                GROUP,
+                closes,
+                then_clip,
+                l1,
+                self._tuned,
+            )
+            args = (*tensors, *work, table.group, table.hyper, *constants)
             kernels.append(_Kernel(measure_kernel, count, args))
         return kernels
 

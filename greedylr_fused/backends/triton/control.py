@@ -13,13 +13,15 @@ import triton.language as tl
 from greedylr_fused.backends.triton.access import INTERPRETED, kernel, loop_bound, pointer, step_count
 from greedylr_fused.backends.triton.observe import EVENT, GROUPS, LEVEL, LR, observe, slots
 from greedylr_fused.backends.triton.spikes import skip_spikes
+from greedylr_fused.backends.triton.tuner import run_tuner, written_at
 from greedylr_fused.control import SLOTS, STATE_BEGIN
 from greedylr_fused.tensors import Row
 
 _MAX_GRAD_NORM, _SKIP_NONFINITE, _N_GROUPS = slots("max_grad_norm skip_nonfinite n_groups")
 _STEP, _SKIPPED, _LOSS_SUM, _LOSS_WEIGHT = slots("step skipped loss_sum loss_weight")
 _GRAD_SQ_SUM, _GRAD_ABS_SUM, _GRAD_NONFINITE = slots("grad_sq_sum grad_abs_sum grad_nonfinite")
-(_GRAD_SCALE,) = slots("grad_scale")
+_PARAM_SQ_SUM, _GRAD_MOVED_SUM, _PARAM_MOVED_SUM = slots("param_sq_sum grad_moved_sum param_moved_sum")
+_GRAD_SCALE, _TUNER_SCALE = slots("grad_scale tuner_scale")
 _FOUND_INF, _GRAD_NORM, _GRAD_MULTIPLIER, _SKIP = slots("found_inf grad_norm grad_multiplier skip")
 _CURVE_LENGTH, _DECAY_START, _DECAY_STEPS, _CURVE_VALUE = slots("curve_length decay_start decay_steps curve_value")
 _GRAD = tl.constexpr(int(Row.GRAD))
@@ -71,9 +73,9 @@ def add_up(sums, n):
 
 
 @triton.jit
-def conclude(c, square_sums, abs_sums, nonfinite, n, DECIDES: tl.constexpr, L1: tl.constexpr):
+def conclude(c, square_sums, abs_sums, nonfinite, n, DECIDES: tl.constexpr, L1: tl.constexpr, TUNED: tl.constexpr):
     """Close the measurement: `n` sums of squares, absolute values (with L1) and flags become grad_sq_sum, grad_abs_sum
-    and grad_nonfinite; clip if it DECIDES (if no sums of other ranks come first).
+    and grad_nonfinite; clip if it DECIDES (if no sums of other ranks come first), and if TUNED learn from it.
     """
     total, bad = add_sums(square_sums, nonfinite, n)
     tl.store(c + _GRAD_SQ_SUM, total)
@@ -82,18 +84,32 @@ def conclude(c, square_sums, abs_sums, nonfinite, n, DECIDES: tl.constexpr, L1: 
     tl.store(c + _GRAD_NONFINITE, bad.to(tl.float64))
     if DECIDES:  # without spikes: the registers of the measurement are for the gradients
         run_clip(c, False)
+        if TUNED:
+            run_tuner(c)
+
+
+@triton.jit
+def set_moved(c, squares, grads, params):
+    """Store what a tuner needs of all tensors."""
+    tl.store(c + _PARAM_SQ_SUM, squares)
+    tl.store(c + _GRAD_MOVED_SUM, grads)
+    tl.store(c + _PARAM_MOVED_SUM, params)
 
 
 @triton.jit(do_not_specialize=["c", "square_sums", "nonfinite", "n"])
-def conclude_kernel(c, square_sums, nonfinite, n, DECIDES: tl.constexpr, L1: tl.constexpr):
+def conclude_kernel(c, square_sums, nonfinite, n, DECIDES: tl.constexpr, L1: tl.constexpr, TUNED: tl.constexpr):
     """Run `conclude` for a table that has nothing to read."""
-    conclude(c, square_sums, square_sums, nonfinite, n, DECIDES, L1)
+    if TUNED:
+        set_moved(c, 0.0, 0.0, 0.0)
+    conclude(c, square_sums, square_sums, nonfinite, n, DECIDES, L1, TUNED)
 
 
 @triton.jit(do_not_specialize=["c"])
-def clip_kernel(c):
+def clip_kernel(c, TUNED: tl.constexpr):
     """Run `Backend.clip`, after the sums of all ranks, for a step whose gradients are not read, or to skip spikes."""
     run_clip(c, True)
+    if TUNED:
+        run_tuner(c)
 
 
 @triton.jit
@@ -113,8 +129,8 @@ def _set_lr(c, curve, step):
 
 
 @triton.jit
-def _advance_steps(ptrs, n_tensors, others, n_others):
-    """Count one more step for every tensor of the list `others` that has a gradient."""
+def _advance_steps(c, ptrs, n_tensors, others, n_others, TUNED: tl.constexpr):
+    """Count one more step for every tensor of the list `others` that has a gradient; if TUNED, note the S of it."""
     for start in range(0, loop_bound(n_others), _COUNTS):
         at = start + tl.arange(0, _COUNTS)
         inside = at < n_others
@@ -122,6 +138,9 @@ def _advance_steps(ptrs, n_tensors, others, n_others):
         due = inside & (tl.load(ptrs + _GRAD * n_tensors + tensor, inside, other=0) != 0)
         count = step_count(ptrs, tensor, n_tensors, inside)
         tl.store(count, tl.load(count, due) + 1, due)
+        if TUNED:
+            at = written_at(ptrs, tensor, n_tensors, inside)
+            tl.store(at, tl.broadcast_to(tl.load(c + _TUNER_SCALE), at.shape), due)
 
 
 @triton.jit
@@ -155,7 +174,9 @@ def _fence():
 
 
 @triton.jit
-def run_control(c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, HAS_LOSS: tl.constexpr):
+def run_control(
+    c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, TUNED: tl.constexpr, HAS_LOSS: tl.constexpr
+):
     """Close the step: count it for `others`, then let loss and step index decide the next LRs. With HAS_LOSS the one
     that `loss` points to is observed, with weight 1. Last, show the host the state at address `snapshot`, if not None.
     """
@@ -169,7 +190,7 @@ def run_control(c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, HAS
     if tl.load(c + _SKIP) != 0:
         tl.store(c + _SKIPPED, tl.load(c + _SKIPPED) + 1)
     else:
-        _advance_steps(ptrs, n_tensors, others, n_others)
+        _advance_steps(c, ptrs, n_tensors, others, n_others, TUNED)
         step = tl.load(c + _STEP) + 1
         tl.store(c + _STEP, step)
         if loss_weight != 0:
@@ -180,9 +201,11 @@ def run_control(c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, HAS
 
 
 @kernel
-def control_kernel(c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, HAS_LOSS: tl.constexpr):
+def control_kernel(
+    c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, TUNED: tl.constexpr, HAS_LOSS: tl.constexpr
+):
     """Run `Backend.control`, for a table that has nothing to update or after the update."""
-    run_control(c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, HAS_LOSS)
+    run_control(c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, TUNED, HAS_LOSS)
 
 
 @kernel

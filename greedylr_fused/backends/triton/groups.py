@@ -20,10 +20,12 @@ from greedylr_fused.backends.triton.eight_bit import (
     scale_of,
 )
 from greedylr_fused.backends.triton.masters import join, split
+from greedylr_fused.backends.triton.tuner import move
 from greedylr_fused.tensors import Row
 
 _PARAM, _GRAD, _REMAINDER = tl.constexpr(int(Row.PARAM)), tl.constexpr(int(Row.GRAD)), tl.constexpr(int(Row.REMAINDER))
 _EXP_AVG, _EXP_AVG_SQ = tl.constexpr(int(Row.EXP_AVG)), tl.constexpr(int(Row.EXP_AVG_SQ))
+_OFFSET = tl.constexpr(int(Row.OFFSET))
 _EXP_AVG_SCALE, _EXP_AVG_SQ_SCALE = tl.constexpr(int(Row.EXP_AVG_SCALE)), tl.constexpr(int(Row.EXP_AVG_SQ_SCALE))
 
 
@@ -59,10 +61,11 @@ def _keep_moments(q_ptr, q_sq_ptr, s_ptr, s_sq_ptr, at, groups, mask_groups, m, 
 
 @triton.jit
 def _update_groups_at(
-    streams, groups, mask_groups, scalars, place, P: tl.constexpr, R: tl.constexpr, ONE_PIECE: tl.constexpr
+    streams, groups, mask_groups, scalars, moves, place, P: tl.constexpr, R: tl.constexpr, ONE_PIECE: tl.constexpr
 ):
     """Update `groups` (int32 [n]) of a chunk; `mask_groups` None: all of them."""
-    p_ptr, r_ptr, g_ptr, q_ptr, q_sq_ptr, s_ptr, s_sq_ptr = streams
+    p_ptr, r_ptr, g_ptr, codes, o_ptr = streams
+    q_ptr, q_sq_ptr, s_ptr, s_sq_ptr = codes
     lane = tl.arange(0, GROUP)[None, :]
     at = groups[:, None] * GROUP + lane
     mask: tl.constexpr = None
@@ -73,7 +76,13 @@ def _update_groups_at(
     if R is not None:
         p = join(p, tl.load(r_ptr + at, mask))
     g = widen(tl.load(g_ptr + at, mask), tl.float32)
-    p, m, v, _ = adamw(widen(p, tl.float32), g, m, v, v, scalars, False)
+    p = widen(p, tl.float32)
+    if moves is None:
+        p, m, v, _ = adamw(p, g, m, v, v, scalars, False)
+    else:
+        step, m, v, _ = adamw(tl.zeros_like(p), g, m, v, v, scalars, False)
+        p, o = move(p, tl.load(o_ptr + at, mask), step, moves)
+        tl.store(o_ptr + at, o, mask)
     low, seed = low_and_seed(place, groups * GROUP, ONE_PIECE)
     if not ONE_PIECE:
         seed = seed[:, None]
@@ -95,6 +104,7 @@ def update_groups(
     first,
     count,
     scalars,
+    moves,
     place,
     P: tl.constexpr,
     G: tl.constexpr,
@@ -113,20 +123,25 @@ def update_groups(
     r = q
     if R is not None:
         r = start_of(ptrs, _REMAINDER, tensor, n_tensors, first, R)
+    o = p
+    if moves is not None:
+        o = start_of(ptrs, _OFFSET, tensor, n_tensors, first, tl.float32)
     s = pointer(start_of(ptrs, _EXP_AVG_SCALE, tensor, n_tensors, first // GROUP, tl.float32), tl.float32)
     s_sq = pointer(start_of(ptrs, _EXP_AVG_SQ_SCALE, tensor, n_tensors, first // GROUP, tl.float32), tl.float32)
     n = count // GROUP
-    if ((p | g | q | q_sq | r) & 15) != 0:
-        streams = (pointer(p, H), pointer(r, L), pointer(g, G), pointer(q, tl.int8), pointer(q_sq, tl.uint8), s, s_sq)
+    if ((p | g | q | q_sq | r | o) & 15) != 0:
+        codes = (pointer(q, tl.int8), pointer(q_sq, tl.uint8), s, s_sq)
+        streams = (pointer(p, H), pointer(r, L), pointer(g, G), codes, pointer(o, tl.float32))
         for offset in range(0, loop_bound(n), REST // GROUP):
             groups = offset + tl.arange(0, REST // GROUP)
-            _update_groups_at(streams, groups, groups < n, scalars, place, P, R, ONE_PIECE)
+            _update_groups_at(streams, groups, groups < n, scalars, moves, place, P, R, ONE_PIECE)
     else:
-        streams = (wide(p, 0, H), wide(r, 0, L), wide(g, 0, G), wide(q, 0, tl.int8), wide(q_sq, 0, tl.uint8), s, s_sq)
+        codes = (wide(q, 0, tl.int8), wide(q_sq, 0, tl.uint8), s, s_sq)
+        streams = (wide(p, 0, H), wide(r, 0, L), wide(g, 0, G), codes, wide(o, 0, tl.float32))
         part = n % (BLOCK // GROUP)
         if part != 0:
             groups = tl.arange(0, BLOCK // GROUP)
-            _update_groups_at(streams, groups, groups < part, scalars, place, P, R, ONE_PIECE)
+            _update_groups_at(streams, groups, groups < part, scalars, moves, place, P, R, ONE_PIECE)
         for offset in range(0, loop_bound(n - part), BLOCK // GROUP):
             groups = part + offset + tl.arange(0, BLOCK // GROUP)
-            _update_groups_at(streams, groups, None, scalars, place, P, R, ONE_PIECE)
+            _update_groups_at(streams, groups, None, scalars, moves, place, P, R, ONE_PIECE)

@@ -21,7 +21,9 @@ from greedylr_fused.backends.triton.access import (
     wide,
     widen,
 )
-from greedylr_fused.backends.triton.control import add_sums, add_up, conclude
+from greedylr_fused.backends.triton.control import add_sums, add_up, conclude, set_moved
+from greedylr_fused.backends.triton.moved import add_moved, moved_sums, store_moved
+from greedylr_fused.backends.triton.tuner import direction_weights
 from greedylr_fused.tensors import Row
 
 #: Chunks whose sums are added together.
@@ -142,7 +144,11 @@ def measure_kernel(
     counters,
     first_group,
     n_groups,
+    group_of,
+    hyper,
     G: tl.constexpr,
+    P: tl.constexpr,
+    R: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     REST: tl.constexpr,
@@ -150,10 +156,12 @@ def measure_kernel(
     CLOSES: tl.constexpr,
     DECIDES: tl.constexpr,
     L1: tl.constexpr,
+    TUNED: tl.constexpr,
 ):
     """Store the sum of squares (float64) and non-finite flag (int32) of the gradient in one chunk, then, from place
     `n_chunks` on, of a group of chunks; in the launch that CLOSES the measurement, add up all groups, and clip if it
-    DECIDES. With L1 the sums of absolute values follow those of all squares.
+    DECIDES. With L1 the sums of absolute values follow those of all squares; if TUNED, three sums of gradients,
+    parameters (types P, R as in the update) and offsets follow these, each of all chunks and groups.
     """
     programs = tl.num_programs(0)
     index = programs - 1 - tl.program_id(0)  # the update begins with what was read last and is still in the cache
@@ -169,6 +177,14 @@ def measure_kernel(
     if L1:
         tl.store(abs_sums + chunk, absolute * weight)
     tl.store(nonfinite + chunk, bad)
+    places = n_chunks + n_groups
+    moved = abs_sums
+    if L1:
+        moved += places
+    if TUNED:
+        squares, grads, params = moved_sums(ptrs, tensor, n_tensors, first, count, P, G, R, BLOCK)
+        in_grads, in_params = direction_weights(control, ptrs, hyper, group_of, tensor, n_tensors, weight)
+        store_moved(moved, places, chunk, squares * weight, grads * in_grads, params * in_params)
     group = index // GROUP
     size = tl.minimum(programs - group * GROUP, GROUP)
     if last_to_finish(counters + 1 + first_group + group, size):
@@ -178,7 +194,13 @@ def measure_kernel(
         tl.store(nonfinite + n_chunks + first_group + group, bad)
         if L1:
             tl.store(abs_sums + n_chunks + first_group + group, add_up(abs_sums + begin, size))
+        if TUNED:
+            squares, grads, params = add_moved(moved, places, begin, size)
+            store_moved(moved, places, n_chunks + first_group + group, squares, grads, params)
         if CLOSES:
             if last_to_finish(counters, tl.cdiv(programs, GROUP)):
+                if TUNED:
+                    squares, grads, params = add_moved(moved, places, n_chunks, n_groups)
+                    set_moved(control, squares, grads, params)
                 abs_sums += n_chunks
-                conclude(control, square_sums + n_chunks, abs_sums, nonfinite + n_chunks, n_groups, DECIDES, L1)
+                conclude(control, square_sums + n_chunks, abs_sums, nonfinite + n_chunks, n_groups, DECIDES, L1, TUNED)

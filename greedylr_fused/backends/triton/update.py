@@ -13,10 +13,12 @@ from greedylr_fused.backends.triton.control import run_control
 from greedylr_fused.backends.triton.eight_bit import place_of
 from greedylr_fused.backends.triton.elements import update_elements
 from greedylr_fused.backends.triton.groups import update_groups
+from greedylr_fused.backends.triton.tuner import moves_of, written_at
 from greedylr_fused.control import SLOT
 from greedylr_fused.tensors import Row
 
 _GRAD, _SKIP = tl.constexpr(int(Row.GRAD)), tl.constexpr(SLOT["skip"])
+_SCALE = tl.constexpr(SLOT["tuner_scale"])
 
 
 @kernel
@@ -44,6 +46,7 @@ def update_kernel(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     REST: tl.constexpr,
+    TUNED: tl.constexpr,
     CLOSES: tl.constexpr,
     HAS_LOSS: tl.constexpr,
 ):
@@ -51,7 +54,7 @@ def update_kernel(
 
     P, G, S: types of parameter, gradient, moments; int8 of moments for codes of 8 bits with scales. R: type of the
     remainders of masters, int16 or int8; None for no masters. ONE_PIECE: whether all tensors lie in one piece in whole
-    parameters, with one upper half of elements' indices.
+    parameters, with one upper half of elements' indices. TUNED: whether a tuner scales the sum of all updates.
 
     The step of a tensor of one chunk is counted here, that of the `others` at the end of the launch that CLOSES it.
     """
@@ -63,18 +66,24 @@ def update_kernel(
         taken = step_count(ptrs, tensor, n_tensors)
         steps_taken = tl.load(taken)
         scalars = scalars_of(control, hyper, tl.load(group + tensor), steps_taken, T)
+        moves = None
+        if TUNED:
+            at = written_at(ptrs, tensor, n_tensors)
+            moves = moves_of(control, hyper, tl.load(group + tensor), tl.load(at), T)
         if alone:
             tl.debug_barrier()  # every thread has read the count
             tl.store(taken, steps_taken + 1)
+            if TUNED:
+                tl.store(at, tl.load(control + _SCALE))
         place = 0
         if S == tl.int8 or R == tl.int8:  # rounds at random
             place = place_of(ptrs, tensor, n_tensors, first, steps_taken, CHUNK, ONE_PIECE)
         if S == tl.int8:
-            update_groups(ptrs, tensor, n_tensors, first, count, scalars, place, P, G, R, ONE_PIECE, BLOCK, REST)
+            update_groups(ptrs, tensor, n_tensors, first, count, scalars, moves, place, P, G, R, ONE_PIECE, BLOCK, REST)
         else:
             update_elements(
-                ptrs, tensor, n_tensors, first, count, scalars, place, P, G, S, T, R, ONE_PIECE, BLOCK, REST
+                ptrs, tensor, n_tensors, first, count, scalars, moves, place, P, G, S, T, R, ONE_PIECE, BLOCK, REST
             )
     if CLOSES:
         if last_to_finish(counter, tl.num_programs(0)):
-            run_control(control, curve, snapshot, ptrs, n_tensors, others, n_others, loss, HAS_LOSS)
+            run_control(control, curve, snapshot, ptrs, n_tensors, others, n_others, loss, TUNED, HAS_LOSS)
