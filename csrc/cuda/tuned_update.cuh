@@ -144,13 +144,9 @@ __device__ __forceinline__ void tune_chunk_from(const Task<T>& task, const Offse
     }
 }
 
-// With registers for one stream more than the update, and so fewer warps.
-constexpr int TUNED_RESIDENT = 2;
-
 // A warp prepares a task at a time, since each has moves of its own.
 template <DType P, DType G, DType S>
-__global__ void __launch_bounds__(THREADS, TUNED_RESIDENT)
-    tune_kernel(const __grid_constant__ UpdateArgs args) {
+__global__ void __launch_bounds__(THREADS, RESIDENT<P>) tune_kernel(const __grid_constant__ UpdateArgs args) {
     using T = typename Format<P>::Math;
     GREEDYLR_SHARED(Task<T>, tasks, THREADS / WARP);
     const TensorTable& t = args.table;

@@ -136,7 +136,8 @@ struct Problem {
                 CHUNK,
                 control.data(),
                 CURVE,
-                l1};
+                l1,
+                false};
     }
 
     std::vector<Launch> launches() const {
@@ -164,7 +165,8 @@ struct Problem {
                                  nullptr,
                                  nullptr,
                                  size(n),
-                                 place};
+                                 place,
+                                 nullptr};
             const auto k = coefficients(HYPER[n % GROUPS], lr_of(control.data(), int(n % GROUPS)),
                                         control[slot::grad_multiplier], steps[size_t(n)]);
             loops_baseline.update[mix_of(n)][amsgrad](range, k);

@@ -72,7 +72,8 @@ struct Problem {
                                    chunk,
                                    control.data(),
                                    nullptr,
-                                   l1};
+                                   l1,
+                                   false};
         return Stepper(table, {{mix, 0, int64_t(chunk_tensor.size())}});
     }
 

@@ -109,6 +109,7 @@ struct Problem {
                                    CHUNK,
                                    control.data(),
                                    nullptr,
+                                   false,
                                    false};
         return Stepper(table, {{index, 0, int64_t(chunk_tensor.size())}});
     }

@@ -38,3 +38,10 @@ def test_cuda_kernels(sanitizer):
     passes(program, ASAN_OPTIONS="detect_stack_use_after_return=0")
     if sanitizer != "thread":  # a second stack for each of thousands of GPU threads: six times the time of all else
         passes(program, "1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_tuner(sanitizer):
+    tested = [*native_cuda.emulated_objects(), *native.cpu_objects(compiler_here())]
+    passes(sanitizers.program("tuner", sanitizer, tested), ASAN_OPTIONS="detect_stack_use_after_return=0")
