@@ -65,13 +65,13 @@ auto measure_kernel_for(bool pairs) {
 }
 
 template <bool L1>
-auto tuned_measure_kernel_for(bool pairs) {
-    return pairs ? tuned_measure_kernel<L1, true> : tuned_measure_kernel<L1, false>;
+auto measure_tuned_kernel_for(bool pairs) {
+    return pairs ? measure_tuned_kernel<L1, true> : measure_tuned_kernel<L1, false>;
 }
 
 template <bool L1>
 int resident_measures(bool pairs, bool tuned) {
-    return tuned ? resident_blocks(tuned_measure_kernel_for<L1>(pairs), MEASURE_THREADS)
+    return tuned ? resident_blocks(measure_tuned_kernel_for<L1>(pairs), MEASURE_THREADS)
                  : resident_blocks(measure_kernel_for<L1>(pairs), MEASURE_THREADS);
 }
 
@@ -123,12 +123,12 @@ void Stepper::measure_with(uintptr_t stream, bool then_clip) const {
     }
     TunedMeasureArgs<L1> tuned = {args, scratch->moved, {}};
     for (size_t i = 0; i < launches_.size(); ++i) tuned.params[i] = MIXES[launches_[i].mix].param;
-    launch(tuned_measure_kernel_for<L1>(pairs_), measure_grid_, MEASURE_THREADS, stream_of(stream), tuned);
+    launch(measure_tuned_kernel_for<L1>(pairs_), measure_grid_, MEASURE_THREADS, stream_of(stream), tuned);
 }
 
 void Stepper::clip(uintptr_t stream) const {
     const DeviceGuard guard(device_);
-    launch(table_.tuned ? tuned_clip_kernel : clip_kernel, 1, WARP, stream_of(stream), table_);
+    launch(table_.tuned ? clip_tuned_kernel : clip_kernel, 1, WARP, stream_of(stream), table_);
 }
 
 void Stepper::update(uintptr_t stream, bool then_control, const Loss& loss) const {
@@ -145,7 +145,7 @@ void Stepper::update(uintptr_t stream, bool then_control, const Loss& loss) cons
 
 void Stepper::control(uintptr_t stream, const Loss& loss) const {
     const DeviceGuard guard(device_);
-    launch(table_.tuned ? tuned_control_kernel : control_kernel, 1, THREADS, stream_of(stream),
+    launch(table_.tuned ? control_tuned_kernel : control_kernel, 1, THREADS, stream_of(stream),
            ControlArgs{table_, {loss, snapshot_}});
 }
 

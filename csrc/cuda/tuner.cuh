@@ -122,6 +122,7 @@ __device__ __forceinline__ MovedSum moved_chunk(const TunedMeasureArgs<L1>& args
 __device__ __forceinline__ MovedSum over_lots(const MovedSum* lots, int64_t count) {
     GREEDYLR_SHARED(MovedSum, of_warp, MEASURE_THREADS / WARP);
     MovedSum sum = {};
+#pragma unroll 8
     for (int64_t i = threadIdx.x; i < count; i += MEASURE_THREADS) sum = added(sum, lots[i]);
     sum = over_warp(sum);
     if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = sum;
@@ -160,14 +161,14 @@ __device__ __forceinline__ void tuned_control_in_block(const TensorTable& t, con
     control_in_block(t, closing);
 }
 
-__global__ void tuned_control_kernel(const __grid_constant__ ControlArgs args) {
+__global__ void control_tuned_kernel(const __grid_constant__ ControlArgs args) {
     tuned_control_in_block(args.table, args.closing);
 }
 
 // As measure_kernel.
 template <bool L1, bool PAIRS>
 __global__ void __launch_bounds__(MEASURE_THREADS, MEASURE_RESIDENT / 2)
-    tuned_measure_kernel(const __grid_constant__ TunedMeasureArgs<L1> args) {
+    measure_tuned_kernel(const __grid_constant__ TunedMeasureArgs<L1> args) {
     const MeasureArgs<L1>& own = args.measure;
     const int64_t n = own.table.n_chunks;
     const int64_t lots = n < LOTS ? n : LOTS;
@@ -207,7 +208,7 @@ __global__ void __launch_bounds__(MEASURE_THREADS, MEASURE_RESIDENT / 2)
     if (then_clip) tuner_in_block(own.table.control);
 }
 
-__global__ void tuned_clip_kernel(const __grid_constant__ TensorTable table) {
+__global__ void clip_tuned_kernel(const __grid_constant__ TensorTable table) {
     clip_in_warp(table.control);
     tuner_in_block(table.control);
 }

@@ -55,9 +55,13 @@ struct Tuned : Problem {
         int16_t low16;
         int8_t low8;
         memcpy(&high, arrays[PARAM][size_t(n)].at(i), sizeof high);
-        memcpy(&low16, arrays[REMAINDER][size_t(n)].at(i), sizeof low16);
-        memcpy(&low8, arrays[REMAINDER][size_t(n)].at(i), sizeof low8);
-        return joined_master(high, p == BF16_R16 ? low16 : low8 * 256);
+        const auto read = [&](auto& low) { memcpy(&low, arrays[REMAINDER][size_t(n)].at(i), sizeof low); };
+        if (p == BF16_R8) {
+            read(low8);
+            return joined_master(high, low8 * 256);
+        }
+        read(low16);
+        return joined_master(high, low16);
     }
 
     // Checks the three sums in `control` against those of all elements, one by one.

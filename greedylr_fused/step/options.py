@@ -67,7 +67,7 @@ def warn_of_low_lr(groups: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_not_in_zero(schedule: Any, skip_spikes: Any = None, tuner: Any = None) -> None:
-    """Refuse a schedule, skipping of spikes or a tuner of an optimizer that ZeroRedundancyOptimizer constructs: it keeps
+    """Refuse a schedule, spike skipping or a tuner of an optimizer that ZeroRedundancyOptimizer constructs: it keeps
     learning rates of its own, copies them over those inside before each step, and neither saves nor loads through the
     optimizer inside.
 

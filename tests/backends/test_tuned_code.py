@@ -1,4 +1,4 @@
-"""The machine code of kernels with a tuner: as many bytes as it needs, no value spilled, no float64 between elements."""
+"""The machine code of kernels with a tuner: as many bytes as it needs, no value spilled, no float64 in a loop."""
 
 from collections import Counter
 from functools import cache
@@ -95,7 +95,7 @@ def test_cuda(kernels, mix, record_property):
 
 
 def test_cuda_measurement(kernels, record_property):
-    found = {symbol: code for symbol, code in kernels(90).items() if "tuned_measure_kernel" in symbol}
+    found = {symbol: code for symbol, code in kernels(90).items() if "measure_tuned_kernel" in symbol}
     assert len(found) == 4
     for code in found.values():
         assert code.registers <= 128 and not code.spills()

@@ -66,8 +66,8 @@ class BlockWriter:
             return value if has in (wanted, PREDICATE) else f"{value}.astype(u{wanted})"
         if literal := re.fullmatch(r"0([fd])([0-9a-fA-F]+)", operand):
             return f"u{32 if literal[1] == 'f' else 64}(0x{literal[2]})"
-        if re.fullmatch(r"-?\d+|0x[0-9a-fA-F]+", operand):
-            return f"u{wanted}({int(operand, 0) & ((1 << wanted) - 1)})"
+        if literal := re.fullmatch(r"(-?\d+|0x[0-9a-fA-F]+)U?", operand):
+            return f"u{wanted}({int(literal[1], 0) & ((1 << wanted) - 1)})"
         return f"u{wanted}({self.owner.address(operand)})"
 
     def value(self, operand: str, kind: str) -> str:
