@@ -92,7 +92,15 @@ enum Row : int { GREEDYLR_ROWS(GREEDYLR_ROW) ROW_COUNT };
 #undef GREEDYLR_ROW
 
 // Columns of TensorTable::hyper.
-enum Hyper : int { BETA1 = 0, BETA2 = 1, EPS = 2, WEIGHT_DECAY = 3, MAXIMIZE = 4, DECAY_SLOPE = 5, HYPER_COUNT = 6 };
+enum Hyper : int {
+    BETA1 = 0,
+    BETA2 = 1,
+    EPS = 2,
+    WEIGHT_DECAY = 3,
+    MAXIMIZE = 4,
+    DECAY_SLOPE = 5,
+    HYPER_COUNT = 6
+};
 
 // One optimizer's tensors, as plain pointers. N tensors, C chunks, G groups; chunk k of a tensor covers its
 // elements [k * chunk, min(numel, (k + 1) * chunk)).
