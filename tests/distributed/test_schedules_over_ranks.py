@@ -28,7 +28,7 @@ def sharded(rank):
         opt.step(loss=losses[rank])
         lrs.append(opt.read_lr()[0])
     opt.check_ranks_agree()
-    spec, wsd = LossSpec(GreedyLR(patience=0, factor=0.5, smooth=False), [0.5]), GUIDED.base
+    spec, wsd = LossSpec(GreedyLR(patience=0, factor=0.5, smooth=False, hold=2), [0.5]), GUIDED.base
     levels = [0.5, *(spec.observe(sum(losses) / WORLD)[0] for losses in LOSSES)]
     warm, fall = [0.0, 0.5, *[1.0] * 6], [*[1.0] * 4, *wsd.decay(4)[1:]]
     assert lrs == [level * (w * f) for level, w, f in zip(levels, warm, fall, strict=True)]
