@@ -418,7 +418,6 @@ class FusedAdamW(Optimizer):
         made = checkpoint.set_state(self, state)
         if made is not None:
             self._listeners = []  # the original keeps its own
-            vars(self).setdefault("_tuner", None)  # pickled before there were tuners
             needs_loss = options.needs_loss(self._schedule, self._skip_spikes)
             self._engine = checkpoint.engine(made, self._device(), needs_loss=needs_loss, tuned=self._tuner is not None)
             self._control = self._new_control(checkpoint.starting_lrs(made))

@@ -91,7 +91,8 @@ inline namespace GREEDYLR_ISA {
 // `hyper` as for `coefficients`.
 HOST_DEVICE inline Moves<double> moves_of(const double* c, const double* hyper, double lr, double before) {
     const double scale = c[slot::tuner_scale];
-    return {lr * hyper[WEIGHT_DECAY], 1.0 - scale / (before + tuner_eps(c)), scale};
+    const double weight_decay = hyper[WEIGHT_DECAY] + lr * hyper[DECAY_SLOPE];
+    return {lr * weight_decay, 1.0 - scale / (before + tuner_eps(c)), scale};
 }
 
 template <typename T>

@@ -15,7 +15,7 @@ namespace greedylr {
 constexpr int64_t CHUNK = 256, TENSORS = 140, SECOND = 100, GROUPS = 3;
 constexpr int SPIKES = 40;  // in each ring: some lanes of a warp have two
 constexpr double HYPER[GROUPS][HYPER_COUNT] = {
-    {0.9, 0.99, 1e-6, 0.1, 0.0, 0.0}, {0.3, 0.95, 1e-8, 0.0, 1.0, 0.0}, {0.9, 0.999, 1e-6, 0.01, 1.0, 0.0}};
+    {0.9, 0.99, 1e-6, 0.1, 0.0, 0.0}, {0.3, 0.95, 1e-8, 0.0, 1.0, 0.0}, {0.9, 0.999, 1e-6, 0.01, 1.0, 2.5}};
 
 // Every size from 0 to 129, and some of several chunks: exact, one less, one more, behind a head of up to 7.
 inline int64_t size_of(int64_t tensor) {

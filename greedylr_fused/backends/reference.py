@@ -104,9 +104,9 @@ class ReferenceBackend:
     def _moves(self, entry: Entry, opmath: torch.dtype) -> Moves:
         c = self.slots
         assert c.learners is not None
-        weight_decay = self.table.hyper[entry.group][Hyper.WEIGHT_DECAY]
-        scale, eps = c["tuner_scale"], c.learners.eps
-        return Moves.of(c.lr[entry.group], weight_decay, scale, entry.written_at, eps, opmath)
+        hyper, lr = self.table.hyper[entry.group], c.lr[entry.group]
+        weight_decay = hyper[Hyper.WEIGHT_DECAY] + lr * hyper[Hyper.DECAY_SLOPE]
+        return Moves.of(lr, weight_decay, c["tuner_scale"], entry.written_at, c.learners.eps, opmath)
 
     def control(self, loss: Tensor | None = None) -> None:
         c = self.slots

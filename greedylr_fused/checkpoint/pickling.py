@@ -79,7 +79,7 @@ def fill(control: Control, made: dict[str, Any]) -> None:
     """Give the control of a copy the state of the original's."""
     control.load(made["numbers"])
     place_spikes(control.vector, control.spike_window, made["spikes"])
-    control.tuned.load(made.get("learned", ()))
+    control.tuned.load(made["learned"])
     control.restore_decay()
     control.pending.copy_(torch.tensor(made["pending"], dtype=torch.float64, device="cpu"))
     control.observed = made["observed"]

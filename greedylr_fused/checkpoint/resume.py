@@ -52,7 +52,7 @@ def _control_of(loaded: Mapping[str, Any], control: Control, *, is_own: bool) ->
         groups = [_of_scheduler(group) for group in groups]
         result = control.anew([_peak(group) if control.follows_steps else float(lr_of(group)) for group in groups])
         begins = control.follows_steps and not any("initial_lr" in group for group in groups)  # that LR was constant
-        result.load(_at(0.0 if begins else counted, result.numbers()))
+        result.load(_at(0.0 if begins else counted, result.numbers(), control.schedule))
         return result
     check_decay(numbers[0], control)
     # Another optimizer that trained on counted in the states alone. A file from before this was kept has no number.
@@ -71,9 +71,12 @@ def _control_of(loaded: Mapping[str, Any], control: Control, *, is_own: bool) ->
     return result
 
 
-def _at(step: float, numbers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the numbers of a schedule that starts anew at a step, when some or all of its warm-up is over."""
-    return [own | {"step": step, "warmup_left": max(0.0, own["warmup_left"] - step)} for own in numbers]
+def _at(step: float, numbers: Sequence[dict[str, Any]], schedule: Any) -> list[dict[str, Any]]:
+    """Return the numbers of a schedule that starts anew at a step, when some or all of the warm-up of its base is over;
+    a `hold` of its own is in observations, of which it has made none.
+    """
+    over = step if getattr(schedule, "hold", None) is None else 0.0
+    return [own | {"step": step, "warmup_left": max(0.0, own["warmup_left"] - over)} for own in numbers]
 
 
 def _is_own(loaded: Mapping[str, Any], optimizer: Optimizer, shown: Mapping[Tensor, Any]) -> bool:
@@ -155,7 +158,7 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
         kept = {name: first[name] for name in names}
         start = "level" if control.follows_steps else "lr"
         fresh = control.anew([group_numbers[start] for group_numbers in numbers]).numbers()
-        return [group_numbers | kept for group_numbers in _at(first["step"], fresh)]
+        return [group_numbers | kept for group_numbers in _at(first["step"], fresh, control.schedule)]
     if kind and first["mode_max"] != mode_max:
         raise ValueError(
             f'checkpoint: expected mode="{"max" if mode_max else "min"}", as this schedule has it, got one written '

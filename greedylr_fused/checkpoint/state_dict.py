@@ -138,7 +138,7 @@ def drop_stale(groups: Sequence[dict[str, Any]], *, with_control: bool) -> None:
     it, past `load`, and would save the same numbers long after they were true.
     """
     for group in groups:
-        for name in (KEY, SPIKES):
+        for name in (KEY, SPIKES, tuner.TUNER):
             if group.get(name) and not with_control:
                 group[name] = {}
 

@@ -63,6 +63,7 @@ class Groups:
             if source is None:
                 _check_new(group, index, state_dtype, None)
                 storage.complete(group, state_dtype)
+                storage_options.check_tuned(group, state_dtype, control.tuned.tuner)
                 shown = started_at(group)
                 if shown is not None and any(id(param) in before or param in state for param in group["params"]):
                     start, written[index] = shown, lr
@@ -100,6 +101,7 @@ def check_last(groups: list[dict[str, Any]], state_dtype: Any = None, control: C
         _check_new(groups[-1], len(groups) - 1, state_dtype, control)
         if control is not None:
             storage.complete(groups[-1], state_dtype)
+            storage_options.check_tuned(groups[-1], state_dtype, control.tuned.tuner)
     except BaseException:
         groups.pop()
         raise

@@ -18,6 +18,7 @@ def test_core(program):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("source", ["loops", "stored"])
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_loops(sanitizer, source):
@@ -25,12 +26,14 @@ def test_loops(sanitizer, source):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_cuda_sums():
     program = sanitizers.program("measure", "address,undefined", native_cuda.emulated_objects())
     passes(program, ASAN_OPTIONS="detect_stack_use_after_return=0")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_cuda_kernels(sanitizer):
     loops = native.Object(native.CPU_LOOPS, "loops", ("-DGREEDYLR_ISA=baseline",))
@@ -41,6 +44,7 @@ def test_cuda_kernels(sanitizer):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_tuner(sanitizer):
     tested = [*native_cuda.emulated_objects(), *native.cpu_objects(compiler_here())]

@@ -130,6 +130,16 @@ def test_of_a_warm_up_only_what_is_left_is_waited_for(backend, device, steps):
         assert float(opt._control.slot("warmup_left")) == max(0, 3 - steps)
 
 
+def test_a_hold_of_its_own_is_waited_for_whole(backend, device):
+    """It counts observations of this schedule, which has made none."""
+    other = build(backend, device, Linear(10))
+    for _ in range(4):
+        other.step()
+    opt = build(backend, device, GreedyLR(**GREEDY, hold=5))
+    opt.load_state_dict(other.state_dict())
+    assert float(opt._control.slot("warmup_left")) == 5.0
+
+
 @pytest.mark.parametrize(
     ("saved", "loaded", "want"),
     [

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.tensors import assert_same, assert_same_bits, parameter, snapshot
 
-from greedylr_fused import FusedAdamW, GreedyLR, Linear
+from greedylr_fused import FusedAdamW, GreedyLR, Linear, Mechanic
 
 KEY = "corrected_weight_decay"
 DECAY = 0.1
@@ -80,6 +80,19 @@ def test_the_loss_moves_it_with_the_lr(backend, device):
     assert lr == 0.1
     opt.step(loss=4.0)
     assert_same_bits(param.detach(), before * (1 - lr * (lr * (DECAY / 0.2))))
+
+
+@pytest.mark.parametrize("lr", [0.5, 0.25])
+def test_a_tuner_moves_by_it(backend, device, lr):
+    """As by the plain weight decay that it is at this LR: peaks of a power of two divide without rounding."""
+    found = []
+    for options in ({KEY: 0.5}, {"weight_decay": DECAY * lr / 0.5}):
+        param = parameter(draw(0, device, torch.float32), draw(1, device, torch.float32))
+        opt = FusedAdamW([param], **({"lr": lr, "weight_decay": DECAY} | options), tuner=Mechanic(), backend=backend)
+        for _ in range(4):
+            opt.step()
+        found.append(param.detach())
+    assert_same_bits(*found)
 
 
 def test_a_peak_that_is_written_counts_from_the_next_step(backend, device):

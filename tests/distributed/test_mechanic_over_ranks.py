@@ -116,7 +116,7 @@ def test_fsdp_resumes_to_the_bit(ranks, whole_state):
 def refused(rank):
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    with pytest.raises(TypeError, match="tuner: expected None within ZeroRedundancyOptimizer, got Mechanic, .*; shard"):
+    with pytest.raises(TypeError, match=r"tuner: expected None within Zero.*, got Mechanic\(.*; shard"):
         ZeroRedundancyOptimizer(network().parameters(), FusedAdamW, lr=1.0, tuner=Mechanic())
 
 

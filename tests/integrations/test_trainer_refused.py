@@ -76,7 +76,7 @@ def test_options_of_the_arguments(tmp_path):
     refused(trainer, TypeError, "betas=", "adam_beta1 and adam_beta2", betas=(0.9, 0.99))
     refused(trainer, TypeError, "max_grad_norm=", "TrainingArguments", max_grad_norm=1.0)
     message = refused(trainer, TypeError, "fused=", "state_dtype", fused=True)
-    assert "weight_decay" not in message and "differentiable" not in message
+    assert " weight_decay" not in message and "differentiable" not in message
     use_fused_adamw(trainer)  # nothing of the refused calls is left
 
 

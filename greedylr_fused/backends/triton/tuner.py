@@ -14,6 +14,7 @@ _BEGIN, _BETAS, _SCALE = slots("tuner_begin tuner_betas tuner_scale")
 _GRAD_SQ_SUM, _GRAD_MULTIPLIER, _SKIP = slots("grad_sq_sum grad_multiplier skip")
 _PARAM_SQ_SUM, _GRAD_MOVED_SUM, _PARAM_MOVED_SUM = slots("param_sq_sum grad_moved_sum param_moved_sum")
 _WEIGHT_DECAY, _MAXIMIZE = tl.constexpr(int(Hyper.WEIGHT_DECAY)), tl.constexpr(int(Hyper.MAXIMIZE))
+_DECAY_SLOPE = tl.constexpr(int(Hyper.DECAY_SLOPE))
 _HYPERS, _WRITTEN_AT = tl.constexpr(len(Hyper)), tl.constexpr(int(Row.WRITTEN_AT))
 
 
@@ -87,7 +88,8 @@ def direction_weights(c, ptrs, hyper, group, tensor, n_tensors, weight):
 def moves_of(c, hyper, group, before, T: tl.constexpr):
     """Return the scalars of a tensor's moves, of which the S `before` wrote it last: float64, rounded at the end."""
     scale = tl.load(c + _SCALE)
-    decay = tl.load(c + GROUPS + group) * tl.load(hyper + group * _HYPERS + _WEIGHT_DECAY)
+    lr, hyper = tl.load(c + GROUPS + group), hyper + group * _HYPERS
+    decay = lr * (tl.load(hyper + _WEIGHT_DECAY) + lr * tl.load(hyper + _DECAY_SLOPE))
     rescale = 1 - scale / (before + tl.load(_values(c) + 2))
     return decay.to(T), rescale.to(T), scale.to(T)
 
