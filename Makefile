@@ -74,6 +74,7 @@ compat: $(BUILT)
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 
 wheels: $(BUILT)
+	@$(BIN)/python -m pytest -n 0 -m wheels tests/project
 	@$(BIN)/python -m benchmarks.wheels $(PYTHONS) $(ARGS)
 
 # It pins other packages to versions that other tests do not want, so it is no part of requirements-dev.txt.

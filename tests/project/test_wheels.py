@@ -19,6 +19,8 @@ import torch
 from support.paths import ROOT
 from support.sanitizers import compiler_here
 
+pytestmark = pytest.mark.wheels
+
 #: What a checkout has at its top that a build reads; all of it, with what was built in it, as where one develops.
 TREE = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "MANIFEST.in")
 FOLDERS = ("csrc", "greedylr_fused", "tests")
