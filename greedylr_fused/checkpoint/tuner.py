@@ -77,4 +77,6 @@ def _learned(numbers: Mapping[str, Any], count: int) -> list[float]:
         refuse(where, len(values), f"{count} numbers, four for each of the tuner's betas", "construct it with as many")
     if not all(map(math.isfinite, values)):
         refuse(where, text, "finite numbers", _ANEW)
+    if min(values[: 3 * count // 4]) < 0:
+        refuse(where, text, "s, m and v of 0 or more, which are its first three quarters", _ANEW)
     return values

@@ -119,6 +119,7 @@ def test_torch_loads_what_is_exported(backend, device):
     [
         ({"learned": "0.5 0.5"}, r'\["learned"\]: expected 24 numbers, four for each .*, got 2; '),
         ({"learned": 3.0}, r'\["learned"\]: expected a text of numbers with blanks between them, got 3.0; '),
+        ({"learned": " ".join(["-1.0"] * 24)}, r'\["learned"\]: expected s, m and v of 0 or more, .*, got '),
         ({"learned": " ".join(["nan"] * 24)}, r'\["learned"\]: expected finite numbers, got '),
         ({"version": 2}, r'\["version"\]: expected 1, got 2; update greedylr_fused'),
     ],
