@@ -129,10 +129,10 @@ constexpr int MEASURE_THREADS = 256;
 constexpr int MEASURE_RESIDENT = 4;
 
 // The sum over all lots, by one block, in thread 0.
-template <bool L1>
-__device__ __forceinline__ GradSum<L1> over_lots(const GradSum<L1>* lots, int64_t count) {
-    GREEDYLR_SHARED(GradSum<L1>, of_warp, MEASURE_THREADS / WARP);
-    GradSum<L1> sum = {};
+template <typename Sum>
+__device__ __forceinline__ Sum over_lots(const Sum* lots, int64_t count) {
+    GREEDYLR_SHARED(Sum, of_warp, MEASURE_THREADS / WARP);
+    Sum sum = {};
     // The stride is MEASURE_THREADS: the order of summation must not depend on the launch.
 #pragma unroll 8
     for (int64_t i = threadIdx.x; i < count; i += MEASURE_THREADS) sum = added(sum, lots[i]);

@@ -118,21 +118,6 @@ __device__ __forceinline__ MovedSum moved_chunk(const TunedMeasureArgs<L1>& args
     return sum;
 }
 
-// The sum over all lots, by one block, in thread 0.
-__device__ __forceinline__ MovedSum over_lots(const MovedSum* lots, int64_t count) {
-    GREEDYLR_SHARED(MovedSum, of_warp, MEASURE_THREADS / WARP);
-    MovedSum sum = {};
-#pragma unroll 8
-    for (int64_t i = threadIdx.x; i < count; i += MEASURE_THREADS) sum = added(sum, lots[i]);
-    sum = over_warp(sum);
-    if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = sum;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int w = 1; w < MEASURE_THREADS / WARP; ++w) sum = added(sum, of_warp[w]);
-    }
-    return sum;
-}
-
 // The tuner's values fit on the chip: 3 and 5 for each of at most 16 learners.
 constexpr int MOST_VALUES = 3 + 5 * 16;
 
