@@ -36,7 +36,7 @@ def test_cuda_sums():
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_cuda_kernels(sanitizer):
-    loops = native.Object(native.CPU_LOOPS, "loops", ("-DGREEDYLR_ISA=baseline",))
+    loops = next(tested for tested in native.cpu_objects(compiler_here()) if tested.name == "loops_baseline")
     program = sanitizers.program("cuda", sanitizer, [*native_cuda.emulated_objects(), loops])
     passes(program, ASAN_OPTIONS="detect_stack_use_after_return=0")
     if sanitizer != "thread":  # a second stack for each of thousands of GPU threads: six times the time of all else

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from churn import Churn, local
-from support.growth import check, counts, least_growth
+from support.growth import check, least_growth, settled
 from support.oracle import Case, random_losses, upstream_trace
 from support.ranks import run
 from torch.distributed.device_mesh import init_device_mesh
@@ -48,11 +48,11 @@ def control(rank, steps):
     for step in range(steps):
         if step in cuts:
             opt.check_ranks_agree()
-            found.append(counts())
+            found.append(settled())
         opt.step(loss=given[step])
         trace[step] = opt._control.lr[0]
     opt.check_ranks_agree()
-    found.append(counts())
+    found.append(settled())
     return trace.tolist(), least_growth(found), bits([param, opt.state[param]["exp_avg"], opt._control.vector])
 
 
@@ -92,7 +92,7 @@ def generation(churn, opt, seen):
         if step in COUNTED:
             churn.settle()
             opt.step(loss=1.0)
-            found.append(counts())
+            found.append(settled())
     return saved, least_growth(found)
 
 
@@ -110,7 +110,7 @@ def generations(rank):
         saved, growth = generation(churn, opt, seen)
         within.append(growth)
         del churn, opt
-        after.append(counts())
+        after.append(settled())
     return within, least_growth(after), seen.hexdigest()
 
 

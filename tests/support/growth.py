@@ -5,6 +5,7 @@ import gc
 import itertools
 import os
 import sys
+import time
 import tracemalloc
 
 import torch
@@ -14,6 +15,9 @@ from greedylr_fused.tensors import watch
 PAGE = os.sysconf("SC_PAGESIZE")
 #: Blocks of addresses, shapes and strides of the tensors of one parameter, one of which may have come in between.
 OF_A_LOOK = 24
+#: Other threads let go of what they held when they next run, which takes a while on a busy machine: each of gloo's may
+#: still have the three tensors of a gathering that the process itself is long done with.
+LOOKS, BETWEEN = 5, 0.02
 
 
 class Mallinfo2(ctypes.Structure):
@@ -61,6 +65,15 @@ def counts() -> dict[str, int]:
         "files": entries("/proc/self/fd"),
         "threads": entries("/proc/self/task"),
     }
+
+
+def settled() -> dict[str, int]:
+    """`counts`, the least of several: for a process whose threads hold what they are about to let go of."""
+    found = [counts()]
+    while len(found) < LOOKS:
+        time.sleep(BETWEEN)
+        found.append(counts())
+    return {name: min(each[name] for each in found) for name in found[0]}
 
 
 def least_growth(found: list[dict[str, int]]) -> dict[str, int]:

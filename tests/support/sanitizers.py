@@ -31,13 +31,14 @@ def compiler_here() -> list[str]:
 def program(source: str, sanitizer: str | None, tested: Sequence[native.Object]) -> Path:
     """The program of csrc/tests/<source>.cpp with what it tests, instrumented if there is a sanitizer.
 
-    It stays in build/ with its objects, so that the next time compiles only what changed.
+    It stays in build/ with its objects, which the programs under one sanitizer share: each compiles only what no other
+    did, and the next time only what changed.
     """
     compiler = compiler_here()
     checks = () if sanitizer is None else _needs(tuple(compiler), sanitizer)
-    folder = FOLDER / f"{source}-{sanitizer or 'plain'}".replace(",", "-")
+    folder = FOLDER / (sanitizer or "plain").replace(",", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    objects = [native.Object(f"tests/{source}.cpp", source, native.EMULATED), *tested]
+    objects = [native.Object(f"tests/{source}.cpp", f"test_{source}", native.EMULATED), *tested]
     links = ("-pthread", *(() if sys.platform == "darwin" else ("-ldl",)))
     with open(folder / "lock", "w") as lock:  # tests may run in several processes, which share what is compiled
         fcntl.flock(lock, fcntl.LOCK_EX)
