@@ -94,16 +94,18 @@ def test_an_optimizer_decides_alike(backend, device, name):
 @pytest.mark.parametrize("name", ["climb, raises to the top", "climb, the first try fails", "adalrs, small"])
 def test_numbers_go_on_from_a_checkpoint_at_every_phase(backend, device, name):
     """As without an interruption; within a trial, as the specification says. A deep copy goes on like a checkpoint."""
+    if backend == "triton":
+        pytest.skip("the interpreter takes too long, and what is saved is no kernel's business")
     case = golden()[name]
     config, losses = case["config"], case["losses"][:90]
     opt, others, phases = optimizer(config, backend, device), {}, set()
     for at, loss in enumerate(losses):
         step(opt, loss)
-        if at % (21 if backend == "triton" else 7) == 3:
+        if at % 7 == 3:
             phases.add(float(opt._control.slot("phase")))
             others[at] = copied = [copy.deepcopy(opt), optimizer(config, backend, device)]
             copied[1].load_state_dict(copy.deepcopy(opt.state_dict()))
-    assert {Phase.TRIAL, Phase.CONTROL} <= phases or backend == "triton"
+    assert {Phase.TRIAL, Phase.CONTROL} <= phases
     for at, both in others.items():
         until = min(at + 16, len(losses))
         expected = wanted(config, losses[:until], at)[at + 1 :]
