@@ -31,7 +31,9 @@ def kernel(function):
 
 @triton.jit
 def loop_bound(n):
-    """Return `n` as the bound of a range: Triton 3.5 and 3.6's interpreter cannot convert it under numpy >= 2.4."""
+    """Return `n` as the bound of a range: Triton 3.5 and 3.6's interpreter cannot convert it under numpy >= 2.4. To be
+    written within the range, since an assignment there makes a tensor of it again.
+    """
     if INTERPRETED:
         return n.handle.data.item()
     return n

@@ -54,8 +54,7 @@ def backup_kernel(
     action = tl.load(control + _BACKUP)
     puts_back = action == 2
     if (action == 1) | puts_back:
-        programs = loop_bound(tl.num_programs(0))
-        for chunk in range(loop_bound(tl.program_id(0)), loop_bound(n_chunks), programs):
+        for chunk in range(loop_bound(tl.program_id(0)), loop_bound(n_chunks), loop_bound(tl.num_programs(0))):
             tensor = tl.load(chunk_tensor + chunk)
             first = tl.load(chunk_index + chunk).to(tl.int64) * CHUNK
             count = tl.minimum(tl.load(sizes + tensor) - first, CHUNK).to(tl.int32)
