@@ -2,6 +2,7 @@
 
 python -m benchmarks.compat                    every version of VERSIONS, one after the other
 python -m benchmarks.compat 2.9.1 2.13.0       these only
+python -m benchmarks.compat 2.9.1 --only Triton    one suite anew, beside what the others gave before
 python -m benchmarks.compat --table            write the table from the results alone
 
 Each version is installed in an environment of its own in build/compat, which is deleted afterwards: gigabytes, where it
@@ -20,6 +21,7 @@ import platform
 import shutil
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +52,18 @@ def main() -> int:
     )
     parser.add_argument("versions", nargs="*", default=VERSIONS, help="of torch (default: %(default)s)")
     parser.add_argument("--table", action="store_true", help="write the table, and run nothing")
+    parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES), help="suites (default: all)")
     parser.add_argument("--processes", default="2", help="of pytest (default: %(default)s)")
     arguments = parser.parse_args()
     failed = False
     for version in () if arguments.table else arguments.versions:
-        failed |= tried(version, arguments.processes)["outcome"] == outcome.FAILED
+        failed |= tried(version, arguments.processes, arguments.only)["outcome"] == outcome.FAILED
     TABLE.write_text(table(read()))
     return int(failed)
 
 
-def tried(version: str, processes: str) -> dict[str, Any]:
-    """Install a version, run all suites with it, write the result, and delete what was installed."""
+def tried(version: str, processes: str, only: Sequence[str]) -> dict[str, Any]:
+    """Install a version, run these suites with it, write the result, and delete what was installed."""
     folder = WORK / version
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -77,8 +80,8 @@ def tried(version: str, processes: str) -> dict[str, Any]:
             (packages,) = folder.glob("lib/python*/site-packages")
             (packages / "of_the_tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
             results += runner.run([Stage("versions", lambda: [Command([python, "-c", ASKED], 300)], summary=str.strip)])
-            for name, paths in SUITES.items():
-                argv = [python, "-m", "pytest", "-q", "-n", processes, "--dist", "worksteal", *paths]
+            for name in only:
+                argv = [python, "-m", "pytest", "-q", "-n", processes, "--dist", "worksteal", *SUITES[name]]
                 results += runner.run([Stage(name, lambda argv=argv: [Command(argv, TESTING)])])
         return written(version, results)
     finally:
@@ -94,21 +97,22 @@ print("torch", torch.__version__, *(word for pair in found.items() for word in p
 
 
 def written(version: str, results: list[outcome.Result]) -> dict[str, Any]:
-    """Write the result of a version, and return it."""
-    failed = any(result.outcome == outcome.FAILED for result in results)
+    """Write the result of a version, beside that of suites which were not run anew, and return it."""
+    path = RESULTS / f"{version}.json"
+    suites = json.loads(path.read_text())["suites"] if path.exists() else {}
+    for result in results:
+        counted = {"outcome": result.outcome, "detail": result.detail, "seconds": round(result.seconds)}
+        suites[result.name] = {**counted, "commit": commit()}
+    failed = any(suite["outcome"] == outcome.FAILED for suite in suites.values())
     content = {
         "torch": version,
         "outcome": outcome.FAILED if failed else outcome.PASSED,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "commit": commit(),
-        "suites": {
-            result.name: {"outcome": result.outcome, "detail": result.detail, "seconds": round(result.seconds)}
-            for result in results
-        },
+        "suites": suites,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{version}.json").write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")
     said = [f"===== {result.name}\n{one.output}\n" for result in results for one in result.commands]
     (WORK / f"{version}.log").write_text("".join(said))
     return content
@@ -145,7 +149,7 @@ def table(contents: list[dict[str, Any]]) -> str:
             versions.get("torch", version),
             versions.get("triton", ""),
             content["python"],
-            content["commit"],
+            ", ".join(dict.fromkeys(suites[name]["commit"] for name in SUITES if name in suites)),
             *cells,
         ]
         lines.append(f"| {' | '.join(shown)} |")

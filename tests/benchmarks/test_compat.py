@@ -37,6 +37,20 @@ def test_a_row_for_each_version_run_or_not(tmp_path, monkeypatch):
     assert rows[0].count("not run") == len(compat.SUITES)
 
 
+def test_a_suite_that_is_run_anew_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(compat, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(compat, "WORK", tmp_path)
+    for commit, *suites in (
+        ("0123abc", Result("compile", PASSED, "3 passed", 1.0), Result("Triton", FAILED, "1 failed", 1.0)),
+        ("4567def", Result("Triton", PASSED, "1 passed", 1.0)),
+    ):
+        monkeypatch.setattr(compat, "commit", lambda commit=commit: commit)
+        content = compat.written("2.11.0", results(*suites))
+    assert content["outcome"] == PASSED
+    (row,) = (line for line in compat.table(compat.read()).splitlines() if line.startswith("| 2.11"))
+    assert row.endswith("| 0123abc, 4567def | not run | not run | not run | 3 passed | 1 passed |")
+
+
 def test_the_table_is_what_the_results_say():
     assert compat.table(compat.read()) == (ROOT / "benchmarks/COMPAT.md").read_text()
 
