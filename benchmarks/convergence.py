@@ -4,6 +4,7 @@
     python -m benchmarks.convergence --preset standard --out FOLDER --list    count what is missing, run nothing
     python -m benchmarks.convergence --report --out FOLDER               REPORT.md and pictures from what there is
     python -m benchmarks.convergence --preset state --out FOLDER         formats of moments and masters, not schedules
+    python -m benchmarks.convergence --preset find --out FOLDER          what a wrong LR costs, and who recovers it
     python -m benchmarks.convergence --tasks gpt2-124m --device cuda --out FOLDER      a large model on a GPU
 
 Each schedule's peak LR is tuned over the same grid on seeds of its own; then schedules are compared on other seeds, at
@@ -25,7 +26,8 @@ from typing import Any
 import torch
 
 from benchmarks import environment, options
-from benchmarks.evidence import runner, state_report
+from benchmarks.evidence import find_report, runner, state_report
+from benchmarks.evidence.comparison import Evidence
 from benchmarks.evidence.document import write_report
 from benchmarks.evidence.formats import FORMATS
 from benchmarks.evidence.plan import Plan
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for written in write_report(arguments.out, plan):
             print(f"wrote {written}")
         for document in arguments.into:
-            document.write_text(state_report.into(document.read_text(), plan, Results(path)))
+            document.write_text(_into(document.read_text(), plan, Results(path)))
             print(f"wrote {document}")
         return 0
     results = Results(path, environment.commit(), arguments.mix_commits)
@@ -70,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     left = sum(1 for _ in plan.missing())
     print(f"{done} runs done, {left} can begin" + ("; go on with the same command" if left else ""), file=sys.stderr)
     return 0
+
+
+def _into(document: str, plan: Plan, results: Results) -> str:
+    if plan.preset.finds:
+        return find_report.into(document, Evidence(plan, results))
+    return state_report.into(document, plan, results)
 
 
 def _say(line: str) -> None:
@@ -127,7 +135,7 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         action="append",
         default=[],
-        help="with --report of the preset state: a document that has its table between marks; repeatable",
+        help="with --report of the preset state or find: a document that has its table between marks; repeatable",
     )
     return parser.parse_args(argv)
 

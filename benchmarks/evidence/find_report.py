@@ -12,9 +12,12 @@ from benchmarks.evidence.found import Found
 from benchmarks.evidence.pictures import available, logarithmic, panels, save
 from benchmarks.evidence.schedules import ABOUT
 from benchmarks.evidence.tasks import TASKS
+from benchmarks.markdown import rewritten
 
 #: Written by a person after seeing the tables.
 CONCLUSIONS = "CONCLUSIONS.md"
+#: Of the marks between which other documents have the summary.
+MARKS = "evidence of finding"
 #: Tasks of the first part, by which it is decided what is run further.
 FIRST = ("gpt-tiny", "convnet", "finetune", "mlp")
 
@@ -26,6 +29,11 @@ def write(folder: Path, evidence: Evidence, protocol: Iterator[str]) -> list[Pat
     path = folder / "REPORT.md"
     path.write_text("\n\n".join([*_parts(folder, found, bool(drawn)), "## What was run", *protocol]) + "\n")
     return [path, *drawn]
+
+
+def into(document: str, evidence: Evidence) -> str:
+    """The document with today's summary of the verdicts between its marks."""
+    return rewritten(document, MARKS, find_tables.summary(Found(evidence)))
 
 
 def _parts(folder: Path, found: Found, drawn: bool) -> Iterator[str]:

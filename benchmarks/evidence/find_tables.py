@@ -8,7 +8,7 @@ from benchmarks.evidence.comparison import FACTOR_NAMES
 from benchmarks.evidence.found import BASE, DISTURBED, OFF, SCHEDULES, Found
 from benchmarks.evidence.presets import Share
 from benchmarks.evidence.statistics import Interval
-from benchmarks.evidence.tables import difference, interval, markdown
+from benchmarks.evidence.tables import difference, interval, markdown, signed
 
 WIDE = (0.1, *OFF, 10.0)
 
@@ -57,6 +57,28 @@ def verdicts(found: Found) -> str:
         rows.append([name, *cells, "" if mean is None else percent(mean), found.verdict(name)])
     columns = ["controller", *(task.task for task in found.shares), "mean share", "verdict"]
     return markdown(columns, rows)
+
+
+def summary(found: Found) -> str:
+    """The verdicts in short, for documents: the difference at the right LR, and the shares at 1/3 and 3 times it."""
+    rows = []
+    for name in found.names():
+        cells = [_short(found, task, name) for task in found.shares]
+        rows.append([f"`{name}`", *cells, found.verdict(name)])
+    return markdown(["controller", *(task.task for task in found.shares), "verdict"], rows)
+
+
+def _short(found: Found, task: Share, name: str) -> str:
+    pair = found.evidence.against(task, name, BASE)
+    if pair is None:
+        return ""
+    right = signed(pair.difference.median)
+    shares = [found.recovered(task, name, factor) for factor in OFF]
+    goal = found.goal(task, name)
+    cells = [f"**{right}**" if pair.verdict in ("better", "worse") else right]
+    if goal is not None:
+        cells.append(", ".join(percent(own.median) if own else "-" for own in shares))
+    return "; ".join(cells)
 
 
 def task(found: Found, share: Share) -> str:

@@ -4,12 +4,14 @@ import itertools
 import math
 
 import pytest
+from support.paths import ROOT
 
 from benchmarks.evidence.comparison import Evidence
 from benchmarks.evidence.document import write_report
+from benchmarks.evidence.find_report import MARKS, into
 from benchmarks.evidence.found import Found
 from benchmarks.evidence.plan import TUNING_SEED, Plan
-from benchmarks.evidence.presets import Preset, Share
+from benchmarks.evidence.presets import PRESETS, Preset, Share
 from benchmarks.evidence.results import Results
 from benchmarks.evidence.statistics import median, share
 
@@ -55,6 +57,15 @@ def made(tmp_path_factory):
             final = loss if math.isfinite(loss) else None
             results.add(run, {"final": final, "failed": None if final else "a loss", "seconds": 1.0, "curve": []})
     return folder, plan, results
+
+
+def test_a_document_has_the_verdicts_between_its_marks(made):
+    _, plan, results = made
+    marks = f"<!-- {MARKS}: written by benchmarks/markdown.py -->", f"<!-- end of {MARKS} -->"
+    document = f"Before.\n\n{marks[0]}\nold\n{marks[1]}\n\nAfter.\n"
+    text = into(document, Evidence(plan, results))
+    assert "| `cosine` | +0.0000; +75 %, +60 % |" in text and "| `wsd` | **-0.0101**; +0 %, +0 % |" in text
+    assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
 
 
 def test_a_share_is_that_of_all_resamples():
@@ -114,3 +125,9 @@ def test_the_report_has_every_table(made):
     assert len(spikes) == 2 and all(line.count("**-0.5000") == 2 for line in spikes)
     (folder / "CONCLUSIONS.md").write_text("It was found.\n")
     assert "It was found." in write_report(folder, plan)[0].read_text()
+
+
+def test_the_page_of_methods_has_the_summary_of_the_recorded_runs():
+    page, recorded = ROOT / "docs" / "methods.md", ROOT / "benchmarks" / "results" / "find-cpu" / "results.jsonl"
+    evidence = Evidence(Plan(PRESETS["find"], Results(recorded)), Results(recorded))
+    assert into(page.read_text(), evidence) == page.read_text()
