@@ -28,8 +28,8 @@ class Climb(LevelSearch):
     has failed: it is put back at once. The step of `base` is never put back, and neither are data and random numbers.
 
     Source: ours. Measured beside other forms of it (from above, without an anneal, by slopes): the harm of an LR that
-    is too high is done in the warm-up, so that no search from above repairs it. All defaults are choices of ours. What it was
-    worth, and where it lost, a fine-tune among them, is in docs/methods.md.
+    is too high is done in the warm-up, so that no search from above repairs it. All defaults are choices of ours.
+    What it was worth, and where it lost, a fine-tune among them, is in docs/methods.md.
 
     Args:
         base: the step schedule; its `total_steps` are those of the run, the search's own included. A `Linear` to 0

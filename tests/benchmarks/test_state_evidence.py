@@ -97,7 +97,7 @@ def test_formats_are_what_they_are_called(name):
     form = FORMATS[name]
     run = Run("gpt-tiny", "linear", 1e-3, 0, "beta2-0.95", 20, name)
     trainee.model = training.model_of(form, trainee.model)
-    optimizer = training._optimizer(trainee, run, training.SCHEDULES["linear"](training.Context(20)))
+    optimizer = training._optimizer(trainee, run, training.Context(20))
     loss = trainee.loss(*trainee.batch(0))
     loss.backward()
     optimizer.step(loss=loss.detach())
