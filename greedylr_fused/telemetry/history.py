@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from greedylr_fused.control import BLOCKS, SLOT, SLOTS, STATE_BEGIN, block
-from greedylr_fused.schedules import Event
+from greedylr_fused.schedules import Backup, Event
 from greedylr_fused.step import Metrics
 from greedylr_fused.telemetry.ring import END, MARK
 
@@ -30,6 +30,8 @@ class Step:
     with the level as before) or "freeze"; None if there is none."""
     lost: int
     """Steps without a row between the last known one and this one."""
+    rolled_back: bool = False
+    """Whether parameters and state were put back after it, to where a trial of a level search began."""
 
     def scalars(self, prefix: str = "") -> dict[str, float]:
         """Return `Metrics.scalars` of this step, without the losses if it was skipped."""
@@ -100,7 +102,8 @@ class History:
             elif self._begins or row.number != self._last:  # otherwise nothing was stepped since the last row
                 lost = self._overwritten or self._missing(row.number)
                 self._last, self._begins, self._before_mark, self._overwritten = row.number, False, None, 0
-                yield Step(row.number, row.metrics, row["skip"] != 0, row.event, lost)
+                rolled_back = row["backup"] == Backup.PUT_BACK
+                yield Step(row.number, row.metrics, row["skip"] != 0, row.event, lost, rolled_back)
 
     def _missing(self, number: int) -> int:
         """Return how many steps wrote no row, such as replays of a graph captured without a recorder. A mark may be of

@@ -60,8 +60,12 @@ class RunLog:
         row["skipped"], row["skipped_spikes"] = metrics.skipped, metrics.skipped_spikes
         if not math.isnan(metrics.tuner_scale):
             row["tuner_scale"] = metrics.tuner_scale
+        if metrics.phase is not None:
+            row["phase"], row["level"] = metrics.phase, metrics.level
         if step.event is not None:
             row["event"] = step.event
+        if step.rolled_back:
+            row["rolled_back"] = True
         self._line(row)
 
     def flush(self) -> None:

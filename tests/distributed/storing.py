@@ -69,13 +69,13 @@ def placed(mesh, placements, seed=0, **options):
     return net, optimizer(net, **options)
 
 
-def train_placed(net, opt, steps):
+def train_placed(net, opt, steps, loss=None):
     for step in steps:
         for param, factor in zip(net.parameters(), gradients(net, step), strict=True):
             if hasattr(param, "placements"):
                 factor = distribute_tensor(factor, param.device_mesh, param.placements, src_data_rank=None)
             param.grad = factor
-        opt.step()
+        opt.step(loss=loss)
 
 
 def unlike(found, wanted):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.tensors import parameter
 
-from greedylr_fused import FusedAdamW, capture
+from greedylr_fused import Climb, FusedAdamW, Linear, capture
 
 
 @pytest.fixture
@@ -99,3 +99,23 @@ def test_the_memory_of_losses_and_weights_is_kept_for_a_graph_alone(opt, pretend
     pretend(False)
     kept = {tensor.data_ptr() for tensor in opt._engine.captures[0]}
     assert kept == ({tensor.data_ptr() for tensor in given} if captured else set())
+
+
+def test_what_a_search_copies_outlives_it_in_a_graph(opt, pretend):
+    """Memory is not let go within a capture, and then stays for the graph."""
+    config = Climb(base=Linear(400, warmup_steps=4))
+    opt = FusedAdamW(opt.param_groups[0]["params"], schedule=config, backend="cpu")
+    opt.step(loss=1.0)
+    engine, table = opt._engine, weakref.ref(opt._engine.backup.table)
+    pretend(True)
+    refreshed(opt, keeps=False)
+    engine.device = torch.device("cuda")
+    engine.end_search()
+    assert engine.backup is not None
+    pretend(False)
+    engine.end_search()
+    gc.collect()
+    assert engine.backup is None and table() is not None
+    engine.captures[0].clear()
+    gc.collect()
+    assert table() is None
