@@ -23,7 +23,7 @@ LANES = 32
 
 
 class Skip(IntEnum):
-    """Whether a step is skipped, and why (`csrc/core/slots.h`): a gradient that is not finite comes before a spike."""
+    """The reason why a step is skipped, if it is (`csrc/core/slots.h`); of two a gradient that is not finite."""
 
     NONE = 0
     NONFINITE = 1

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.host_reads import as_of_a_device, no_host_read
 from support.searches import BASE, golden
 from support.tensors import assert_same, latest, parameter
 from support.trials import BF16, LRS, STORAGES, Training, everything, groups, pair, params
@@ -193,7 +194,9 @@ def test_a_loss_scale_that_overflows_within_a_trial_fails_it(backend, device):
     assert math.isnan(slot(ours.opt, "kept"))
 
 
-@pytest.mark.parametrize("config", [Climb(base=Linear(400, warmup_steps=20)), AdaLRS(base=Linear(400))], ids=repr)
+@pytest.mark.parametrize(
+    "config", [Climb(base=Linear(400, warmup_steps=20)), AdaLRS(base=Linear(400))], ids=["climb", "adalrs"]
+)
 def test_the_backup_is_there_until_the_search_is_over(backend, device, config):
     ours, _ = pair(config, "cpu" if backend == "triton" else backend, device, copied=True)
     opt = ours.opt
@@ -219,6 +222,24 @@ def test_the_backup_is_there_until_the_search_is_over(backend, device, config):
     opt.load_state_dict(saved)
     ours.step(1.0)
     assert opt._engine.backup is not None and opt.memory() == foretold
+
+
+def test_nothing_is_read_back(backend, device, monkeypatch):
+    """In no step of a whole search, the one that lets the backup go included."""
+    if backend == "triton":
+        pytest.skip("the interpreter takes too long")
+    as_of_a_device(monkeypatch)
+    config = Climb(base=BASE, min_window=4, window=0.0)
+    opt = FusedAdamW(groups(params(device)), schedule=config, backend=backend, max_grad_norm=1.0)
+    training = Training(opt)
+    training.step(5.0)
+    losses = [torch.tensor(5.0 - 0.1 * step, device=device) for step in range(80)]
+    state = [value for own in opt.state.values() for value in own.values()]
+    kept = [own for _, own in opt._engine.backup.table.pairs]
+    with no_host_read(monkeypatch, [*training.params(), *state, *losses, *kept, opt._control.vector]):
+        for loss in losses:
+            training.step(loss)
+    assert opt._engine.backup is None and latest(opt).phase == "frozen"
 
 
 def test_after_the_search_the_lrs_are_those_of_the_base(backend, device):
