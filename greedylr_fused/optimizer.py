@@ -313,6 +313,9 @@ class FusedAdamW(Optimizer):
         numbers; "spikes" has the last losses and norms for `skip_spikes`, "tuner" a tuner's numbers, beside the states
         "mechanic_offset" and "mechanic_s". Without these the keys are those of torch's AdamW, which can load it.
 
+        Within a trial of a level search parameters, state and numbers are the trial's, whatever is saved first, and the
+        backup is not saved: loaded, they go on from there without a verdict, and the trial begins anew.
+
         8-bit moments are "exp_avg_q" (int8), "exp_avg_sq_q" (uint8) and the float32 scales of 64 elements each,
         "exp_avg_scale" and "exp_avg_sq_scale"; a master is a "remainder" (int8, or an int16 as two bytes in a last
         dimension). torch's AdamW does not know them, and fails: `export_state_dict()` is for it.

@@ -90,7 +90,11 @@ class Engine:
         self.discard()
         self._build(groups, state, control)
         if snapshot is not None:
-            self._place_backup(snapshot)
+            try:
+                self._place_backup(snapshot)
+            except BaseException:  # such as a lack of memory: no step may search without it
+                self.discard()
+                raise
         self.has_begun = True
         assert self.backend is not None
         if not self._refreshed(groups, state):

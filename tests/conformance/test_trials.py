@@ -11,6 +11,7 @@ from support.trials import BF16, LRS, STORAGES, Training, everything, groups, pa
 
 from greedylr_fused import AdaLRS, Climb, FusedAdamW, Linear, SkipSpikes
 from greedylr_fused.schedules import Backup, Phase, SearchSpec
+from greedylr_fused.tensors import Backup as Backups
 
 #: A trial from step 11 to 21, a control to 31, and so on.
 CASE = "climb, the first try fails"
@@ -222,6 +223,29 @@ def test_the_backup_is_there_until_the_search_is_over(backend, device, config):
     opt.load_state_dict(saved)
     ours.step(1.0)
     assert opt._engine.backup is not None and opt.memory() == foretold
+
+
+def test_no_step_searches_without_its_backup(backend, device, monkeypatch):
+    """A backup that finds no memory fails the step before it, and the next one tries again."""
+    ours, by_hand = pair(golden()["climb, stops"]["config"], backend, device)
+    real, left = Backups.place, [MemoryError("no room"), MemoryError("no room")]
+
+    def place(self, *args):
+        if left:
+            raise left.pop()
+        return real(self, *args)
+
+    monkeypatch.setattr(Backups, "place", place)
+    for _ in range(2):
+        ours.number = 0
+        with pytest.raises(MemoryError):
+            ours.step(1.0)
+    ours.number = 0
+    for loss in golden()["climb, stops"]["losses"][:24]:
+        for training in (ours, by_hand):
+            training.step(loss)
+    assert_same(everything(ours.opt), everything(by_hand.opt))
+    assert by_hand.spec.phase is Phase.CONTROL
 
 
 def test_nothing_is_read_back(backend, device, monkeypatch):

@@ -60,15 +60,19 @@ class Training:
 
     def step(self, loss, without=()):
         """One step; None for a loss that is skipped, for its gradients; parameters with these indices have none."""
-        for i, param in enumerate(self.params()):
-            grad = torch.randn(param.shape, generator=generator(1000 * self.number + i)).to(param.device, param.dtype)
-            grad = grad * torch.nan if loss is None else grad
+        for i, (param, grad) in enumerate(zip(self.params(), self.gradients(loss), strict=True)):
             set_grad(param, None if i in without else grad)
-        self.number += 1
         if self.spec is None:
             self.opt.step(loss=1.0 if loss is None else loss)
         else:
             self._by_hand(loss)
+
+    def gradients(self, loss):
+        """Those of the next step."""
+        scale = torch.nan if loss is None else 1.0
+        made = [torch.randn(p.shape, generator=generator(1000 * self.number + i)) for i, p in enumerate(self.params())]
+        self.number += 1
+        return [scale * grad.to(param.device, param.dtype) for param, grad in zip(self.params(), made, strict=True)]
 
     def _by_hand(self, loss):
         spec = self.spec
