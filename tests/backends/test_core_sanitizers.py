@@ -51,6 +51,8 @@ def test_tuner(sanitizer):
     passes(sanitizers.program("tuner", sanitizer, tested), ASAN_OPTIONS="detect_stack_use_after_return=0")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_backup(sanitizer):
     cpu = [native.Object(f"cpu/{name}.cpp", f"cpu_{name}") for name in ("backup", "threads")]

@@ -20,7 +20,7 @@ POINTERS |= {"addresses": "*i64", "sizes": "*i64"}
 POINTERS |= {"norms": "*fp32", "loss": "*fp64", "snapshot": "i64", "weight": "i64"}
 POINTERS |= {"group_of": "*i32"}
 #: Arguments that are None where nothing else is said, and the constant which says that they are not.
-NONE = {"TUNED": False, "P": None, "R": None}
+NONE = {"TUNED": False, "SEARCHES": False, "P": None, "R": None}
 ABSENT, GIVEN = {"snapshot"}, object()
 
 
