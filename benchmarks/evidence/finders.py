@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.evidence.schedules import BASES, SCHEDULES, Context, Make
-from greedylr_fused import AdaLRS, Climb, Mechanic, SkipSpikes
+from greedylr_fused import AdaLRS, Climb, Linear, Mechanic, SkipSpikes
+
+LONG_WARM_UP = 0.12  # share of the run
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ FINDERS: dict[str, Finder] = {
     ),
     "climb": Finder("`Climb(base=Linear)`", "linear", _on_linear(Climb)),
     "adalrs": Finder("`AdaLRS(base=Linear)`", "linear", _on_linear(AdaLRS)),
+    "linear-warm12": Finder(
+        f"`Linear` with a warm-up of {LONG_WARM_UP:.0%} and no search: what a slow start alone does",
+        "linear",
+        lambda run: Linear(run.steps, warmup_steps=round(LONG_WARM_UP * run.steps)),
+    ),
     **{
         f"{name} skip-spikes": Finder(f"{name} with `skip_spikes=SkipSpikes()`", name, SCHEDULES[name], _skipping)
         for name in ("linear", "greedy-wsd")

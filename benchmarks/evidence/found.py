@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.evidence.comparison import Evidence
-from benchmarks.evidence.presets import FIND, Share
+from benchmarks.evidence.presets import AFTERWARDS, FIND, Share
 from benchmarks.evidence.statistics import Interval, Paired, share
 
 BASE = "linear"
@@ -89,7 +89,8 @@ class Found:
 
     def names(self) -> list[str]:
         """Controllers of which a goal is known on some task."""
-        return [name for name in FIND if name != BASE and any(self.goal(task, name) for task in self.shares)]
+        every = (name for name in FIND + AFTERWARDS if name != BASE)
+        return [name for name in every if any(self.goal(task, name) for task in self.shares)]
 
     def verdict(self, name: str) -> str:
         """Over tasks, in the words of the plan."""
@@ -111,7 +112,7 @@ class Found:
     def best(self, tasks: list[Share]) -> list[str]:
         """Those that are run further, by the plan's rule."""
         ranked = []
-        for name in self.names():
+        for name in (name for name in self.names() if name in FIND):
             mean = self.mean_share(name, tasks)
             right = [self.evidence.against(task, name, BASE) for task in tasks]
             worse = sum(pair is not None and pair.verdict == "worse" for pair in right)
