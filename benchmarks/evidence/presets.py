@@ -149,7 +149,7 @@ PRESETS: dict[str, Preset] = {
             _find("convnet", 2, 8, _DISTURBED),
             _find("finetune", 1, 5),
             _find("mlp", 2, 8, _DISTURBED),
-            Share("gpt-medium", FURTHER + AFTERWARDS, FURTHER + AFTERWARDS, first_seed=100),
+            Share("gpt-medium", FURTHER + AFTERWARDS, FURTHER, first_seed=100),
         ),
         finds=True,
     ),
