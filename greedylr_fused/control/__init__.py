@@ -3,9 +3,9 @@
 Where is the LR decided? In this vector, by a backend, at the end of each step: `csrc/core/observe.h` and `control.h`,
 `backends/triton/observe.py` and `control.py`, `backends/reference.py`. Their specification, in plain floats, is
 `schedules/loss_spec.py`. `slots.py` names each number of the vector, `vector.py` builds it and writes to it, `tuned.py`
-is a tuner's part of it, `bounds.py` bounds the LRs, `pending.py` adds up observed losses, `snapshot.py` is where the
-device shows its state, `numbers.py` (and `spikes.py`) converts it to plain numbers for checkpoints and back,
-`curve.py` is a schedule's table.
+is a tuner's part of it, `bounds.py` bounds the LRs, `written.py` follows those that the host writes, `pending.py` adds
+up observed losses, `snapshot.py` is where the device shows its state, `numbers.py` (and `spikes.py`) converts it to
+plain numbers for checkpoints and back, `curve.py` is a schedule's table.
 """
 
 from greedylr_fused.control.bounds import Schedule

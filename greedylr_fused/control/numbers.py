@@ -51,3 +51,16 @@ def placed(
     ring = ring_begin(len(groups))
     values[ring : ring + len(window)] = window
     return values
+
+
+def regrouped(
+    known: Sequence[dict[str, Any]], sources: Sequence[int | None], lrs: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Return the numbers of other groups: each those of the group with its index in `sources` or, where that is None,
+    of a new one that starts from its LR in `lrs`.
+    """
+    first = known[0]
+    return [
+        first | {"lr": lr * first["curve_value"], "initial_lr": lr, "level": lr} if source is None else known[source]
+        for source, lr in zip(sources, lrs, strict=True)
+    ]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.capture import capturing, outside_inference
-from greedylr_fused.control import numbers, pending, spikes
+from greedylr_fused.control import numbers, pending, spikes, written
 from greedylr_fused.control.bounds import Schedule, bounds_of, bounds_of_saved
 from greedylr_fused.control.curve import Curve
 from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS, TABLE, block, shown
@@ -207,14 +207,8 @@ class Control:
         if not capturing(self.device):  # who knows whether, and how often, a graph is replayed
             self.writes += 1
             self.slot("writes").fill_(self.writes)
-        low, high = self.bounds[group]
-        if not self.follows_steps:
-            level.copy_(slot.clamp_(low, high))
-            return
-        curve_value = self.slot("curve_value")
-        at_zero = curve_value == 0
-        level.copy_(torch.where(at_zero, level, (slot / curve_value).clamp_(low, high)))
-        slot.copy_(torch.where(at_zero, slot, level * curve_value))
+        curve_value = self.slot("curve_value") if self.follows_steps else None
+        written.place(slot, level, self.bounds[group], curve_value)
 
     def start_decay(self, steps: int) -> None:
         """Let the late decay begin with the next step, without waiting.
@@ -263,13 +257,7 @@ class Control:
         """Return a control in this state for other groups: each is the one here with its index in `sources` or, where
         that is None, a new one that starts from its LR in `lrs`. Waits for the device.
         """
-        known = self.numbers()
-        groups = [
-            known[0] | {"lr": lr * known[0]["curve_value"], "initial_lr": lr, "level": lr}
-            if source is None
-            else known[source]
-            for source, lr in zip(sources, lrs, strict=True)
-        ]
+        groups = numbers.regrouped(self.numbers(), sources, lrs)
         control = self.anew([group_numbers["initial_lr"] for group_numbers in groups])
         control.load(groups)
         spikes.carry(self.vector, control.vector, self.spike_window, len(self.tuned.start))
