@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from greedylr_fused.schedules import checks
-from greedylr_fused.schedules.loss_driven import CompareWith, Kind, LossSchedule
+from greedylr_fused.schedules.loss_driven import CompareWith, Counting, Kind
 from greedylr_fused.schedules.steps import StepSchedule
 
 #: Bounds when neither a bound nor its ratio is given, as ratios of each group's starting LR. The floor of one tenth is
@@ -24,7 +24,7 @@ DEFAULT_MAX_RATIO = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class GreedyLR(LossSchedule):
+class GreedyLR(Counting):
     """A learning rate that rises while the loss improves, and is cut while it does not.
 
     The unit of `patience`, `cooldown`, `warmup` and `window_size` is *observations*: one per optimizer step. Counting

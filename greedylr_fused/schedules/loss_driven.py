@@ -1,4 +1,6 @@
-"""The base of the loss-driven schedules: checks of their options, bounds, slots."""
+"""The bases of the loss-driven schedules: what an optimizer asks of each; checks, bounds and slots of those that count
+observations.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,8 @@ class Kind(IntEnum):
     NONE = 0
     GREEDY = 1
     PLATEAU = 2
+    CLIMB = 3
+    ADALRS = 4
 
 
 class CompareWith(IntEnum):
@@ -29,28 +33,59 @@ class CompareWith(IntEnum):
 
 class Event(IntEnum):
     """The decision of the loss in a step: a change of the level, not one that a bound or `eps` left out. A reset is an
-    event too if it changed the best alone.
+    event too if it changed the best alone. Of a search: a change of the level outside trials, or else that it ended
+    (FREEZE), that a trial began (TRY), or that one ended (BACK).
     """
 
     NONE = 0
     RAISE = 1
     CUT = 2
     RESET = 3
+    TRY = 4
+    BACK = 5
+    FREEZE = 6
 
 
 class LossSchedule:
     """A schedule that moves a level per parameter group by the loss of each step. The learning rate is that level,
     times the curve of `base` if there is one.
 
+    Attributes:
+        kind: the kind of schedule, in checkpoints.
+        ring: how many of the last losses are kept.
+    """
+
+    kind: ClassVar[Kind]
+
+    ring: int = 0
+    base: StepSchedule | None
+
+    def bounds(self, lr: float, group: int) -> tuple[float, float]:
+        """Return the bounds of the level of the group with that index and starting LR."""
+        raise NotImplementedError
+
+    def check_groups(self, n_groups: int) -> None:
+        """Refuse options that do not fit so many groups; there are none unless a schedule says so."""
+
+    def slots(self, warmup: int = 0) -> dict[str, float]:
+        """Return the values of the control vector that this configuration fixes.
+
+        Args:
+            warmup: steps of the warm-up of `base`.
+        """
+        raise NotImplementedError
+
+
+class Counting(LossSchedule):
+    """A schedule that counts observations which are better than what it remembers, and those which are not.
+
     All are one machine (`loss_spec`) with other values of the options below, which are fields of the frozen dataclasses
     that derive from this class, or fixed by them.
 
     Attributes:
-        kind: the kind of schedule, in checkpoints.
         raises: whether better observations raise the level.
     """
 
-    kind: ClassVar[Kind]
     raises: ClassVar[bool]
 
     mode: str
@@ -65,16 +100,15 @@ class LossSchedule:
     eps: float
     smooth: bool
     window_size: int
-    base: StepSchedule | None
     hold: int | None
+
+    @property
+    def ring(self) -> int:  # type: ignore[override]
+        return self.window_size if self.smooth else 0
 
     @property
     def compare_with(self) -> CompareWith:
         """Return what observations are compared with."""
-        raise NotImplementedError
-
-    def bounds(self, lr: float, group: int) -> tuple[float, float]:
-        """Return the bounds of the level of the group with that index and starting LR."""
         raise NotImplementedError
 
     def check_groups(self, n_groups: int) -> None:
@@ -88,11 +122,6 @@ class LossSchedule:
                 )
 
     def slots(self, warmup: int = 0) -> dict[str, float]:
-        """Return the values of the control vector that this configuration fixes.
-
-        Args:
-            warmup: steps of the warm-up of `base`.
-        """
         same = ("factor", "patience", "threshold", "cooldown", "warmup", "eps", "smooth", "window_size", "reset_start")
         return {
             "kind": float(self.kind),

@@ -1,4 +1,4 @@
-"""The loss-driven schedules in plain Python floats: every device form is tested against them, bit for bit.
+"""The schedules that count observations in plain Python floats: every device form is tested against them, bit for bit.
 
 Steps are tagged C1..C9; `csrc/core/observe.h`, the Triton kernel and the reference backend carry the same tags.
 Semantics: `transformers.optimization.GreedyLR` 5.17 and `torch.optim.lr_scheduler.ReduceLROnPlateau` 2.13, except for
@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-from greedylr_fused.schedules.loss_driven import CompareWith, Event, LossSchedule
+from greedylr_fused.schedules.loss_driven import CompareWith, Counting, Event
 
 
 class Window(deque[float]):
@@ -31,7 +31,7 @@ class Window(deque[float]):
 
 
 class LossSpec:
-    """A loss-driven schedule on the host, over plain floats.
+    """Such a schedule on the host, over plain floats.
 
     Args:
         config: the options; without `base`.
@@ -41,7 +41,7 @@ class LossSpec:
         event: what the last observation decided.
     """
 
-    def __init__(self, config: LossSchedule, lrs: Sequence[float]) -> None:
+    def __init__(self, config: Counting, lrs: Sequence[float]) -> None:
         config.check_groups(len(lrs))
         self.config = config
         self.lr = [float(lr) for lr in lrs]

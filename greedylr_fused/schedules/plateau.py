@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from greedylr_fused.schedules.loss_driven import CompareWith, Kind, LossSchedule
+from greedylr_fused.schedules.loss_driven import CompareWith, Counting, Kind
 from greedylr_fused.schedules.steps import StepSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReduceOnPlateau(LossSchedule):
+class ReduceOnPlateau(Counting):
     """A learning rate that is cut when the loss has not improved for a while, and never raised.
 
     Computes what `torch.optim.lr_scheduler.ReduceLROnPlateau` (PyTorch 2.13) does, with its option names, on the

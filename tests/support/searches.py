@@ -1,0 +1,104 @@
+"""Level searches for tests: golden traces, random runs, and the slots that are compared."""
+
+import functools
+import hashlib
+import json
+import math
+import random
+from pathlib import Path
+
+from greedylr_fused import Linear
+from greedylr_fused.schedules import AdaLRS, Climb, SearchSpec
+
+#: Slots that every form must have after each step, and the same of the specification.
+COMPARED = (
+    *("multiplier", "backup", "phase", "window_step", "search_level", "trial_level", "kept", "kept_var", "again"),
+    *("gain", "gain_var", "rising", "faded", "worst_loss", "search_losses", "first_loss", "sum_y", "sum_yy", "sum_xy"),
+    "event",
+)
+STEPS = 240
+BASE = Linear(STEPS, warmup_steps=12)
+
+
+@functools.cache
+def golden():
+    """Of 240 steps each: the configuration, the losses, the skipped steps, the decisions, and a digest of all rows; by
+    a machine that was written apart from this package.
+    """
+    found = json.loads((Path(__file__).parents[1] / "schedules/searches.json").read_text())
+    kinds = {"Climb": Climb, "AdaLRS": AdaLRS}
+    for case in found.values():
+        case["config"] = kinds[case["schedule"]](base=BASE, **case["options"])
+        losses = map(float, case["losses"].split())
+        case["losses"] = [None if t in case["skipped"] else loss for t, loss in enumerate(losses)]
+    return found
+
+
+def take(spec, loss):
+    """One step of the specification; None for a skipped one."""
+    return spec.skip() if loss is None else spec.observe(loss)
+
+
+def state(spec):
+    """The values of `COMPARED`."""
+    s = spec.sums
+    values = (spec.multiplier, spec.backup, spec.phase, spec.window_step, spec.level, spec.trial_level, spec.kept)
+    values += (spec.kept_var, spec.again, spec.gain, spec.gain_var, spec.rising, spec.faded, spec.worst)
+    return [float(x) for x in (*values, s.n, s.first, s.y, s.yy, s.xy, spec.event)]
+
+
+def rows(config, losses):
+    """The specification's state after each step."""
+    spec, found = SearchSpec(config), []
+    for loss in losses:
+        take(spec, loss)
+        found.append(state(spec))
+    return found
+
+
+def decisions(spec, losses):
+    """Step, backup, phase and level wherever one of them is new or something is copied; and a digest of all rows."""
+    found, lines, before = [], [], None
+    for step, loss in enumerate(losses):
+        take(spec, loss)
+        now = (int(spec.phase), spec.level)
+        if spec.backup or now != before:
+            found.append([step, int(spec.backup), int(spec.phase), spec.level.hex()])
+        before = now
+        shown = map(_hex, (spec.multiplier, spec.level, spec.trial_level, spec.kept, spec.kept_var))
+        lines.append(" ".join([f"{spec.backup:d} {spec.phase:d} {spec.window_step}", *shown]))
+    return found, hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _hex(value):
+    return value.hex() if math.isfinite(value) else "nan"
+
+
+def random_config(rng):
+    shared = dict(base=BASE, min_window=rng.choice((4, 6, 8)), window=0.01, until=rng.choice((0.4, 0.7, 1.0)))
+    shared |= dict(z=rng.choice((0.0, 0.5, 2.0)))
+    if rng.random() < 0.5:
+        more = dict(anneal=rng.choice((0.0, 0.5, 1.0)), tail=rng.choice((0.3, 1.0)), sure=rng.choice((0.0, 1.0, 4.0)))
+        return Climb(**shared, **more, start=rng.choice((1 / 9, 1 / 3, 1.0)), factor=rng.choice((1.5, 3.0)))
+    return AdaLRS(**shared, up=rng.choice((1.0, 3.0)), decay=rng.choice((0.5, 0.99)), high=rng.choice((2.0, 16.0)))
+
+
+def random_losses(rng, steps=STEPS):
+    """Losses that fall, rise and turn, with some that are not finite and some steps that are skipped."""
+    loss, slope, noise = 5.0, -0.02, rng.choice((0.0, 0.01, 0.2))
+    rare = rng.choice((0.0, 0.01, 0.05))
+    found = []
+    for _ in range(steps):
+        if rng.random() < 0.05:
+            slope = rng.choice((-0.05, -0.01, 0.0, 0.02))
+        loss += slope
+        x = loss + noise * rng.gauss(0, 1)
+        kind = rng.random()
+        found.append(None if kind < rare else rng.choice((math.nan, math.inf, -math.inf)) if kind < 2 * rare else x)
+    return found
+
+
+def random_runs(seed, count):
+    rng = random.Random(seed)
+    for _ in range(count):
+        yield random_config(rng), random_losses(rng)
