@@ -70,12 +70,16 @@ HOST_DEVICE inline void take(double* c, const Observation& seen) {
 HOST_DEVICE inline void take(double* c, const Loss& loss) { take(c, Observation{loss, {}, 1.0}); }
 
 // After the update: count the step; the observed loss, if any, and the step index decide the next learning
-// rate.
+// rate. A step that was skipped changes it only by ending the trial of a search.
 HOST_DEVICE inline void run_control(double* c, const double* curve) {
     c[slot::event] = double(Event::NONE);
+    c[slot::backup] = double(Backup::NONE);
     if (c[slot::skip] != 0.0) {
         c[slot::skipped] += 1.0;
         c[slot::loss_sum] = c[slot::loss_weight] = 0.0;
+        if (!searches(c) || !holds(c[slot::phase], Phase::TRIAL)) return;
+        search(c, double(NAN));
+        set_lr(c, curve);
         return;
     }
     c[slot::step] += 1.0;

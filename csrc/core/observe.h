@@ -7,7 +7,7 @@
 // which no compiler is left room: -ffp-contract=off, -fmad=false.
 #pragma once
 
-#include "slots.h"
+#include "search.h"
 
 namespace greedylr {
 inline namespace GREEDYLR_ISA {
@@ -29,7 +29,7 @@ HOST_DEVICE inline void observe(double* c) {
     // C2: a non-finite loss enters neither window nor best; it is a bad observation.
     if (finite && c[slot::smooth] != 0.0) x = window_mean(c, x);
     if (finite) c[slot::smoothed] = x;
-    judge(c, x, finite);
+    searches(c) ? search(c, x) : judge(c, x, finite);
 }
 
 // The ring: the mean of the last window_size values, through a running sum. Adds before it subtracts, as

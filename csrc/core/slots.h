@@ -32,7 +32,18 @@ namespace greedylr {
     X(spike_sigmas)   /* deviations from the mean from which on a value is a spike */ \
     X(n_groups)       /* parameter groups */                                          \
     X(tuner_begin)    /* index of the tuner's values, 0: no tuner */                  \
-    X(tuner_betas)    /* learners of the tuner */
+    X(tuner_betas)    /* learners of the tuner */ \
+    X(settle)         /* observations of a search's window that do not count */       \
+    X(anneal)         /* observations in which its level falls to 0, 0: never */      \
+    X(search_begin)   /* step of its first window */                                  \
+    X(search_until)   /* step after which none of its windows ends */                 \
+    X(raise_by)       /* the level of its trial is this times the level */            \
+    X(cut_by)         /* its cut divides the level by it */                           \
+    X(fade)           /* each change of its level multiplies these two by it */       \
+    X(lowest)         /* its lowest level / initial_lr */                             \
+    X(highest)        /* its highest level / initial_lr */                            \
+    X(errors)         /* standard errors by which its trial must win */               \
+    X(sure)           /* those by which it wins at once, up to initial_lr */
 // what one step leaves to the next,
 #define GREEDYLR_MEMORY(X)                                                        \
     X(step)          /* committed optimizer steps */                              \
@@ -58,7 +69,25 @@ namespace greedylr {
     X(losses_head)   /* position in it written next */                            \
     X(spike_norms)   /* gradient norms in the second */                           \
     X(norms_head)    /* position in that written next */                          \
-    X(tuner_scale)   /* S of the tuner, NaN without one */
+    X(tuner_scale)   /* S of the tuner, NaN without one */ \
+    X(phase)         /* of a search: a Phase */                                   \
+    X(window_step)   /* observations of its open window */                        \
+    X(search_level)  /* its level / initial_lr outside trials */                  \
+    X(trial_level)   /* its level / initial_lr in the open trial, or the last */  \
+    X(multiplier)    /* its level / initial_lr in the next step */                \
+    X(search_losses) /* losses counted in its window */                           \
+    X(first_loss)    /* the first of them */                                      \
+    X(sum_y)         /* sum of them, each less the first: of y */                 \
+    X(sum_yy)        /* sum of the squares of y */                                \
+    X(sum_xy)        /* sum of y times the number of its loss in the window */    \
+    X(kept)          /* what its window is compared with */                       \
+    X(kept_var)      /* square of the standard error of that */                   \
+    X(again)         /* 1 if its open trial repeats one that did not win */       \
+    X(gain)          /* what the first of the two gained */                       \
+    X(gain_var)      /* square of the standard error of that */                   \
+    X(rising)        /* windows in a row in which the loss rose */                \
+    X(faded)         /* fade to the power of its changes */                       \
+    X(worst_loss)    /* largest loss that it has seen */
 // and what lives within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
 // With a tuner so are the three behind them; its "moved" is (x0 - x) / (S + eps) of a parameter x.
 #define GREEDYLR_STEP(X)                                                           \
@@ -75,7 +104,8 @@ namespace greedylr {
     X(grad_norm)       /* 2-norm of the unscaled gradients, NaN if not measured */ \
     X(grad_multiplier) /* clip coefficient / loss scale */                         \
     X(skip)            /* 1 if this step is skipped */                             \
-    X(event)           /* what the loss decided in it: an Event */
+    X(event)           /* what the loss decided in it: an Event */                 \
+    X(backup)          /* after the step: 0 nothing, 1 take a backup, 2 put it back */
 // Blocks of one value per parameter group, behind the scalars; behind them are the ring of the window and the
 // two of spikes, and behind those lie the tuner's values, see mechanic.h.
 #define GREEDYLR_BLOCKS(X) X(lr) X(initial_lr) X(min_lr) X(max_lr) X(level)
@@ -94,9 +124,11 @@ static_assert(slot::found_inf == slot::loss_sum + 5, "one block, for one all-red
 static_assert(slot::param_moved_sum == slot::found_inf + 3, "the tuner's part of it");
 
 // Codes that some of the slots hold.
-enum class Kind : int { NONE, GREEDY, PLATEAU };
+enum class Kind : int { NONE, GREEDY, PLATEAU, CLIMB, ADALRS };
 enum class CompareWith : int { BEST_WHILE_DECIDING, BEST, LAST };
-enum class Event : int { NONE, RAISE, CUT, RESET };
+enum class Event : int { NONE, RAISE, CUT, RESET, TRY, BACK, FREEZE };
+enum class Phase : int { WAIT, TRIAL, CONTROL, FROZEN };
+enum class Backup : int { NONE, TAKE, PUT_BACK };
 
 inline namespace GREEDYLR_ISA {
 

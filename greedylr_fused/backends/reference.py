@@ -11,10 +11,11 @@ from greedylr_fused.backends.adamw import Scalars, adamw
 from greedylr_fused.backends.base import Staging
 from greedylr_fused.backends.measured import moved_sums, sum_of
 from greedylr_fused.backends.mechanic import Learners, Moves, moved
+from greedylr_fused.backends.search import search
 from greedylr_fused.backends.spikes import Spikes
 from greedylr_fused.backends.stored import kept, loaded
 from greedylr_fused.control import SLOT, block, ring_begin, shown
-from greedylr_fused.schedules import CompareWith, Event, Kind
+from greedylr_fused.schedules import CompareWith, Event, Kind, Phase
 from greedylr_fused.tensors import Entry, Hyper, Row, TensorTable, real
 
 
@@ -142,6 +143,7 @@ class Slots:
     def __init__(self, table: TensorTable) -> None:
         vector, n_groups = table.control, table.n_groups
         self.vector, self.n_groups, self.curve = vector, n_groups, table.curve
+        self.searches = table.searches
         self.lr, self.level = (vector[block(name, n_groups)] for name in ("lr", "level"))
         self.initial_lr, self.min_lr, self.max_lr = (
             vector[block(name, n_groups)] for name in ("initial_lr", "min_lr", "max_lr")
@@ -174,11 +176,18 @@ def run_control(c: Slots) -> None:
         loss_sum=zero,
         loss_weight=zero,
         event=zero,
+        backup=zero,
     )
     x = where(seen & finite, _windowed(c, x, seen & finite), x)  # C2
     c.set(smoothed=where(seen & (finite | (c["kind"] == Kind.NONE)), x, c["smoothed"]))
-    _judge(c, x, seen & (c["kind"] != Kind.NONE), finite)
-    _set_lr(c, ~skip & (c["curve_length"] != 0))
+    if c.searches:
+        fails = skip & (c["phase"] == Phase.TRIAL)
+        search(c.vector, c.initial_lr, c.level, where(skip, torch.nan, x), seen | fails)
+        moves = ~skip | fails
+    else:
+        _judge(c, x, seen & (c["kind"] != Kind.NONE), finite)
+        moves = ~skip
+    _set_lr(c, moves & (c["curve_length"] != 0))
 
 
 def _set_lr(c: Slots, moves: Tensor) -> None:

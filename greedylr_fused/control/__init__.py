@@ -1,20 +1,23 @@
 """The control vector: one per optimizer, float64, in which the loss becomes the next learning rate on the device.
 
 Where is the LR decided? In this vector, by a backend, at the end of each step: `csrc/core/observe.h` and `control.h`,
-`backends/triton/observe.py` and `control.py`, `backends/reference.py`. Their specification, in plain floats, is
-`schedules/loss_spec.py`. `slots.py` names each number of the vector, `vector.py` builds it and writes to it, `tuned.py`
-is a tuner's part of it, `bounds.py` bounds the LRs, `written.py` follows those that the host writes, `pending.py` adds
-up observed losses, `snapshot.py` is where the device shows its state, `numbers.py` (and `spikes.py`) converts it to
-plain numbers for checkpoints and back, `curve.py` is a schedule's table.
+`backends/triton/observe.py` and `control.py`, `backends/reference.py`; by a level search in `csrc/core/search.h`,
+`backends/triton/search.py`, `backends/search.py`. Their specifications, in plain floats, are `schedules/loss_spec.py`
+and `search_spec.py`. `slots.py` names each number of the vector, `vector.py` builds it and writes to it, `tuned.py` is
+a tuner's part of it, `bounds.py` bounds the LRs, `written.py` follows those that the host writes, `pending.py` adds up
+observed losses, `snapshot.py` is where the device shows its state, `numbers.py` (and `spikes.py`) converts it to plain
+numbers for checkpoints and back, `curve.py` is a schedule's table.
 """
 
 from greedylr_fused.control.bounds import Schedule
 from greedylr_fused.control.curve import Curve
+from greedylr_fused.control.numbers import without_trial
 from greedylr_fused.control.pending import add as add_pending
 from greedylr_fused.control.slots import (
     BLOCKS,
     SAVED,
     SAVED_BLOCKS,
+    SAVED_SEARCH,
     SLOT,
     SLOTS,
     STATE_BEGIN,

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from greedylr_fused.control.slots import SAVED, SAVED_BLOCKS, SLOT, SLOTS, STATE_BEGIN, TABLE, block, ring_begin
+from greedylr_fused.control.slots import (
+    SAVED,
+    SAVED_BLOCKS,
+    SAVED_SEARCH,
+    SLOT,
+    SLOTS,
+    STATE_BEGIN,
+    TABLE,
+    block,
+    ring_begin,
+)
+from greedylr_fused.schedules import SEARCHES, Phase
 
 
 def named(values: Sequence[float], n_groups: int, window_size: int) -> list[dict[str, Any]]:
-    """Return one dictionary per group: the scalars named in `SAVED` and `window` (oldest loss first), the same in
-    each, and the group's own `lr`, `initial_lr` and `level`.
+    """Return one dictionary per group: the scalars named in `SAVED`, of a search those in `SAVED_SEARCH`, and `window`
+    (oldest loss first), the same in each, and the group's own `lr`, `initial_lr` and `level`.
     """
-    shared: dict[str, Any] = {name: values[SLOT[name]] for name in SAVED}
+    names = (*SAVED, *SAVED_SEARCH) if values[SLOT["kind"]] in SEARCHES else SAVED
+    shared: dict[str, Any] = {name: values[SLOT[name]] for name in names}
     head, count = int(values[SLOT["window_head"]]), int(values[SLOT["window_count"]])
     ring = values[ring_begin(n_groups) :]
     window = [ring[(head - count + i) % window_size] for i in range(count)]
@@ -60,7 +73,27 @@ def regrouped(
     of a new one that starts from its LR in `lrs`.
     """
     first = known[0]
+    multiplier, curve_value = first.get("multiplier", 1.0), first["curve_value"]
     return [
-        first | {"lr": lr * first["curve_value"], "initial_lr": lr, "level": lr} if source is None else known[source]
+        first | {"lr": lr * multiplier * curve_value, "initial_lr": lr, "level": lr * multiplier}
+        if source is None
+        else known[source]
         for source, lr in zip(sources, lrs, strict=True)
+    ]
+
+
+def without_trial(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the numbers of `named` as if the open trial of a search had failed, without a verdict on its level: the
+    next window measures at the level, and the trial comes again. They go with the parameters and the state of the
+    backup; without an open trial they are returned as they are.
+    """
+    if groups[0].get("phase") != Phase.TRIAL:
+        return list(groups)
+    zeros = ("window_step", "search_losses", "first_loss", "sum_y", "sum_yy", "sum_xy")
+    undone = {"phase": float(Phase.CONTROL), "multiplier": groups[0]["search_level"]} | dict.fromkeys(zeros, 0.0)
+    undone |= {"kept": math.nan, "kept_var": math.nan}
+    levels = [own["initial_lr"] * own["search_level"] for own in groups]
+    return [
+        own | undone | {"level": level, "lr": level * own["curve_value"]}
+        for own, level in zip(groups, levels, strict=True)
     ]

@@ -36,6 +36,17 @@ CONFIGURATION: Rows = (
     ("n_groups", None, "parameter groups"),
     ("tuner_begin", 0.0, "index of the tuner's values, 0: no tuner"),
     ("tuner_betas", 0.0, "learners of the tuner"),
+    ("settle", 0.0, "observations of a search's window that do not count"),
+    ("anneal", 0.0, "observations in which its level falls to 0, 0: never"),
+    ("search_begin", 0.0, "step of its first window"),
+    ("search_until", 0.0, "step after which none of its windows ends"),
+    ("raise_by", 1.0, "the level of its trial is this times the level"),
+    ("cut_by", 1.0, "its cut divides the level by it"),
+    ("fade", 1.0, "each change of its level multiplies these two by it"),
+    ("lowest", 0.0, "its lowest level / initial_lr"),
+    ("highest", 0.0, "its highest level / initial_lr"),
+    ("errors", 0.0, "standard errors by which its trial must win"),
+    ("sure", 0.0, "those by which it wins at once, up to initial_lr"),
 )
 #: State that one step leaves to the next.
 MEMORY: Rows = (
@@ -63,6 +74,24 @@ MEMORY: Rows = (
     ("spike_norms", 0.0, "gradient norms in the second"),
     ("norms_head", 0.0, "position in that written next"),
     ("tuner_scale", math.nan, "S of the tuner, NaN without one"),
+    ("phase", 0.0, "of a search: a Phase"),
+    ("window_step", 0.0, "observations of its open window"),
+    ("search_level", 1.0, "its level / initial_lr outside trials"),
+    ("trial_level", 1.0, "its level / initial_lr in the open trial, or the last"),
+    ("multiplier", 1.0, "its level / initial_lr in the next step"),
+    ("search_losses", 0.0, "losses counted in its window"),
+    ("first_loss", 0.0, "the first of them"),
+    ("sum_y", 0.0, "sum of them, each less the first: of y"),
+    ("sum_yy", 0.0, "sum of the squares of y"),
+    ("sum_xy", 0.0, "sum of y times the number of its loss in the window"),
+    ("kept", math.nan, "what its window is compared with"),
+    ("kept_var", math.nan, "square of the standard error of that"),
+    ("again", 0.0, "1 if its open trial repeats one that did not win"),
+    ("gain", 0.0, "what the first of the two gained"),
+    ("gain_var", 0.0, "square of the standard error of that"),
+    ("rising", 0.0, "windows in a row in which the loss rose"),
+    ("faded", 1.0, "fade to the power of its changes"),
+    ("worst_loss", -math.inf, "largest loss that it has seen"),
 )
 #: Values that live within a step. The first six, loss_sum to found_inf, are added up over ranks in place.
 #: With a tuner so are the three behind them; its "moved" is (x0 - x) / (S + eps) of a parameter x.
@@ -81,6 +110,7 @@ STEP: Rows = (
     ("grad_multiplier", 1.0, "clip coefficient / loss scale"),
     ("skip", 0.0, "1 if this step is skipped"),
     ("event", 0.0, "what the loss decided in it: an Event"),
+    ("backup", 0.0, "after the step: 0 nothing, 1 take a backup, 2 put it back"),
 )
 
 TABLE = CONFIGURATION + MEMORY + STEP
@@ -94,6 +124,12 @@ SAVED = (
     *("kind", "mode_max", "step", "skipped", "loss", "smoothed", "best", "good", "bad", "cooldown_left"),
     *("warmup_left", "resets_left", "forget_left", "window_sum", "decay_start", "decay_steps", "curve_value"),
     *("grad_norm", "event"),
+)
+#: Those of a search, which a checkpoint has beside them if its schedule is one.
+SAVED_SEARCH = (
+    *("phase", "window_step", "search_level", "trial_level", "multiplier", "search_losses", "first_loss", "sum_y"),
+    *("sum_yy", "sum_xy", "kept", "kept_var", "again", "gain", "gain_var", "rising", "faded"),
+    "worst_loss",
 )
 #: Blocks of one value per parameter group, G each, behind the scalars; behind them are the ring of the window and the
 #: two of spikes. A checkpoint keeps `SAVED_BLOCKS`.

@@ -26,7 +26,7 @@ from greedylr_fused.control.curve import Curve
 from greedylr_fused.control.slots import BLOCKS, SLOT, SLOTS, TABLE, block, shown
 from greedylr_fused.control.snapshot import Snapshot, mapped
 from greedylr_fused.control.tuned import Tuned
-from greedylr_fused.schedules import GreedyLR, LossSchedule, Mechanic, SkipSpikes
+from greedylr_fused.schedules import GreedyLR, LevelSearch, LossSchedule, Mechanic, SkipSpikes
 
 #: Values for the slots that only a loss-driven schedule reads.
 _NO_SCHEDULE = GreedyLR(smooth=False).slots() | {"kind": 0.0}
@@ -96,10 +96,11 @@ class Control:
             "n_groups": float(self.n_groups),
             "curve_value": curve_value,
         }
-        self.window_size = loss_driven.window_size if loss_driven is not None and loss_driven.smooth else 0
+        self.window_size = 0 if loss_driven is None else loss_driven.ring
         lows, highs = (tuple(bound[k] for bound in self.bounds) for k in range(2))
-        scaled = [lr * curve_value for lr in lrs]
-        blocks = {"lr": scaled, "initial_lr": lrs, "min_lr": lows, "max_lr": highs, "level": lrs}
+        levels = [lr * values["multiplier"] for lr in lrs]
+        scaled = [level * curve_value for level in levels]
+        blocks = {"lr": scaled, "initial_lr": lrs, "min_lr": lows, "max_lr": highs, "level": levels}
         rings = (0.0,) * (self.window_size + 2 * self.spike_window)
         behind = [*(value for name in BLOCKS for value in blocks[name]), *rings]
         self.tuned = Tuned(tuner, len(SLOTS) + len(behind))
@@ -116,6 +117,11 @@ class Control:
     def needs_loss(self) -> bool:
         """Return whether the loss decides anything: the LR, or whether a step is skipped."""
         return self.is_loss_driven or self.spike_window > 0
+
+    @property
+    def searches(self) -> bool:
+        """Return whether the schedule tries levels, and says in `backup` what is to be copied."""
+        return isinstance(self.schedule, LevelSearch)
 
     @property
     def follows_steps(self) -> bool:
@@ -196,6 +202,7 @@ class Control:
 
         A number must be within the bounds, a tensor is clamped to them. With a step schedule the level becomes the one
         that gives this LR, within its bounds; where the curve is 0, no level does, and the LR holds for one step alone.
+        A search moves the starting LR, so that this becomes the LR outside trials, and goes on with its window.
         """
         slot, level = self.lr[group], self.level[group]
         if isinstance(lr, Tensor):
@@ -208,7 +215,9 @@ class Control:
             self.writes += 1
             self.slot("writes").fill_(self.writes)
         curve_value = self.slot("curve_value") if self.follows_steps else None
-        written.place(slot, level, self.bounds[group], curve_value)
+        initial = self.vector[block("initial_lr", self.n_groups)][group]
+        search = (initial, *map(self.slot, written.SEARCH)) if self.searches else None
+        written.place(slot, level, self.bounds[group], curve_value, search)
 
     def start_decay(self, steps: int) -> None:
         """Let the late decay begin with the next step, without waiting.

@@ -5,8 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Slots that tell what a search makes of the starting LR: outside trials, and in the next step.
+SEARCH = ("search_level", "multiplier")
 
-def place(lr: Tensor, level: Tensor, bounds: tuple[float, float], curve_value: Tensor | None) -> None:
+
+def place(
+    lr: Tensor,
+    level: Tensor,
+    bounds: tuple[float, float],
+    curve_value: Tensor | None,
+    search: tuple[Tensor, ...] | None = None,
+) -> None:
     """Let the level of a group follow its LR, and the LR the bounds of the level, without waiting.
 
     Args:
@@ -15,10 +24,17 @@ def place(lr: Tensor, level: Tensor, bounds: tuple[float, float], curve_value: T
         bounds: (lowest, highest) level.
         curve_value: 0-d, what the step schedule multiplies the level by; where it is 0, no level gives the LR, which
             then holds for one step alone. None if there is no step schedule: LR and level are one.
+        search: 0-d each, the starting LR and the slots of `SEARCH`: the starting LR moves, so that this becomes the LR
+            outside trials, and the search goes on with its window. None for other schedules.
     """
     if curve_value is None:
         level.copy_(lr.clamp_(*bounds))
         return
     at_zero = curve_value == 0
-    level.copy_(torch.where(at_zero, level, (lr / curve_value).clamp_(*bounds)))
+    moved = (lr / curve_value).clamp_(*bounds)
+    if search is not None:
+        initial, search_level, multiplier = search
+        initial.copy_(torch.where(at_zero, initial, moved / search_level))
+        moved = initial * multiplier
+    level.copy_(torch.where(at_zero, level, moved))
     lr.copy_(torch.where(at_zero, lr, level * curve_value))

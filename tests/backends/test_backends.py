@@ -19,6 +19,7 @@ from greedylr_fused.control import slots
 from greedylr_fused.control.slots import BLOCKS, SLOTS
 from greedylr_fused.control.vector import Control
 from greedylr_fused.schedules.loss_driven import CompareWith, Event, Kind
+from greedylr_fused.schedules.search import Backup, Phase
 from greedylr_fused.tensors.formats import MIXES, DType, Hyper, Row
 
 CPU = torch.device("cpu")
@@ -156,7 +157,7 @@ def test_slots_are_the_same_in_every_language():
     assert tuple(re.findall(r"X\((\w+)\)", blocks)) == BLOCKS
 
 
-@pytest.mark.parametrize("codes", [Kind, CompareWith, Event], ids=lambda codes: codes.__name__)
+@pytest.mark.parametrize("codes", [Kind, CompareWith, Event, Phase, Backup], ids=lambda codes: codes.__name__)
 def test_codes_in_slots_are_the_same_in_every_language(codes):
     header = (ROOT / "csrc/core/slots.h").read_text()
     listed = re.search(rf"enum class {codes.__name__} : int {{ (.*?) }};", header)[1].split(", ")
@@ -179,26 +180,30 @@ def test_the_control_vector_has_the_documented_size():
     control = Control(
         GreedyLR(smooth=True, window_size=7), [0.1, 0.2], max_grad_norm=1.0, skip_nonfinite=True, device=CPU
     )
-    assert control.vector.shape == (62 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and len(SLOTS) == 62
+    assert control.vector.shape == (92 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and len(SLOTS) == 92
 
 
-TAG = re.compile(r"(?://|#)\s*([ACGKS]\d)\b(?!\s*(?:-|\.\.|to))")
+TAG = re.compile(r"(?://|#)\s*([ACGKLS]\d)\b(?!\s*(?:-|\.\.|to))")
 FORMS = {
     "csrc/core/adamw.h": "A",
     "csrc/core/control.h": "GS",
     "csrc/core/observe.h": "C",
+    "csrc/core/search.h": "L",
     "csrc/core/spikes.h": "K",
     "greedylr_fused/backends/adamw.py": "A",
     "greedylr_fused/schedules/loss_spec.py": "C",
+    "greedylr_fused/schedules/search_spec.py": "L",
     "greedylr_fused/schedules/spikes.py": "K",
     "greedylr_fused/backends/reference.py": "GCS",
+    "greedylr_fused/backends/search.py": "L",
     "greedylr_fused/backends/spikes.py": "K",
     "greedylr_fused/backends/triton/control.py": "GS",
     "greedylr_fused/backends/triton/observe.py": "C",
+    "greedylr_fused/backends/triton/search.py": "L",
     "greedylr_fused/backends/triton/spikes.py": "K",
     "greedylr_fused/backends/triton/adamw.py": "A",
 }
-COUNT = {"A": 6, "G": 4, "K": 4, "C": 9, "S": 3}
+COUNT = {"A": 6, "G": 4, "K": 4, "C": 9, "L": 9, "S": 3}
 
 
 def comments(path):

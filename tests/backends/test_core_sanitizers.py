@@ -12,7 +12,7 @@ def passes(*command, **variables):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("program", ["formats", "control", "snapshot"])
+@pytest.mark.parametrize("program", ["formats", "control", "search", "snapshot"])
 def test_core(program):
     passes(sanitizers.program(program, "address,undefined", ()))
 

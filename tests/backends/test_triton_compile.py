@@ -40,6 +40,7 @@ from greedylr_fused.backends.triton import measure as triton_measure  # noqa: E4
 from greedylr_fused.backends.triton import update as triton_update  # noqa: E402
 from greedylr_fused.backends.triton.backend import TritonBackend  # noqa: E402
 from greedylr_fused.backends.triton.mixes import blocks  # noqa: E402
+from greedylr_fused.schedules import ROUNDING  # noqa: E402
 from greedylr_fused.tensors.formats import MIXES, DType  # noqa: E402
 
 pytestmark = [
@@ -81,8 +82,9 @@ def measure(target, dtype, l1=False):
 
 
 @cache
-def control(target, kernel):
+def control(target, kernel, searches=False):
     constants = {"DECIDES": True, "L1": True, "HAS_LOSS": True, "WEIGHT_AT": False, "snapshot": GIVEN}
+    constants |= {"SEARCHES": searches}
     return compiled(kernel, target, **{name: value for name, value in constants.items() if name in kernel.arg_names})
 
 
@@ -110,6 +112,14 @@ def test_update_code(target, mix, tmp_path, record_property):
     for loop in (without, amsgrad):
         check_update_loop(loop, mix)
         assert matching(loop, "LDS|STS") == 0
+
+
+@each([(90, mix) for mix in FEW])
+def test_update_code_that_closes_a_search(target, mix, tmp_path, record_property):
+    code = machine_code(update(target, mix, searches=True), tmp_path)
+    record_property("registers", code.registers)
+    assert code.registers <= registers(mix)
+    assert not code.spills(), "values spilled to memory"
 
 
 def test_only_the_last_launch_closes():
@@ -188,7 +198,16 @@ def test_a_gradient_that_moves_keeps_its_norm(l1):
 @pytest.mark.parametrize("kernel", CONTROL_KERNELS, ids=lambda kernel: kernel.__name__)
 def test_control_is_exact_float64(kernel, target, tmp_path):
     """No multiply-add but those inside division and square root, which are rounded correctly."""
-    ptx = control(target, kernel).asm["ptx"]
+    check_exact(control(target, kernel).asm["ptx"], tmp_path)
+
+
+def test_a_search_is_exact_float64(tmp_path):
+    ptx = control(90, triton_control.control_kernel, searches=True).asm["ptx"]
+    assert literal(1.0 + ROUNDING) in ptx
+    check_exact(ptx, tmp_path)
+
+
+def check_exact(ptx, tmp_path):
     assert not re.search(r"\bfma\.|\bmad\.\S*f", ptx)
     assert not re.search(r"\b(add|sub|mul)\.f64", ptx), "without .rn the assembler may contract"
     assert {*re.findall(r"\b(?:div|sqrt|rcp)\.\S+", ptx)} <= {"div.rn.f64", "sqrt.rn.f64"}
@@ -207,10 +226,11 @@ def test_control_is_exact_float64(kernel, target, tmp_path):
     assert not [opcode for opcode, _ in code.lines if opcode.startswith("DFMA")]
 
 
-def test_control_constants():
-    def literal(value):
-        return f"0d{struct.pack('>d', value).hex().upper()}"
+def literal(value):
+    return f"0d{struct.pack('>d', value).hex().upper()}"
 
+
+def test_control_constants():
     clip = control(90, triton_control.clip_kernel).asm["ptx"]
     assert literal(1e-6) in clip
     allowed = {literal(value) for value in (0.0, 1.0, -1.0, 2.0, float("inf"), -float("inf"))}

@@ -34,12 +34,12 @@ def compiled(kernel, target, **constants):
 
 
 @cache
-def update(target, mix, closes=True, one_piece=True):
-    """The update of a mix, without the close if it is not the last of a step."""
+def update(target, mix, closes=True, one_piece=True, searches=False):
+    """The update of a mix, without the close if it is not the last of a step; with that of a level search."""
     block, rest = blocks(mix)
     constants = types_of(mix) | {"CHUNK": TritonBackend.chunk_size, "BLOCK": block, "REST": rest}
     constants |= {"ONE_PIECE": one_piece}
-    constants |= {"CLOSES": closes, "HAS_LOSS": closes} | ({"snapshot": GIVEN} if closes else {})
+    constants |= {"CLOSES": closes, "HAS_LOSS": closes, "SEARCHES": searches} | ({"snapshot": GIVEN} if closes else {})
     return compiled(triton_update.update_kernel, target, **constants)
 
 

@@ -135,7 +135,7 @@ class TritonBackend:
         steps = self._plan_steps()
         self._snapshot = None if table.snapshot is None else table.snapshot.address
         closing = (table.control, table.curve, self._snapshot, table.ptrs, *steps)
-        self._control = _Closing(control.control_kernel, 1, closing, (self._tuned,), table.control)
+        self._control = _Closing(control.control_kernel, 1, closing, (self._tuned, table.searches), table.control)
         self._observes: dict[Any, _Kernel] = {}
         self._pending = (table.control[SLOT["loss_sum"]], table.control[SLOT["loss_weight"]])
         # Kernels compile at their first call: those of a process of several ranks never do in a single one.
@@ -171,9 +171,13 @@ class TritonBackend:
             constants = (*types_of(mix).values(), in_one_piece(table, mix), *shape(table, streams), self._tuned)
             before = (*tensors, *scalars, *steps, counter)
             if then_control and at is table.launches[-1]:
-                kernels.append(_Closing(update_kernel, at.count, before, (*constants, True), table.control))
+                kernels.append(
+                    _Closing(update_kernel, at.count, before, (*constants, True, table.searches), table.control)
+                )
             else:
-                kernels.append(_Kernel(update_kernel, at.count, (*before, table.control, *constants, False, False)))
+                kernels.append(
+                    _Kernel(update_kernel, at.count, (*before, table.control, *constants, False, False, False))
+                )
         return kernels
 
     def _plan_measures(self, then_clip: bool) -> list[_Kernel]:

@@ -11,17 +11,19 @@ import triton
 import triton.language as tl
 
 from greedylr_fused.backends.triton.access import INTERPRETED, kernel, loop_bound, pointer, step_count
-from greedylr_fused.backends.triton.observe import EVENT, GROUPS, LEVEL, LR, observe, slots
+from greedylr_fused.backends.triton.observe import observe
+from greedylr_fused.backends.triton.search import is_trying, search
+from greedylr_fused.backends.triton.slots import EVENT, GROUPS, LEVEL, LOSS, LR, N_GROUPS, slots
 from greedylr_fused.backends.triton.spikes import skip_spikes
 from greedylr_fused.backends.triton.tuner import run_tuner, written_at
 from greedylr_fused.control import SLOTS, STATE_BEGIN
 from greedylr_fused.tensors import Row
 
-_MAX_GRAD_NORM, _SKIP_NONFINITE, _N_GROUPS = slots("max_grad_norm skip_nonfinite n_groups")
+_MAX_GRAD_NORM, _SKIP_NONFINITE = slots("max_grad_norm skip_nonfinite")
 _STEP, _SKIPPED, _LOSS_SUM, _LOSS_WEIGHT = slots("step skipped loss_sum loss_weight")
 _GRAD_SQ_SUM, _GRAD_ABS_SUM, _GRAD_NONFINITE = slots("grad_sq_sum grad_abs_sum grad_nonfinite")
 _PARAM_SQ_SUM, _GRAD_MOVED_SUM, _PARAM_MOVED_SUM = slots("param_sq_sum grad_moved_sum param_moved_sum")
-_GRAD_SCALE, _TUNER_SCALE = slots("grad_scale tuner_scale")
+_GRAD_SCALE, _BACKUP, _TUNER_SCALE = slots("grad_scale backup tuner_scale")
 _FOUND_INF, _GRAD_NORM, _GRAD_MULTIPLIER, _SKIP = slots("found_inf grad_norm grad_multiplier skip")
 _CURVE_LENGTH, _DECAY_START, _DECAY_STEPS, _CURVE_VALUE = slots("curve_length decay_start decay_steps curve_value")
 _GRAD = tl.constexpr(int(Row.GRAD))
@@ -122,7 +124,7 @@ def _set_lr(c, curve, step):
             into = tl.minimum(step - start, tl.load(c + _DECAY_STEPS))
             curve_value *= tl.load(curve + (length + into).to(tl.int64))
         tl.store(c + _CURVE_VALUE, curve_value)
-        n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
+        n_groups = tl.load(c + N_GROUPS).to(tl.int32)
         for group in range(loop_bound(n_groups)):  # S3
             slot = c + GROUPS + group
             tl.store(slot + LR * n_groups, tl.load(slot + LEVEL * n_groups) * curve_value)
@@ -149,7 +151,7 @@ def _show(c, snapshot):
     order in which the host relies on finding them (`greedylr_fused/control/snapshot.py`).
     """
     tl.debug_barrier()  # all threads are here, and see what the one has stored
-    count = _SHOWN + tl.load(c + _N_GROUPS).to(tl.int32)
+    count = _SHOWN + tl.load(c + N_GROUPS).to(tl.int32)
     number = tl.load(c + _STEP) + tl.load(c + _SKIPPED)
     tl.store(snapshot, number)
     _fence()
@@ -175,10 +177,21 @@ def _fence():
 
 @triton.jit
 def run_control(
-    c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, TUNED: tl.constexpr, HAS_LOSS: tl.constexpr
+    c,
+    curve,
+    snapshot,
+    ptrs,
+    n_tensors,
+    others,
+    n_others,
+    loss,
+    TUNED: tl.constexpr,
+    SEARCHES: tl.constexpr,
+    HAS_LOSS: tl.constexpr,
 ):
     """Close the step: count it for `others`, then let loss and step index decide the next LRs. With HAS_LOSS the one
     that `loss` points to is observed, with weight 1. Last, show the host the state at address `snapshot`, if not None.
+    With SEARCHES the schedule is a level search, which a skipped step changes too, by ending its trial.
     """
     loss_sum, loss_weight = tl.load(c + _LOSS_SUM), tl.load(c + _LOSS_WEIGHT)
     if HAS_LOSS:
@@ -187,25 +200,43 @@ def run_control(
     tl.store(c + _LOSS_SUM, 0.0)
     tl.store(c + _LOSS_WEIGHT, 0.0)
     tl.store(c + EVENT, 0.0)
-    if tl.load(c + _SKIP) != 0:
+    tl.store(c + _BACKUP, 0.0)
+    skip = tl.load(c + _SKIP) != 0
+    if skip:
         tl.store(c + _SKIPPED, tl.load(c + _SKIPPED) + 1)
     else:
         _advance_steps(c, ptrs, n_tensors, others, n_others, TUNED)
-        step = tl.load(c + _STEP) + 1
-        tl.store(c + _STEP, step)
+        tl.store(c + _STEP, tl.load(c + _STEP) + 1)
         if loss_weight != 0:
-            observe(c, loss_sum / loss_weight)
-        _set_lr(c, curve, step)
+            observe(c, loss_sum / loss_weight, SEARCHES)
+    moves = skip == 0
+    if SEARCHES:
+        fails = skip & is_trying(c)
+        if fails | (moves & (loss_weight != 0)):
+            search(c, tl.where(skip, float("nan"), tl.load(c + LOSS)))
+        moves = moves | fails
+    if moves:
+        _set_lr(c, curve, tl.load(c + _STEP))
     if snapshot is not None:
         _show(c, pointer(snapshot, tl.float64))
 
 
 @kernel
 def control_kernel(
-    c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, TUNED: tl.constexpr, HAS_LOSS: tl.constexpr
+    c,
+    curve,
+    snapshot,
+    ptrs,
+    n_tensors,
+    others,
+    n_others,
+    loss,
+    TUNED: tl.constexpr,
+    SEARCHES: tl.constexpr,
+    HAS_LOSS: tl.constexpr,
 ):
     """Run `Backend.control`, for a table that has nothing to update or after the update."""
-    run_control(c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, TUNED, HAS_LOSS)
+    run_control(c, curve, snapshot, ptrs, n_tensors, others, n_others, loss, TUNED, SEARCHES, HAS_LOSS)
 
 
 @kernel

@@ -7,36 +7,24 @@ import triton
 import triton.language as tl
 
 from greedylr_fused.backends.triton.access import loop_bound
-from greedylr_fused.control import BLOCKS, SLOT, SLOTS
+from greedylr_fused.backends.triton.slots import EVENT, GROUPS, INITIAL, LEVEL, LOSS, MAX, MIN, N_GROUPS, RING, slots
 from greedylr_fused.schedules import CompareWith, Event, Kind
-
-
-def slots(names):
-    """Return the indices of some slots, as kernels take them."""
-    return tuple(tl.constexpr(SLOT[name]) for name in names.split())
-
 
 _KIND, _MODE_MAX, _FACTOR, _PATIENCE = slots("kind mode_max factor patience")
 _THRESHOLD, _THRESHOLD_REL, _COOLDOWN, _WARMUP = slots("threshold threshold_rel cooldown warmup")
 _EPS, _SMOOTH, _WINDOW_SIZE, _RESET_START = slots("eps smooth window_size reset_start")
 _RAISES, _COMPARE_WITH, _FORGET_EVERY, _FORGET_LEFT = slots("raises compare_with forget_every forget_left")
-_LOSS, _SMOOTHED, _BEST, _GOOD, _BAD = slots("loss smoothed best good bad")
+_SMOOTHED, _BEST, _GOOD, _BAD = slots("smoothed best good bad")
 _COOLDOWN_LEFT, _WARMUP_LEFT, _RESETS_LEFT = slots("cooldown_left warmup_left resets_left")
-_WINDOW_SUM, _WINDOW_COUNT, _WINDOW_HEAD, _N_GROUPS, EVENT = slots("window_sum window_count window_head n_groups event")
+_WINDOW_SUM, _WINDOW_COUNT, _WINDOW_HEAD = slots("window_sum window_count window_head")
 _NO_SCHEDULE, _BEST_EVER, _LAST = (tl.constexpr(int(code)) for code in (Kind.NONE, CompareWith.BEST, CompareWith.LAST))
 _RAISE, _CUT, _RESET = (tl.constexpr(int(code)) for code in (Event.RAISE, Event.CUT, Event.RESET))
-#: First slot of the values of group 0; then, counted from there in numbers of groups, the blocks and the ring.
-GROUPS = tl.constexpr(len(SLOTS))
-LR, INITIAL, MIN, MAX, LEVEL = (
-    tl.constexpr(BLOCKS.index(name)) for name in ("lr", "initial_lr", "min_lr", "max_lr", "level")
-)
-RING = tl.constexpr(len(BLOCKS))
 
 
 @triton.jit
-def observe(c, x):
-    """Move the level by the mean loss x of this step."""
-    tl.store(c + _LOSS, x)  # C1
+def observe(c, x, SEARCHES: tl.constexpr):
+    """Take the mean loss x of this step, and move the level by it unless it SEARCHES: `search` does."""
+    tl.store(c + LOSS, x)  # C1
     finite = tl.abs(x) < float("inf")
     if tl.load(c + _KIND) == _NO_SCHEDULE:
         tl.store(c + _SMOOTHED, x)
@@ -45,7 +33,8 @@ def observe(c, x):
             if tl.load(c + _SMOOTH) != 0:
                 x = _window_mean(c, x)
             tl.store(c + _SMOOTHED, x)
-        _judge(c, x, finite)
+        if not SEARCHES:
+            _judge(c, x, finite)
 
 
 @triton.jit
@@ -82,7 +71,7 @@ def _window_mean(c, x):
     size = tl.load(c + _WINDOW_SIZE)
     count = tl.load(c + _WINDOW_COUNT)
     head = tl.load(c + _WINDOW_HEAD)
-    slot = c + GROUPS + RING * tl.load(c + _N_GROUPS).to(tl.int32) + head.to(tl.int32)
+    slot = c + GROUPS + RING * tl.load(c + N_GROUPS).to(tl.int32) + head.to(tl.int32)
     oldest = tl.load(slot)
     total = tl.load(c + _WINDOW_SUM) + x  # added first, as upstream: the order decides the last bit
     full = count == size
@@ -146,7 +135,7 @@ def _is_better(c, x, best):
 def _raise_level(c):
     """Divide every group's level by the factor, up to its bound."""
     factor, eps = tl.load(c + _FACTOR), tl.load(c + _EPS)
-    n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
+    n_groups = tl.load(c + N_GROUPS).to(tl.int32)
     for group in range(loop_bound(n_groups)):
         slot = c + GROUPS + group
         level = tl.load(slot + LEVEL * n_groups)
@@ -160,7 +149,7 @@ def _raise_level(c):
 def _cut_level(c):
     """Multiply every group's level by the factor, down to its bound; return whether all groups are at theirs."""
     factor, eps = tl.load(c + _FACTOR), tl.load(c + _EPS)
-    n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
+    n_groups = tl.load(c + N_GROUPS).to(tl.int32)
     above_floor = 0
     for group in range(loop_bound(n_groups)):
         slot = c + GROUPS + group
@@ -177,7 +166,7 @@ def _cut_level(c):
 @triton.jit
 def _restore_level(c, known):
     """Reset the levels; the reset is an event if it, or the cut before it, changed a level, or if it forgets a best."""
-    n_groups = tl.load(c + _N_GROUPS).to(tl.int32)
+    n_groups = tl.load(c + N_GROUPS).to(tl.int32)
     if known | (tl.load(c + EVENT) == _CUT):
         _tell(c, _RESET)
     for group in range(loop_bound(n_groups)):

@@ -9,14 +9,14 @@ import triton
 import triton.language as tl
 
 from greedylr_fused.backends.triton.access import loop_bound
-from greedylr_fused.backends.triton.observe import GROUPS, RING, slots
+from greedylr_fused.backends.triton.slots import GROUPS, N_GROUPS, RING, slots
 from greedylr_fused.schedules import LANES
 
 _SPIKE_WINDOW, _SPIKE_MINIMUM, _SPIKE_SIGMAS = slots("spike_window spike_minimum spike_sigmas")
 _SPIKES, _SPIKE_LOSSES, _LOSSES_HEAD, _SPIKE_NORMS, _NORMS_HEAD = slots(
     "spikes spike_losses losses_head spike_norms norms_head"
 )
-_MODE_MAX, _SMOOTH, _WINDOW_SIZE, _N_GROUPS = slots("mode_max smooth window_size n_groups")
+_MODE_MAX, _SMOOTH, _WINDOW_SIZE = slots("mode_max smooth window_size")
 _LOSS_SUM, _LOSS_WEIGHT = slots("loss_sum loss_weight")
 _LANES, _HALVINGS = tl.constexpr(LANES), tl.constexpr(LANES.bit_length() - 1)
 
@@ -65,7 +65,7 @@ def skip_spikes(c, grad_norm, skip):
     """Return whether the step is skipped, if so far it was (`skip`) or was not."""
     size = tl.load(c + _SPIKE_WINDOW).to(tl.int32)
     if size != 0:
-        losses = c + GROUPS + RING * tl.load(c + _N_GROUPS).to(tl.int32)
+        losses = c + GROUPS + RING * tl.load(c + N_GROUPS).to(tl.int32)
         losses += tl.where(tl.load(c + _SMOOTH) != 0, tl.load(c + _WINDOW_SIZE).to(tl.int32), 0)
         norms = losses + size
         sigmas = tl.load(c + _SPIKE_SIGMAS)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from greedylr_fused.backends.triton.access import loop_bound, pointer
-from greedylr_fused.backends.triton.observe import GROUPS, slots
+from greedylr_fused.backends.triton.slots import GROUPS, slots
 from greedylr_fused.tensors import Hyper, Row
 
 _BEGIN, _BETAS, _SCALE = slots("tuner_begin tuner_betas tuner_scale")

@@ -48,6 +48,7 @@ def update_kernel(
     REST: tl.constexpr,
     TUNED: tl.constexpr,
     CLOSES: tl.constexpr,
+    SEARCHES: tl.constexpr,
     HAS_LOSS: tl.constexpr,
 ):
     """Update chunk `first_chunk + program` of the table.
@@ -86,4 +87,4 @@ def update_kernel(
             )
     if CLOSES:
         if last_to_finish(counter, tl.num_programs(0)):
-            run_control(control, curve, snapshot, ptrs, n_tensors, others, n_others, loss, TUNED, HAS_LOSS)
+            run_control(control, curve, snapshot, ptrs, n_tensors, others, n_others, loss, TUNED, SEARCHES, HAS_LOSS)
