@@ -10,18 +10,22 @@ They stand in every parameter group, the same in all but for the last three:
         "initial_lr": 0.001, "level": 0.002
     }
 
+Of a level search, kind 3 or 4, its own numbers (`SAVED_SEARCH`) stand behind "event"; within a trial they say that one
+is open, and belong to the parameters of the trial. Saved with those of its backup instead, they have to be those of
+`control.without_trial`.
+
 All checks raise TypeError or ValueError, and name the key.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from greedylr_fused.checkpoint.checks import as_float, check_count, refuse
-from greedylr_fused.control import SAVED, SAVED_BLOCKS
-from greedylr_fused.schedules import Event, Kind
+from greedylr_fused.control import SAVED, SAVED_BLOCKS, SAVED_SEARCH
+from greedylr_fused.schedules import SEARCHES, Event, Kind, Phase
 from greedylr_fused.warning import warn
 
 KEY = "control"
@@ -100,23 +104,29 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
         group_numbers = {_NAMES.get(key, key): value for key, value in group_numbers.items()}
         if "lr" in group_numbers and "level" not in group_numbers and not _ADDED.keys() & group_numbers.keys():
             group_numbers = {**group_numbers, **_ADDED, "level": group_numbers["lr"]}
-        for name in (*SAVED, *SAVED_BLOCKS, "window"):
+        for name in (*SAVED, *SAVED_BLOCKS, "window", *_search_names(group_numbers)):
             if name not in group_numbers:
                 key = _key(name)
                 raise ValueError(
                     f'checkpoint: {where}: expected what FusedAdamW.state_dict() wrote, got no "{key}" in it; {_ANEW}'
                 )
         checked.append(_checked(where, group_numbers))
-        for name in (*SAVED, "window"):
-            if repr(checked[-1][name]) != repr(checked[0][name]):  # NaN does not equal itself
+        for name in (*SAVED, "window", *_search_names(checked[0])):
+            if repr(checked[-1].get(name)) != repr(checked[0][name]):  # NaN does not equal itself
                 allowed = f"{checked[0][name]!r} as in group 0, since groups share it"
-                refuse(f'{where}["{_key(name)}"]', checked[-1][name], allowed, _ANEW)
+                refuse(f'{where}["{_key(name)}"]', checked[-1].get(name), allowed, _ANEW)
     return checked
+
+
+def _search_names(numbers: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the numbers that only a level search has, none if these are not of one."""
+    return SAVED_SEARCH if numbers.get("kind") in SEARCHES else ()
 
 
 def _checked(where: str, group_numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Check the numbers of one group, and return them as floats."""
-    numbers = {name: as_float(f'{where}["{_key(name)}"]', group_numbers[name]) for name in (*SAVED, *SAVED_BLOCKS)}
+    names = (*SAVED, *SAVED_BLOCKS, *_search_names(group_numbers))
+    numbers = {name: as_float(f'{where}["{_key(name)}"]', group_numbers[name]) for name in names}
     window = _losses(f'{where}["window"]', group_numbers["window"])
     for name in _COUNTS:
         check_count(f'{where}["{name}"]', numbers[name])
@@ -133,8 +143,36 @@ def _checked(where: str, group_numbers: Mapping[str, Any]) -> dict[str, Any]:
     if not math.isfinite(numbers["best"]) and numbers["best"] != worst:
         refuse(f'{where}["best"]', numbers["best"], f"a finite number, or {worst} before the first loss", _ANEW)
     _check_window(where, numbers, window)
+    if _search_names(numbers):
+        _check_search(where, numbers)
     counted = check_count(f'{where}["counted"]', group_numbers.get("counted", numbers["step"]))
     return numbers | {"window": window, "counted": counted}
+
+
+def _check_search(where: str, numbers: Mapping[str, float]) -> None:
+    """Check that the numbers of a level search are such as it can have."""
+    allowed: dict[str, tuple[str, Callable[[float], bool]]] = {
+        "phase": (" or ".join(f"{code:d}" for code in Phase), lambda x: x in tuple(Phase)),
+        "again": ("0 or 1", lambda x: x in (0.0, 1.0)),
+        "rising": ("0 or 1", lambda x: x in (0.0, 1.0)),
+        "faded": ("0 < faded <= 1", lambda x: 0.0 < x <= 1.0),
+        "multiplier": ("a finite number >= 0", lambda x: 0.0 <= x < math.inf),
+        "worst_loss": ("a finite number, or -inf before the first loss", lambda x: x < math.inf),
+        "kept": ("no infinite number", lambda x: not math.isinf(x)),
+        "kept_var": ("a number >= 0, or NaN", lambda x: not x < 0.0),
+        "gain": ("a finite number", math.isfinite),
+        "gain_var": ("a number >= 0", lambda x: x >= 0.0),
+    }
+    allowed |= dict.fromkeys(("search_level", "trial_level"), ("a finite number > 0", lambda x: 0.0 < x < math.inf))
+    allowed |= dict.fromkeys(("first_loss", "sum_y"), ("a finite number", math.isfinite))
+    for name in ("window_step", "search_losses"):
+        check_count(f'{where}["{name}"]', numbers[name])
+    for name, (words, holds) in allowed.items():
+        if not holds(numbers[name]):
+            refuse(f'{where}["{name}"]', numbers[name], words, _ANEW)
+    if numbers["search_losses"] > numbers["window_step"]:
+        words = f'at most "window_step", {numbers["window_step"]:g}'
+        refuse(f'{where}["search_losses"]', numbers["search_losses"], words, _ANEW)
 
 
 def _losses(where: str, window: Any) -> list[float]:

@@ -21,6 +21,7 @@ from greedylr_fused.checkpoint.numbers import KEY, read_control
 from greedylr_fused.checkpoint.spikes import SPIKES, read_spikes
 from greedylr_fused.checkpoint.states import check_states
 from greedylr_fused.control import Control, place_spikes
+from greedylr_fused.schedules import Phase
 from greedylr_fused.step import PEAKS, lr_of, peaks, started_at
 
 
@@ -64,7 +65,11 @@ def _control_of(loaded: Mapping[str, Any], control: Control, *, is_own: bool) ->
         # version showed of it within a ZeroRedundancyOptimizer.
         if group["lr"] not in (group_numbers["lr"], group[KEY].get("mirrored_lr")):
             group_numbers["lr"] = float(group["lr"])
-            group_numbers["level"] = group_numbers["lr"] / curve_value if curve_value else group_numbers["level"]
+            if curve_value and "search_level" in group_numbers:  # the starting LR moves, as by `Control.write_lr`
+                group_numbers["initial_lr"] = group_numbers["lr"] / curve_value / group_numbers["search_level"]
+                group_numbers["level"] = group_numbers["initial_lr"] * group_numbers["multiplier"]
+            elif curve_value:
+                group_numbers["level"] = group_numbers["lr"] / curve_value
     numbers = fitted(numbers, control)
     result = control.anew([group_numbers["initial_lr"] for group_numbers in numbers])
     result.load(numbers)
@@ -156,9 +161,11 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
     if first["kind"] != kind or (has_no_base and first["curve_value"] != 1.0):
         names = ("step", "skipped", "loss", "grad_norm", "decay_start", "decay_steps")
         kept = {name: first[name] for name in names}
-        start = "level" if control.follows_steps else "lr"
-        fresh = control.anew([group_numbers[start] for group_numbers in numbers]).numbers()
+        fresh = control.anew([_start(own, follows_steps=control.follows_steps) for own in numbers]).numbers()
         return [group_numbers | kept for group_numbers in _at(first["step"], fresh, control.schedule)]
+    if control.searches and first["phase"] != Phase.FROZEN:  # in a shorter window the last step is still to come
+        last = float(control.slot("window_size")) - 1.0
+        return [own | {"window_step": min(own["window_step"], last)} for own in numbers]
     if kind and first["mode_max"] != mode_max:
         raise ValueError(
             f'checkpoint: expected mode="{"max" if mode_max else "min"}", as this schedule has it, got one written '
@@ -178,6 +185,14 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
     total = math.fsum(newest)
     kept = {"window": newest, "window_sum": total, "smoothed": total / size}
     return [group_numbers | kept for group_numbers in numbers]
+
+
+def _start(numbers: Mapping[str, Any], *, follows_steps: bool) -> float:
+    """Return the LR from which another kind of schedule starts: of a search the level outside trials."""
+    if "search_level" in numbers:
+        level = numbers["initial_lr"] * numbers["search_level"]
+        return float(level if follows_steps else level * numbers["curve_value"])
+    return float(numbers["level" if follows_steps else "lr"])
 
 
 def mark(groups: Sequence[dict[str, Any]], lrs: Sequence[float] | None, *, spikes: bool, tuned: bool) -> None:

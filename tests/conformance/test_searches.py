@@ -1,0 +1,234 @@
+"""The level searches on every backend against their specification, bit for bit."""
+
+import copy
+import math
+
+import pytest
+import torch
+from support.oracle import Driven
+from support.searches import BASE, COMPARED, STEPS, golden, random_runs, rows, take
+
+from greedylr_fused import FusedAdamW, GreedyLR, Linear
+from greedylr_fused.control import without_trial
+from greedylr_fused.schedules import AdaLRS, Backup, Climb, Phase, SearchSpec
+
+LRS = [0.1, 0.003]
+
+
+def trace(backend, device, config, losses):
+    """LRs and the slots of a search after each step; of a skipped step with a loss that must not count."""
+    driven, found = Driven(backend, device, config, LRS, COMPARED), []
+    for loss in losses:
+        driven.control.slot("skip").fill_(float(loss is None))
+        pending = torch.tensor([7.0 if loss is None else loss, 1.0], dtype=torch.float64, device=device)
+        found.append(driven.observe(pending))
+    return torch.stack(found).tolist()
+
+
+def wanted(config, losses):
+    spec, curve, found = SearchSpec(config), config.base.curve(), []
+    for loss, row in zip(losses, rows(config, losses), strict=True):
+        take(spec, loss)
+        value = curve[min(spec.step, len(curve) - 1)]
+        found.append([*(lr * row[0] * value for lr in LRS), *row])
+    return found
+
+
+def assert_same(got, want, config):
+    for step, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert repr(a) == repr(b), f"step {step} of {config}: {dict(zip(COMPARED, a[2:], strict=True))}, not {b}"
+
+
+@pytest.mark.parametrize("name", golden())
+def test_golden_runs(backend, device, name):
+    case = golden()[name]
+    if backend == "triton" and device.type == "cpu":  # its interpreter: until shortly after the last decision
+        case = case | {"losses": case["losses"][:110]}
+    config, losses = case["config"], case["losses"]
+    assert_same(trace(backend, device, config, losses), wanted(config, losses), config)
+
+
+def test_random_runs(backend, device):
+    for config, losses in random_runs(2, {"triton": 4, "reference": 8, "cuda": 8}.get(backend, 60)):
+        assert_same(trace(backend, device, config, losses), wanted(config, losses), config)
+
+
+def params():
+    torch.manual_seed(3)
+    return [{"params": [torch.nn.Parameter(torch.randn(5))], "lr": lr} for lr in LRS]
+
+
+def optimizer(config, backend, device, **options):
+    groups = [group | {"params": [torch.nn.Parameter(p.to(device)) for p in group["params"]]} for group in params()]
+    return FusedAdamW(groups, schedule=config, backend=backend, skip_nonfinite=True, **options)
+
+
+def step(opt, loss):
+    for group in opt.param_groups:
+        for p in group["params"]:
+            p.grad = torch.full_like(p, math.nan if loss is None else 0.5)
+    opt.step(loss=3.0 if loss is None else loss)
+
+
+def shown(opt):
+    control = opt._control
+    return [*opt.read_lr(), *(float(control.slot(name)) for name in COMPARED)]
+
+
+@pytest.mark.parametrize("name", ["climb, a skipped step", "adalrs, not finite"])
+def test_an_optimizer_decides_alike(backend, device, name):
+    """With steps that are skipped for their gradients, in trials too, which no other way of skipping shows."""
+    case = golden()[name]
+    config, losses = case["config"], case["losses"][:60]
+    opt, got = optimizer(config, backend, device), []
+    for loss in losses:
+        step(opt, loss)
+        got.append(shown(opt))
+    assert_same(got, wanted(config, losses), config)
+    assert Phase.TRIAL in [row[2 + COMPARED.index("phase")] for row in got]
+
+
+@pytest.mark.parametrize("name", ["climb, raises to the top", "climb, the first try fails", "adalrs, small"])
+def test_numbers_go_on_from_a_checkpoint_at_every_phase(backend, device, name):
+    case = golden()[name]
+    config, losses = case["config"], case["losses"][:90]
+    opt, saved = optimizer(config, backend, device), {}
+    kept = []
+    for at, loss in enumerate(losses):
+        step(opt, loss)
+        kept.append(shown(opt))
+        if at % 7 == 3:
+            saved[at] = copy.deepcopy(opt.state_dict())
+    phases = {int(kept[at][2 + COMPARED.index("phase")]) for at in saved}
+    assert {Phase.TRIAL, Phase.CONTROL} <= phases
+    for at in [*saved][:: 4 if backend == "triton" else 1]:
+        other = optimizer(config, backend, device)
+        other.load_state_dict(saved[at])
+        for later in range(at + 1, min(at + 16, len(losses))):
+            step(other, losses[later])
+            assert repr(shown(other)) == repr(kept[later]), (at, later)
+
+
+def run_to(opt, case, phase, window_step):
+    for loss in case["losses"]:
+        step(opt, loss)
+        if (float(opt._control.slot("phase")), float(opt._control.slot("window_step"))) == (phase, window_step):
+            return
+    raise AssertionError("not reached")
+
+
+def test_a_trial_can_be_saved_as_one_that_failed():
+    """The numbers of that go with the parameters of the backup; the trial then comes again."""
+    case = golden()["climb, raises to the top"]
+    opt = optimizer(case["config"], "reference", torch.device("cpu"))
+    run_to(opt, case, Phase.TRIAL, 4)
+    numbers = opt._control.numbers()
+    undone = without_trial(numbers)
+    failed = SearchSpec(case["config"])
+    for loss in case["losses"][: int(numbers[0]["step"])]:
+        take(failed, loss)
+    take(failed, math.nan)
+    for own, lr in zip(undone, LRS, strict=True):
+        assert own["phase"] == failed.phase and own["multiplier"] == failed.multiplier and math.isnan(own["kept"])
+        assert own["level"] == lr * failed.level and own["window_step"] == own["search_losses"] == own["sum_y"] == 0.0
+        assert own["lr"] == own["level"] * own["curve_value"]
+    assert without_trial(undone) == undone, "without an open trial nothing changes"
+
+
+def test_a_run_in_other_windows_goes_on_within_them():
+    """A window that is shorter than what was seen of it ends with the next step; the LR is never negative."""
+    case = golden()["climb, raises to the top"]
+    opt = optimizer(case["config"], "cpu", torch.device("cpu"))
+    run_to(opt, case, Phase.CONTROL, 9)
+    shorter = optimizer(Climb(base=BASE, window=0.0, min_window=4), "cpu", torch.device("cpu"))
+    shorter.load_state_dict(opt.state_dict())
+    assert float(shorter._control.slot("window_step")) == 3.0
+    for _ in range(20):
+        step(shorter, 1.0)
+        assert min(shorter.read_lr()) > 0.0
+
+
+def test_another_schedule_starts_from_the_level_outside_trials():
+    case = golden()["climb, raises to the top"]
+    opt = optimizer(case["config"], "cpu", torch.device("cpu"))
+    run_to(opt, case, Phase.CONTROL, 9)
+    level = float(opt._control.slot("search_level"))
+    other = optimizer(Linear(STEPS, warmup_steps=12), "cpu", torch.device("cpu"))
+    other.load_state_dict(opt.state_dict())
+    assert other._control.level.tolist() == [lr * level for lr in LRS]
+    assert other.read_lr() == [lr * level * BASE.curve()[int(other._control.slot("step"))] for lr in LRS]
+    greedy = optimizer(GreedyLR(), "cpu", torch.device("cpu"))
+    greedy.load_state_dict(opt.state_dict())
+    assert greedy.read_lr() == other.read_lr()
+
+
+def test_a_written_lr_is_the_one_outside_trials(backend, device):
+    case = golden()["climb, raises to the top"]
+    opt = optimizer(case["config"], backend, device)
+    run_to(opt, case, Phase.CONTROL, 3)
+    factor, level = (float(opt._control.slot(name)) for name in ("multiplier", "search_level"))
+    assert 0.0 < factor < level
+    opt.set_lr(0.02)
+    found = opt.read_lr()
+    assert found == pytest.approx([0.02 / level * factor] * 2, rel=1e-12)
+    step(opt, 1.0)
+    assert float(opt._control.slot("search_level")) == level, "the level is the search's own"
+
+
+def test_a_group_added_later_has_the_level_too(backend, device):
+    case = golden()["climb, raises to the top"]
+    opt = optimizer(case["config"], backend, device)
+    run_to(opt, case, Phase.TRIAL, 2)
+    opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(3, device=device))], "lr": 0.1})
+    first, _, third = opt.read_lr()
+    assert third == first
+    step(opt, 1.0)
+    first, _, third = opt.read_lr()
+    assert third == first
+
+
+def damage(opt, **changes):
+    saved = copy.deepcopy(opt.state_dict())
+    for group in saved["param_groups"]:
+        group["control"].update(changes)
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("phase", 4.0), ("phase", 0.5), ("window_step", -1.0), ("search_level", 0.0), ("trial_level", math.inf)]
+    + [("multiplier", -1.0), ("search_losses", 99.0), ("sum_y", math.nan), ("kept", math.inf), ("kept_var", -1.0)]
+    + [("again", 2.0), ("gain", math.nan), ("rising", 3.0), ("faded", 0.0), ("worst_loss", math.nan), ("phase", "x")],
+)
+def test_damaged_numbers_are_refused(name, value):
+    opt = optimizer(AdaLRS(base=BASE), "cpu", torch.device("cpu"))
+    step(opt, 1.0)
+    with pytest.raises((ValueError, TypeError), match=name):
+        opt.load_state_dict(damage(opt, **{name: value}))
+    missing = copy.deepcopy(opt.state_dict())
+    del missing["param_groups"][0]["control"][name]
+    with pytest.raises(ValueError, match=f'no "{name}"'):
+        opt.load_state_dict(missing)
+
+
+def test_other_schedules_save_none_of_it():
+    opt = optimizer(GreedyLR(), "cpu", torch.device("cpu"))
+    step(opt, 1.0)
+    assert "phase" not in opt.state_dict()["param_groups"][0]["control"]
+
+
+def test_every_copy_is_told_once(backend, device):
+    """`backup` is 0 again after a step without a loss, and after one that is skipped outside trials."""
+    opt = optimizer(Climb(base=BASE, min_window=8), backend, device)
+    for _ in range(12):
+        step(opt, 1.0)
+    assert float(opt._control.slot("backup")) == Backup.TAKE
+    for p in (p for group in opt.param_groups for p in group["params"]):
+        p.grad = torch.zeros_like(p)
+    opt.observe(2.0, weight=0.0)
+    opt.step()
+    assert float(opt._control.slot("backup")) == Backup.NONE and float(opt._control.slot("phase")) == Phase.TRIAL
+    step(opt, None)
+    assert float(opt._control.slot("backup")) == Backup.PUT_BACK
+    step(opt, None)
+    assert float(opt._control.slot("backup")) == Backup.NONE
