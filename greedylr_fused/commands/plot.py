@@ -14,10 +14,14 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.commands import fail
-from greedylr_fused.telemetry import CUT, EVENTS, RAISE, RESET, SKIP, Run, recorded_run
+from greedylr_fused.telemetry import BACK, CUT, EVENTS, FREEZE, RAISE, RESET, SKIP, TRY, Run, recorded_run
 
 #: Form and colour of the marks.
 _MARKS = {RAISE: ("^", "#2ca02c"), CUT: ("v", "#d62728"), RESET: ("D", "#9467bd"), SKIP: ("x", "#444444")}
+_MARKS |= {TRY: (">", "#1f77b4"), BACK: ("<", "#ff7f0e"), FREEZE: ("s", "#17becf")}
+#: Told of every run; the other events only where there were some.
+_ALWAYS = (RAISE, CUT, RESET)
+_PLURALS = {TRY: "tries", BACK: "back"}
 #: Lines have at most four points for each of so many parts of a run: two for each pixel.
 _PARTS = 1000
 #: Learning rates of more groups than this are not told apart by colour.
@@ -100,7 +104,11 @@ def _chosen(given: argparse.Namespace) -> dict[str, Run]:
 
 def _summary(name: str, run: Run) -> str:
     counts = Counter(run.events)
-    parts = [f"{counts[event]} {event}{'s' * (counts[event] != 1)}" for event in EVENTS]
+    parts = [
+        f"{counts[event]} {event if counts[event] == 1 else _PLURALS.get(event, event + 's')}"
+        for event in EVENTS
+        if event in _ALWAYS or counts[event]
+    ]
     if not run.tells_decisions:
         parts = ["what was decided is not in the file"]
     parts += [f"{counts[SKIP]} skipped"] + ([f"{_lost(run)} without a line"] if run.lost else [])

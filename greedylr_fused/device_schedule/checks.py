@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer
 from greedylr_fused.checkpoint import KEY, read_control
 from greedylr_fused.device_schedule.muon import Muon
 from greedylr_fused.optimizer import FusedAdamW
+from greedylr_fused.schedules import LevelSearch
 from greedylr_fused.step import options
 from greedylr_fused.warning import warn
 
@@ -53,6 +54,19 @@ def check_optimizer(optimizer: Any, other: object, *, several: bool) -> None:
         raise RuntimeError(
             f"DeviceSchedule: expected one per optimizer at a time, got one that is driven by {other}; delete that one "
             "first, or pass it another's state with load_state_dict()"
+        )
+
+
+def check_no_search(schedule: Any) -> None:
+    """Refuse a schedule that puts parameters back, which DeviceSchedule does not own.
+
+    Raises:
+        TypeError: names the optimizer that does.
+    """
+    if isinstance(schedule, LevelSearch):
+        raise TypeError(
+            "DeviceSchedule: expected a schedule that leaves parameters alone, got "
+            f"{type(schedule).__name__}, which puts them back after a trial; write FusedAdamW(..., schedule=schedule)"
         )
 
 

@@ -93,6 +93,7 @@ class DeviceSchedule:
                 "DeviceSchedule: expected a schedule such as GreedyLR(), got schedule=None; construct none without one"
             )
         checks.check_spikes(optimizers, schedule)
+        checks.check_no_search(schedule)
         options.check_ranks(process_group, None)
         self._driven = driven = Driven(optimizers)
         device = driven.lrs[0].device

@@ -6,7 +6,7 @@ makes steps of rows; `run_log.py` writes `run.jsonl`, `recorded_run.py` reads it
 """
 
 from greedylr_fused.telemetry import recorded_run
-from greedylr_fused.telemetry.history import CUT, EVENTS, RAISE, RESET
+from greedylr_fused.telemetry.history import BACK, CUT, EVENTS, FREEZE, RAISE, RESET, TRY
 from greedylr_fused.telemetry.loggers import tensorboard
 from greedylr_fused.telemetry.recorded_run import SKIP, Run
 from greedylr_fused.telemetry.recorder import Recorder

@@ -10,8 +10,9 @@ from greedylr_fused.schedules import Event
 from greedylr_fused.step import Metrics
 from greedylr_fused.telemetry.ring import END, MARK
 
-#: Values of `Step.event`, beside None.
-RAISE, CUT, RESET = EVENTS = tuple(event.name.lower() for event in (Event.RAISE, Event.CUT, Event.RESET))
+#: Values of `Step.event`, beside None; those behind "reset" are of level searches.
+EVENTS = tuple(event.name.lower() for event in Event if event)
+RAISE, CUT, RESET, TRY, BACK, FREEZE = EVENTS
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Step:
     skipped: bool
     """Whether it was skipped, for a non-finite gradient or a spike; loss and LR in the metrics are then older."""
     event: str | None
-    """Decision of the loss in this step: "raise", "cut" or "reset"; None if there is none."""
+    """Decision of the loss in this step: "raise", "cut" or "reset", of a level search also "try", "back" (a trial ended
+    with the level as before) or "freeze"; None if there is none."""
     lost: int
     """Steps without a row between the last known one and this one."""
 

@@ -52,6 +52,17 @@ def refused(capsys, *arguments):
     return message
 
 
+def test_decisions_of_a_search_are_told_and_marked(tmp_path, capsys, figures):
+    path = tmp_path / "run.jsonl"
+    events = [None, "try", "back", "try", "raise", "freeze"]
+    lines = ({"step": i + 1, "loss": 1.0, "lr": [0.1 * i], "event": event} for i, event in enumerate(events))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    main([str(path)])
+    assert "1 raise, 0 cuts, 0 resets, 2 tries, 1 back, 1 freeze, 0 skipped" in capsys.readouterr().out
+    marks = shown(figures[0].axes[1])
+    assert [x for x, _ in marks["try"]] == [2, 4] and [x for x, _ in marks["freeze"]] == [6]
+
+
 def test_a_picture_of_a_record(tmp_path, capsys, figures):
     opt = optimizer()
     losses = [5.0, 4.0, 4.5, 3.0, 6.0]

@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from greedylr_fused import DeviceSchedule, FusedAdamW
-from greedylr_fused.schedules import Constant, Cosine, GreedyLR
+from greedylr_fused.schedules import AdaLRS, Climb, Constant, Cosine, GreedyLR
 
 GREEDY = GreedyLR(factor=0.7, patience=1, smooth=True, window_size=4)
 
@@ -92,6 +92,13 @@ def test_refused(made, options, error, says):
     with pytest.raises(error) as caught:
         DeviceSchedule(opt, **{"schedule": Constant()} | options)
     assert re.search("expected .*, got ", str(caught.value)) and all(part in str(caught.value) for part in says)
+
+
+@pytest.mark.parametrize("kind", [Climb, AdaLRS])
+def test_a_search_needs_parameters_to_put_back(kind):
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=torch.tensor(0.1))
+    with pytest.raises(TypeError, match=f"got {kind.__name__}, which puts them back after a trial; write FusedAdamW"):
+        DeviceSchedule(sgd, kind(base=Cosine(1000)))
 
 
 def test_one_schedule_at_a_time():
