@@ -1,7 +1,7 @@
 """The control vector: one per optimizer, float64, in which the loss becomes the next learning rate on the device.
 
 Where is the LR decided? In this vector, by a backend, at the end of each step: `csrc/core/observe.h` and `control.h`,
-`backends/triton/observe.py` and `control.py`, `backends/reference.py`; by a level search in `csrc/core/search.h`,
+`backends/triton/observe.py` and `control.py`, `backends/control.py`; by a level search in `csrc/core/search.h`,
 `backends/triton/search.py`, `backends/search.py`. Their specifications, in plain floats, are `schedules/loss_spec.py`
 and `search_spec.py`. `slots.py` names each number of the vector, `vector.py` builds it and writes to it, `tuned.py` is
 a tuner's part of it, `bounds.py` bounds the LRs, `written.py` follows those that the host writes, `pending.py` adds up
