@@ -25,7 +25,7 @@ SEMANTICS = ("-std=c++17", "-fPIC", "-fno-fast-math", "-ffp-contract=off", "-fno
 WARNINGS = ("-Wall", "-Wextra")
 VISIBILITY = ("-fvisibility=hidden",)
 
-CPU_SOURCES = ("cpu/isa.cpp", "cpu/step.cpp", "cpu/threads.cpp")
+CPU_SOURCES = ("cpu/backup.cpp", "cpu/isa.cpp", "cpu/step.cpp", "cpu/threads.cpp")
 CPU_BINDING = "cpu/bind_cpu.cpp"
 
 HOST_SOURCES = ("host/watch.cpp", "host/watch_build.cpp")

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../core/backup.h"
 #include "../core/control.h"
 #include "../core/launch.h"
 
@@ -85,6 +86,20 @@ inline TensorTable make_table(uintptr_t ptrs, uintptr_t numel, uintptr_t group, 
             pointer<const double>(curve),
             l1,
             tuned};
+}
+
+// addresses, sizes, tensor and index of each chunk; tensors, chunks, bytes of a chunk
+using BackupTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;
+
+inline BackupTable backup_table(const BackupTuple& words) {
+    const auto [addresses, sizes, chunk_tensor, chunk_index, n_tensors, n_chunks, chunk] = words;
+    return {pointer<const int64_t>(addresses),
+            pointer<const int64_t>(sizes),
+            pointer<const int32_t>(chunk_tensor),
+            pointer<const int32_t>(chunk_index),
+            n_tensors,
+            n_chunks,
+            chunk};
 }
 
 inline void define_constants(py::module_& m) {

@@ -32,7 +32,7 @@ namespace greedylr {
     X(spike_sigmas)   /* deviations from the mean from which on a value is a spike */ \
     X(n_groups)       /* parameter groups */                                          \
     X(tuner_begin)    /* index of the tuner's values, 0: no tuner */                  \
-    X(tuner_betas)    /* learners of the tuner */ \
+    X(tuner_betas)    /* learners of the tuner */                                     \
     X(settle)         /* observations of a search's window that do not count */       \
     X(anneal)         /* observations in which its level falls to 0, 0: never */      \
     X(search_begin)   /* step of its first window */                                  \
@@ -69,7 +69,7 @@ namespace greedylr {
     X(losses_head)   /* position in it written next */                            \
     X(spike_norms)   /* gradient norms in the second */                           \
     X(norms_head)    /* position in that written next */                          \
-    X(tuner_scale)   /* S of the tuner, NaN without one */ \
+    X(tuner_scale)   /* S of the tuner, NaN without one */                        \
     X(phase)         /* of a search: a Phase */                                   \
     X(window_step)   /* observations of its open window */                        \
     X(search_level)  /* its level / initial_lr outside trials */                  \

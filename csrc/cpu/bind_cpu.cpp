@@ -85,7 +85,14 @@ PYBIND11_MODULE(_cpu, m) {
                 stepper.observe({{int64_t(loss), dtype}, {int64_t(weight_at), weight_dtype}, weight});
             },
             py::arg("loss"), py::arg("dtype"), py::arg("weight"), py::arg("weight_at"),
-            py::arg("weight_dtype"));
+            py::arg("weight_dtype"))
+        .def(
+            "backup",
+            [](const Stepper& stepper, int threads, const BackupTuple& table) {
+                const py::gil_scoped_release released;
+                stepper.backup(backup_table(table), threads);
+            },
+            py::arg("threads"), py::arg("table"));
     m.def("isa", [] { return loops().isa; }, "Instruction set of the loops in use.");
     m.def("isas", &isa_names, "Instruction sets that this processor can run, best first.");
     m.def("set_isa", &set_isa, py::arg("name"), "Use the loops of one instruction set (for tests).");

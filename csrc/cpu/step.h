@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../core/launch.h"
+#include "backup.h"
 #include "loops.h"
 
 namespace greedylr {
@@ -30,6 +31,8 @@ class Stepper {
     void control(const Loss& loss = {}) const;
     // One more loss for the next `control`.
     void observe(const Observation& seen) const;
+    // What the slot `backup` asks for.
+    void backup(const BackupTable& table, int threads) const { run_backup(table, table_.control, threads); }
 
   private:
     int useful_threads(int wanted) const;

@@ -67,7 +67,13 @@ PYBIND11_MODULE(_cuda, m) {
                 stepper.observe(stream, {{int64_t(loss), dtype}, {int64_t(weight_at), weight_dtype}, weight});
             },
             py::arg("stream"), py::arg("loss"), py::arg("dtype"), py::arg("weight"), py::arg("weight_at"),
-            py::arg("weight_dtype"), NoGil());
+            py::arg("weight_dtype"), NoGil())
+        .def(
+            "backup",
+            [](const Stepper& stepper, uintptr_t stream, const BackupTuple& table) {
+                stepper.backup(stream, backup_table(table));
+            },
+            py::arg("stream"), py::arg("table"), NoGil());
     m.def(
         "send",
         [](uintptr_t target, uintptr_t words, int64_t n, int device, uintptr_t stream) {

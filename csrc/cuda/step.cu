@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "backup.cuh"
 #include "measure.cuh"
 #include "runtime.h"
 #include "send.cuh"
@@ -103,6 +104,7 @@ Stepper::Stepper(const TensorTable& table, std::vector<Launch> launches, void* s
     const int resident = table_.l1 ? resident_measures<true>(pairs_, table_.tuned)
                                    : resident_measures<false>(pairs_, table_.tuned);
     measure_grid_ = grid_for(std::min(table_.n_chunks, LOTS), MEASURE_THREADS, resident);
+    backup_grid_ = resident_blocks(backup_kernel, BACKUP_THREADS);
 }
 
 void Stepper::measure(uintptr_t stream, bool then_clip) const {
@@ -152,6 +154,13 @@ void Stepper::control(uintptr_t stream, const Loss& loss) const {
 void Stepper::observe(uintptr_t stream, const Observation& seen) const {
     const DeviceGuard guard(device_);
     launch(observe_kernel, 1, WARP, stream_of(stream), ObserveArgs{table_.control, seen});
+}
+
+void Stepper::backup(uintptr_t stream, const BackupTable& table) const {
+    if (table.n_chunks == 0) return;
+    const DeviceGuard guard(device_);
+    const int blocks = int(std::min<int64_t>(table.n_chunks, backup_grid_));
+    launch(backup_kernel, blocks, BACKUP_THREADS, stream_of(stream), BackupArgs{table, table_.control});
 }
 
 void check_usable(int device) {

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "../core/backup.h"
 #include "../core/launch.h"
 
 namespace greedylr {
@@ -35,6 +36,8 @@ class Stepper {
     void control(uintptr_t stream, const Loss& loss = {}) const;
     // One more loss for the next `control`, as it is when the stream gets here.
     void observe(uintptr_t stream, const Observation& seen) const;
+    // What the slot `backup` asks for when the stream gets here.
+    void backup(uintptr_t stream, const BackupTable& table) const;
 
   private:
     template <bool L1>
@@ -47,7 +50,7 @@ class Stepper {
     const int device_;
     const bool pairs_;        // how the device adds up gradients, see measure_kernel
     std::vector<int> grids_;  // blocks of each launch
-    int measure_grid_;
+    int measure_grid_, backup_grid_;
 };
 
 // Copies `n` words from host memory, which may be overwritten as soon as this returns, to `target` on the

@@ -1,4 +1,4 @@
-"""The protocol of a backend: five calls over one table, none of which reads a value back to the host."""
+"""The protocol of a backend: six calls over one table, none of which reads a value back to the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.capture import capturing
-from greedylr_fused.tensors import TensorTable
+from greedylr_fused.tensors import BackupTable, TensorTable
 
 
 class Backend(Protocol):
@@ -63,6 +63,12 @@ class Backend(Protocol):
         Args:
             loss: as for `control`, as it is at this call in the order of the stream.
             weight: a finite number >= 0, or such a tensor.
+        """
+
+    def backup(self, backup: BackupTable) -> None:
+        """Do what the slot "backup" says in the order of the stream: 1, copy all that lives to what is kept; 2, put it
+        back; else return at once, with no tensor touched. It is left as it is. Call it after the step's last write, of
+        copies and of what is no flat memory too, between `refresh` and `release` of that table.
         """
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:

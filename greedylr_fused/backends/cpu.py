@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from greedylr_fused.backends import native
-from greedylr_fused.tensors import TensorTable
+from greedylr_fused.tensors import BackupTable, TensorTable
 
 _native, _reason = native.load("_cpu")
 
@@ -47,6 +47,9 @@ class CpuBackend:
 
     def observe(self, loss: Tensor, weight: float | Tensor) -> None:
         self._native.observe(*native.observation(loss, weight))
+
+    def backup(self, backup: BackupTable) -> None:
+        self._native.backup(torch.get_num_threads(), native.copied(backup))
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         target.copy_(words)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from greedylr_fused.backends import native
 from greedylr_fused.backends.base import absent
-from greedylr_fused.tensors import TensorTable
+from greedylr_fused.tensors import BackupTable, TensorTable
 
 _native, _reason = native.load("_cuda")
 #: Types of the devices whose memory the kernels may touch.
@@ -62,6 +62,9 @@ class CudaBackend:
 
     def observe(self, loss: Tensor, weight: float | Tensor) -> None:
         self._native.observe(_stream(self._device), *native.observation(loss, weight))
+
+    def backup(self, backup: BackupTable) -> None:
+        self._native.backup(_stream(self._device), native.copied(backup))
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         """Send as kernel parameters, which a captured graph copies: there is no staging memory to keep."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from greedylr_fused.control import SLOTS
-from greedylr_fused.tensors import DTYPES, MIXES, DType, Row, TensorTable
+from greedylr_fused.tensors import CHUNK, DTYPES, MIXES, BackupTable, DType, Row, TensorTable
 
 #: Written by the installation: whether each module was built, and why not.
 BUILD_REPORT = Path(__file__).parent.parent / "_build.json"
@@ -61,6 +61,12 @@ def described(table: TensorTable) -> dict[str, Any]:
         "tuned": table.tuned.tuner is not None,
         "launches": [(run.param, run.grad, run.state, run.first, run.count) for run in table.launches],
     }
+
+
+def copied(backup: BackupTable) -> tuple[int, ...]:
+    """Return a backup's table as the compiled modules take it."""
+    tensors = (backup.addresses, backup.sizes, backup.chunk_tensor, backup.chunk_index)
+    return (*(tensor.data_ptr() for tensor in tensors), backup.sizes.numel(), backup.chunk_tensor.numel(), CHUNK)
 
 
 def observation(loss: Tensor, weight: float | Tensor) -> tuple[int, int, float, int, int]:

@@ -15,7 +15,7 @@ from greedylr_fused.backends.mechanic import Moves, moved
 from greedylr_fused.backends.spikes import Spikes
 from greedylr_fused.backends.stored import kept, loaded
 from greedylr_fused.control import shown
-from greedylr_fused.tensors import Entry, Hyper, Row, TensorTable, real
+from greedylr_fused.tensors import BackupTable, Entry, Hyper, Row, TensorTable, real
 
 
 class ReferenceBackend:
@@ -131,6 +131,13 @@ class ReferenceBackend:
         value, weight = (tensor.detach().reshape(()).double() for tensor in (loss, weight))
         more = torch.where(weight == 0, c.zero, weight * value)  # a mean over no tokens is NaN, and weighs nothing
         c.set(loss_sum=c["loss_sum"] + more, loss_weight=c["loss_weight"] + weight)
+
+    def backup(self, backup: BackupTable) -> None:
+        action = self.slots["backup"]
+        for live, copy in backup.pairs:
+            before = copy.to(live.device, non_blocking=True)  # as it is, unless it lies on the host
+            copy.copy_(torch.where(action == 1, live, before), non_blocking=True)
+            live.copy_(torch.where(action == 2, before, live))
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         return self._staging.send(target, words)

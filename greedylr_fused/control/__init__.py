@@ -26,7 +26,7 @@ from greedylr_fused.control.slots import (
     ring_begin,
     shown,
 )
-from greedylr_fused.control.snapshot import Snapshot
+from greedylr_fused.control.snapshot import Snapshot, device_address
 from greedylr_fused.control.spikes import RINGS
 from greedylr_fused.control.spikes import named as spikes_of
 from greedylr_fused.control.spikes import place as place_spikes

@@ -68,7 +68,7 @@ def mapped(count: int, device: torch.device) -> Snapshot | None:
     else:
         memory = torch.empty(count + 2, dtype=torch.float64, device="cpu", pin_memory=True)
     with torch.cuda.device(device):
-        address = _device_address(memory.data_ptr())
+        address = device_address(memory.data_ptr())
     if address is None:
         return None
     made = Snapshot(memory, address)
@@ -76,7 +76,7 @@ def mapped(count: int, device: torch.device) -> Snapshot | None:
     return made
 
 
-def _device_address(host: int) -> int | None:
+def device_address(host: int) -> int | None:
     """Return where the device finds pinned memory, from CUDA's driver; None if it has none, or cannot tell."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

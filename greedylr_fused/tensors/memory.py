@@ -62,6 +62,25 @@ def memory_of(groups: Sequence[Mapping[str, Any]], state_dtype: torch.dtype | No
     return Memory(*(sum(column) for column in zip(*sizes, strict=True))) if sizes else Memory(0, 0, 0, 0, 0)
 
 
+def backup_bytes(
+    groups: Sequence[Mapping[str, Any]], state_dtype: torch.dtype | None, copies: Mapping[Tensor, Tensor]
+) -> int:
+    """Return the bytes of a `Backup` once all parameters that are not frozen have a state: these parameters, moments,
+    remainders, counts of steps, and copies in 16 bits.
+
+    Args:
+        groups: the optimizer's.
+        state_dtype: as it was constructed.
+        copies: parameter -> its copy; see `Copies.of`.
+    """
+    group_of = {param: group for group in reversed(groups) for param in group["params"] if param.requires_grad}
+    total = sum(local(copies[param]).nbytes for param in group_of if param in copies)
+    for param, group in group_of.items():
+        _, parameter, _, moments, remainder, _ = _sizes(param, group, state_dtype, False)
+        total += parameter + moments + remainder + torch.float32.itemsize
+    return total
+
+
 def _sizes(param: Tensor, group: Mapping[str, Any], state_dtype: torch.dtype | None, tuned: bool) -> tuple[int, ...]:
     """Return the fields of `Memory` of one parameter."""
     here = local(param)

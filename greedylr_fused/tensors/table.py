@@ -107,11 +107,7 @@ class TensorTable:
         numel = [real(e.target).numel() for e in self.entries]
         counts = [-(-n // self.chunk) for n in numel]
         self.numel = self._upload(numel, torch.int64)
-        per_tensor = torch.tensor(counts, dtype=torch.int64, device="cpu")
-        tensor = torch.arange(len(counts), device="cpu").repeat_interleave(per_tensor)
-        before = per_tensor.cumsum(0) - per_tensor
-        index = torch.arange(len(tensor), device="cpu") - before[tensor]
-        self.chunk_tensor, self.chunk_index = (t.to(torch.int32).to(self.device) for t in (tensor, index))
+        self.chunk_tensor, self.chunk_index = (words.to(self.device) for words in chunks_of(counts))
         self.launches: list[Launch] = []
         first = 0
         for (param, grad, state), members in itertools.groupby(range(len(numel)), key=lambda i: self.entries[i].mix):
@@ -238,6 +234,19 @@ class TensorTable:
                 staged = send(target, words)
                 if captures is not None and staged is not None:
                     captures.append(staged)
+
+
+def chunks_of(counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the list of work, tensor by tensor: of each chunk the tensor and its index there, int32 [C].
+
+    Args:
+        counts: chunks of each tensor.
+    """
+    per_tensor = torch.tensor(counts, dtype=torch.int64, device="cpu")
+    tensor = torch.arange(len(counts), device="cpu").repeat_interleave(per_tensor)
+    before = per_tensor.cumsum(0) - per_tensor
+    index = torch.arange(len(tensor), device="cpu") - before[tensor]
+    return tensor.to(torch.int32), index.to(torch.int32)
 
 
 def hyper_row(group: Mapping[str, Any]) -> list[float]:

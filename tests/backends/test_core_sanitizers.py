@@ -49,3 +49,10 @@ def test_cuda_kernels(sanitizer):
 def test_tuner(sanitizer):
     tested = [*native_cuda.emulated_objects(), *native.cpu_objects(compiler_here())]
     passes(sanitizers.program("tuner", sanitizer, tested), ASAN_OPTIONS="detect_stack_use_after_return=0")
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_backup(sanitizer):
+    cpu = [native.Object(f"cpu/{name}.cpp", f"cpu_{name}") for name in ("backup", "threads")]
+    program = sanitizers.program("backup", sanitizer, [*native_cuda.emulated_objects(), *cpu])
+    passes(program, ASAN_OPTIONS="detect_stack_use_after_return=0")

@@ -12,6 +12,7 @@ from support.machine_code import (
     BYTES,
     TARGETS,
     accesses,
+    check_backup_code,
     check_measure_loop,
     check_update_loop,
     each,
@@ -87,6 +88,11 @@ def test_every_path_rounds_alike(kernels, target, mix):
     opcodes = [rf"{letter}{name}(\.|$)" for name in ("MUL", "ADD", "FMA")]
     counts = {tuple(matching(loop, opcode) / elements(loop) for opcode in opcodes) for loop in loops}
     assert len(counts) == 1 and all(count == int(count) for count in min(counts))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_backup_code(kernels, target, record_property):
+    check_backup_code(only(kernels(target), "backup_kernel"), record_property)
 
 
 @pytest.mark.parametrize("target", TARGETS)

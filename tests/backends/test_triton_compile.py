@@ -21,6 +21,7 @@ from support.machine_code import (  # noqa: E402
     TARGETS,
     TOOLS,
     accesses,
+    check_backup_code,
     check_measure_loop,
     check_update_loop,
     disassemble,
@@ -35,12 +36,14 @@ from support.machine_code import (  # noqa: E402
 from support.rates import GPUS  # noqa: E402
 
 from greedylr_fused.backends.triton import access as triton_access  # noqa: E402
+from greedylr_fused.backends.triton import backup as triton_backup  # noqa: E402
 from greedylr_fused.backends.triton import control as triton_control  # noqa: E402
 from greedylr_fused.backends.triton import measure as triton_measure  # noqa: E402
 from greedylr_fused.backends.triton import update as triton_update  # noqa: E402
 from greedylr_fused.backends.triton.backend import TritonBackend  # noqa: E402
 from greedylr_fused.backends.triton.mixes import blocks  # noqa: E402
 from greedylr_fused.schedules import ROUNDING  # noqa: E402
+from greedylr_fused.tensors import CHUNK  # noqa: E402
 from greedylr_fused.tensors.formats import MIXES, DType  # noqa: E402
 
 pytestmark = [
@@ -64,6 +67,7 @@ KERNELS = [triton_update.update_kernel, triton_measure.measure_kernel]
 KERNELS += [triton_control.conclude_kernel, triton_control.clip_kernel, triton_control.control_kernel]
 KERNELS += [triton_control.observe_kernel]
 CONTROL_KERNELS = KERNELS[2:]
+KERNELS += [triton_backup.backup_kernel]
 
 
 def registers(mix):
@@ -236,6 +240,14 @@ def test_control_constants():
     allowed = {literal(value) for value in (0.0, 1.0, -1.0, 2.0, float("inf"), -float("inf"))}
     close = control(90, triton_control.control_kernel).asm["ptx"]
     assert {*re.findall(r"0d[0-9A-F]{16}", close)} <= allowed
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_backup_code(target, tmp_path, record_property):
+    constants = {"CHUNK": CHUNK, "BLOCK": triton_backup.BLOCK, "REST": triton_backup.REST}
+    kernel = compiled(triton_backup.backup_kernel, target, **constants)
+    check_backup_code(machine_code(kernel, tmp_path), record_property)
+    assert kernel.metadata.shared == 0
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)

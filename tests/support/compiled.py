@@ -16,6 +16,7 @@ from support.machine_code import disassemble  # noqa: E402
 POINTERS = {"numel": "*i64", "ptrs": "*i64", "hyper": "*fp64", "control": "*fp64", "c": "*fp64"}
 POINTERS |= {"group": "*i32", "chunk_tensor": "*i32", "chunk_index": "*i32", "nonfinite": "*i32", "others": "*i32"}
 POINTERS |= {"curve": "*fp64", "square_sums": "*fp64", "norm_weight": "*fp64", "counter": "*i32", "counters": "*i32"}
+POINTERS |= {"addresses": "*i64", "sizes": "*i64"}
 POINTERS |= {"norms": "*fp32", "loss": "*fp64", "snapshot": "i64", "weight": "i64"}
 POINTERS |= {"group_of": "*i32"}
 #: Arguments that are None where nothing else is said, and the constant which says that they are not.

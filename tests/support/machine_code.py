@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,3 +208,19 @@ def check_measure_loop(loop: Loop, *, l1: bool) -> int:
     assert matching(loop, "DMUL") in (0, added), "more than one exact product per element, of its bits"
     assert added and matching(loop, "MUFU|BAR|LDS|STS|SHFL|[FI]2") == 0
     return added
+
+
+def check_backup_code(code: Code, record_property: Callable[[str, object], None]) -> None:
+    """What holds for the copies of a backup: four accesses of 16 bytes each way are under way in the main loop, and a
+    launch that is asked for nothing ends with one load.
+    """
+    record_property("registers", code.registers)
+    assert code.registers <= 64 and not code.spills()
+    loops = loop_lines(code, r"LDG?\.\S*128")
+    orders = [[opcode[:3] for opcode, _ in lines if re.match("LDG|STG", opcode)] for lines in loops]
+    assert any(order[:8] == ["LDG"] * 4 + ["STG"] * 4 for order in orders), orders
+    assert all({bits for _, bits in accesses(loop)} == {128} for loop in main_loops(code))
+    opcodes = [opcode for opcode, _ in code.lines]
+    ends = next(i for i, opcode in enumerate(opcodes) if opcode == "EXIT")
+    assert sum(opcode.startswith(("LDG", "LD.")) for opcode in opcodes[:ends]) == 1
+    assert not any(re.match("BAR|ATOM|LDS|STS|SHFL", opcode) for opcode in opcodes)

@@ -21,7 +21,7 @@ from greedylr_fused.backends.base import Staging, absent
 from greedylr_fused.backends.triton.mixes import THREADS, in_one_piece, shape, types, types_of
 from greedylr_fused.capture import capturing
 from greedylr_fused.control import SLOT, add_pending
-from greedylr_fused.tensors import DType, TensorTable, real
+from greedylr_fused.tensors import CHUNK, BackupTable, DType, TensorTable, real
 
 #: Types of the devices that Triton compiles for ("cuda" is also AMD's).
 _DEVICES = ("cuda", "xpu")
@@ -125,7 +125,7 @@ class TritonBackend:
     writes_copies: ClassVar[bool] = False
 
     def __init__(self, table: TensorTable) -> None:
-        from greedylr_fused.backends.triton import control
+        from greedylr_fused.backends.triton import backup, control
 
         self.table, self._device = table, table.control.device
         self.memory: list[Tensor] = []
@@ -137,6 +137,8 @@ class TritonBackend:
         closing = (table.control, table.curve, self._snapshot, table.ptrs, *steps)
         self._control = _Closing(control.control_kernel, 1, closing, (self._tuned, table.searches), table.control)
         self._observes: dict[Any, _Kernel] = {}
+        copying = (table.control, *(None,) * 6, CHUNK, backup.BLOCK, backup.REST)
+        self._backup = _Kernel(backup.backup_kernel, backup.PROGRAMS, copying, range(1, 7))
         self._pending = (table.control[SLOT["loss_sum"]], table.control[SLOT["loss_weight"]])
         # Kernels compile at their first call: those of a process of several ranks never do in a single one.
         self._measures = {then_clip: self._plan_measures(then_clip) for then_clip in (False, True)}
@@ -254,6 +256,11 @@ class TritonBackend:
             (weight,) = struct.unpack("<q", struct.pack("<d", -abs(weight)))
         with _guard(self._device):
             self._observes[kind](loss, weight)
+
+    def backup(self, backup: BackupTable) -> None:
+        work = (backup.addresses, backup.sizes, backup.chunk_tensor, backup.chunk_index)
+        with _guard(self._device):
+            self._backup(*work, backup.sizes.numel(), backup.chunk_tensor.numel())
 
     def send(self, target: Tensor, words: Tensor) -> Tensor | None:
         return self._staging.send(target, words)
