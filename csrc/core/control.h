@@ -22,7 +22,7 @@ HOST_DEVICE inline void run_clip(double* c) {
     c[slot::grad_multiplier] = clip * inv;
     // G4
     const bool nonfinite = c[slot::skip_nonfinite] != 0.0 && c[slot::grad_nonfinite] > 0.0;
-    c[slot::skip] = c[slot::found_inf] != 0.0 || nonfinite ? 1.0 : 0.0;
+    c[slot::skip] = double(c[slot::found_inf] != 0.0 || nonfinite ? Skip::NONFINITE : Skip::NONE);
 }
 
 // The step schedule: the curve value of the next step. `curve` holds curve_length values by step,
@@ -70,14 +70,16 @@ HOST_DEVICE inline void take(double* c, const Observation& seen) {
 HOST_DEVICE inline void take(double* c, const Loss& loss) { take(c, Observation{loss, {}, 1.0}); }
 
 // After the update: count the step; the observed loss, if any, and the step index decide the next learning
-// rate. A step that was skipped changes it only by ending the trial of a search.
+// rate. A step that was skipped for its gradients changes it only by ending the trial of a search: a trial
+// that broke the weights would skip for ever. A spike is no verdict, since a run at that level would skip it
+// too, and no more than a few come in a row: their values enter the rings.
 HOST_DEVICE inline void run_control(double* c, const double* curve) {
     c[slot::event] = double(Event::NONE);
     c[slot::backup] = double(Backup::NONE);
     if (c[slot::skip] != 0.0) {
         c[slot::skipped] += 1.0;
         c[slot::loss_sum] = c[slot::loss_weight] = 0.0;
-        if (!searches(c) || !holds(c[slot::phase], Phase::TRIAL)) return;
+        if (!searches(c) || !holds(c[slot::phase], Phase::TRIAL) || holds(c[slot::skip], Skip::SPIKE)) return;
         search(c, double(NAN));
         set_lr(c, curve);
         return;

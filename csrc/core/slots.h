@@ -72,7 +72,7 @@ namespace greedylr {
     X(tuner_scale)   /* S of the tuner, NaN without one */                        \
     X(phase)         /* of a search: a Phase */                                   \
     X(window_step)   /* observations of its open window */                        \
-    X(search_level)  /* its level / initial_lr outside trials */                  \
+    X(search_level)  /* its level / initial_lr outside trials, NaN without one */ \
     X(trial_level)   /* its level / initial_lr in the open trial, or the last */  \
     X(multiplier)    /* its level / initial_lr in the next step */                \
     X(search_losses) /* losses counted in its window */                           \
@@ -103,7 +103,7 @@ namespace greedylr {
     X(grad_scale)      /* loss scale of AMP */                                     \
     X(grad_norm)       /* 2-norm of the unscaled gradients, NaN if not measured */ \
     X(grad_multiplier) /* clip coefficient / loss scale */                         \
-    X(skip)            /* 1 if this step is skipped */                             \
+    X(skip)            /* whether this step is skipped, and why: a Skip */         \
     X(event)           /* what the loss decided in it: an Event */                 \
     X(backup)          /* after the step: 0 nothing, 1 take a backup, 2 put it back */
 // Blocks of one value per parameter group, behind the scalars; behind them are the ring of the window and the
@@ -128,6 +128,7 @@ enum class Kind : int { NONE, GREEDY, PLATEAU, CLIMB, ADALRS };
 enum class CompareWith : int { BEST_WHILE_DECIDING, BEST, LAST };
 enum class Event : int { NONE, RAISE, CUT, RESET, TRY, BACK, FREEZE };
 enum class Phase : int { WAIT, TRIAL, CONTROL, FROZEN };
+enum class Skip : int { NONE, NONFINITE, SPIKE };
 enum class Backup : int { NONE, TAKE, PUT_BACK };
 
 inline namespace GREEDYLR_ISA {

@@ -129,7 +129,7 @@ HOST_DEVICE inline void judge_spikes(double* c, double* rings, const SpikeLimits
     const bool beyond = c[slot::mode_max] != 0.0 ? loss < limits.loss : loss > limits.loss;
     const bool spike = (is_finite(loss) && beyond) || (is_finite(norm) && norm > limits.norm);
     if (spike && c[slot::skip] == 0.0) {
-        c[slot::skip] = 1.0;
+        c[slot::skip] = double(Skip::SPIKE);
         c[slot::spikes] += 1.0;
     }
     // K4

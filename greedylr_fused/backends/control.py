@@ -8,7 +8,7 @@ from torch import Tensor
 from greedylr_fused.backends.mechanic import Learners
 from greedylr_fused.backends.search import search
 from greedylr_fused.control import SLOT, block, ring_begin
-from greedylr_fused.schedules import CompareWith, Event, Kind, Phase
+from greedylr_fused.schedules import CompareWith, Event, Kind, Phase, Skip
 from greedylr_fused.tensors import TensorTable
 
 
@@ -56,7 +56,7 @@ def run_control(c: Slots) -> None:
     x = where(seen & finite, _windowed(c, x, seen & finite), x)  # C2
     c.set(smoothed=where(seen & (finite | (c["kind"] == Kind.NONE)), x, c["smoothed"]))
     if c.searches:
-        fails = skip & (c["phase"] == Phase.TRIAL)
+        fails = (c["skip"] == Skip.NONFINITE) & (c["phase"] == Phase.TRIAL)
         search(c.vector, c.initial_lr, c.level, where(skip, torch.nan, x), seen | fails)
         moves = ~skip | fails
     else:

@@ -15,6 +15,7 @@ from greedylr_fused.backends.mechanic import Moves, moved
 from greedylr_fused.backends.spikes import Spikes
 from greedylr_fused.backends.stored import kept, loaded
 from greedylr_fused.control import shown
+from greedylr_fused.schedules import Skip
 from greedylr_fused.tensors import BackupTable, Entry, Hyper, Row, TensorTable, real
 
 
@@ -69,11 +70,12 @@ class ReferenceBackend:
         clip = torch.where(torch.isinf(limit), 1.0, clip)
         multiplier = clip * inverse  # G3
         skip = (c["found_inf"] != 0) | ((c["skip_nonfinite"] != 0) & (c["grad_nonfinite"] > 0))  # G4
-        skip = self._spikes.skip(norm, skip)
-        c.set(grad_norm=norm, grad_multiplier=multiplier, skip=skip)
+        skips = self._spikes.skip(norm, skip)
+        why = torch.where(skip, float(Skip.NONFINITE), torch.where(skips, float(Skip.SPIKE), c.zero))
+        c.set(grad_norm=norm, grad_multiplier=multiplier, skip=why)
         if c.learners is not None:
             norms = torch.sqrt(c["grad_sq_sum"]) * multiplier, torch.sqrt(c["param_sq_sum"])
-            c.learners.observe(norms, (multiplier * c["grad_moved_sum"], c["param_moved_sum"]), ~skip)
+            c.learners.observe(norms, (multiplier * c["grad_moved_sum"], c["param_moved_sum"]), ~skips)
             c.set(tuner_scale=c.learners.scale())
 
     def update(self, then_control: bool = True, loss: Tensor | None = None) -> None:

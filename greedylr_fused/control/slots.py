@@ -76,7 +76,7 @@ MEMORY: Rows = (
     ("tuner_scale", math.nan, "S of the tuner, NaN without one"),
     ("phase", 0.0, "of a search: a Phase"),
     ("window_step", 0.0, "observations of its open window"),
-    ("search_level", 1.0, "its level / initial_lr outside trials"),
+    ("search_level", math.nan, "its level / initial_lr outside trials, NaN without one"),
     ("trial_level", 1.0, "its level / initial_lr in the open trial, or the last"),
     ("multiplier", 1.0, "its level / initial_lr in the next step"),
     ("search_losses", 0.0, "losses counted in its window"),
@@ -108,7 +108,7 @@ STEP: Rows = (
     ("grad_scale", 1.0, "loss scale of AMP"),
     ("grad_norm", math.nan, "2-norm of the unscaled gradients, NaN if not measured"),
     ("grad_multiplier", 1.0, "clip coefficient / loss scale"),
-    ("skip", 0.0, "1 if this step is skipped"),
+    ("skip", 0.0, "whether this step is skipped, and why: a Skip"),
     ("event", 0.0, "what the loss decided in it: an Event"),
     ("backup", 0.0, "after the step: 0 nothing, 1 take a backup, 2 put it back"),
 )

@@ -23,12 +23,14 @@ from greedylr_fused.schedules.plateau import ReduceOnPlateau
 from greedylr_fused.schedules.refined import Refined
 from greedylr_fused.schedules.search import ROUNDING, SEARCHES, Backup, LevelSearch, Phase
 from greedylr_fused.schedules.search_spec import SearchSpec
-from greedylr_fused.schedules.spikes import LANES, SkipSpikes, SpikeSpec
+from greedylr_fused.schedules.spikes import LANES, Skip, SkipSpikes, SpikeSpec
 from greedylr_fused.schedules.steps import Constant, Linear, Polynomial, StepSchedule
 from greedylr_fused.schedules.table import Table
 from greedylr_fused.schedules.wsd import WSD
 
 __all__ = [
+    "AdaLRS",
+    "Climb",
     "Constant",
     "Cosine",
     "CosineRestarts",

@@ -10,6 +10,7 @@ import math
 
 from greedylr_fused.schedules.loss_driven import Event, Kind
 from greedylr_fused.schedules.search import ROUNDING, Backup, LevelSearch, Phase
+from greedylr_fused.schedules.spikes import Skip
 
 
 class Sums:
@@ -75,11 +76,23 @@ class SearchSpec:
         self.step += 1
         return self._take(float(loss))
 
-    def skip(self) -> float:
-        """Take a step that was skipped, which counts only against a trial: as a loss that is not finite."""
-        if self.phase is Phase.TRIAL:
+    def skip(self, why: Skip = Skip.NONFINITE) -> float:
+        """Take a step that was skipped: for its gradients, which counts only against a trial, as a loss that is not
+        finite, or as a spike, which counts for nothing: a run at the trial's level would skip it, too.
+        """
+        if self.phase is Phase.TRIAL and why is Skip.NONFINITE:
             return self._take(math.nan)
         self.backup, self.event = Backup.NONE, Event.NONE
+        return self.multiplier
+
+    def resume(self) -> float:
+        """Go on from a checkpoint, which has no backup: an open trial has no verdict, and the search goes on at its
+        level, at once with the same trial (Climb) or with a window (AdaLRS).
+        """
+        if self.phase is Phase.TRIAL:
+            self._open(Phase.WAIT)
+            self.kept = self.kept_var = math.nan
+            self.multiplier = self.level
         return self.multiplier
 
     def _take(self, loss: float) -> float:

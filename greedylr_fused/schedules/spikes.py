@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 
 from greedylr_fused.schedules import checks
 
@@ -19,6 +20,14 @@ MAX_INTERVAL = 1024
 #: Sums over a ring have one order: every 32nd value, the oldest first, and then these sums in pairs of neighbours. So
 #: many threads add them up as fast as they are read, and all backends get the same bits.
 LANES = 32
+
+
+class Skip(IntEnum):
+    """Whether a step is skipped, and why (`csrc/core/slots.h`): a gradient that is not finite comes before a spike."""
+
+    NONE = 0
+    NONFINITE = 1
+    SPIKE = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from greedylr_fused.backends.triton.slots import EVENT, GROUPS, LEVEL, LOSS, LR,
 from greedylr_fused.backends.triton.spikes import skip_spikes
 from greedylr_fused.backends.triton.tuner import run_tuner, written_at
 from greedylr_fused.control import SLOTS, STATE_BEGIN
+from greedylr_fused.schedules import Skip
 from greedylr_fused.tensors import Row
 
 _MAX_GRAD_NORM, _SKIP_NONFINITE = slots("max_grad_norm skip_nonfinite")
@@ -27,6 +28,7 @@ _GRAD_SCALE, _BACKUP, _TUNER_SCALE = slots("grad_scale backup tuner_scale")
 _FOUND_INF, _GRAD_NORM, _GRAD_MULTIPLIER, _SKIP = slots("found_inf grad_norm grad_multiplier skip")
 _CURVE_LENGTH, _DECAY_START, _DECAY_STEPS, _CURVE_VALUE = slots("curve_length decay_start decay_steps curve_value")
 _GRAD = tl.constexpr(int(Row.GRAD))
+_NONFINITE, _SPIKE = tl.constexpr(float(Skip.NONFINITE)), tl.constexpr(float(Skip.SPIKE))
 #: First slot that a snapshot shows, and how many before those of the groups.
 _STATE_BEGIN, _SHOWN = tl.constexpr(STATE_BEGIN), tl.constexpr(len(SLOTS) - STATE_BEGIN)
 #: Sums per iteration, and step counts: one per thread, so that none changes threads between list and store.
@@ -47,9 +49,10 @@ def run_clip(c, SPIKES: tl.constexpr):
     skip = skip | (tl.load(c + _FOUND_INF) != 0)
     tl.store(c + _GRAD_NORM, grad_norm)
     tl.store(c + _GRAD_MULTIPLIER, clip * inv)  # G3
+    why = skip.to(tl.float64)  # G4: NONFINITE
     if SPIKES:
-        skip = skip_spikes(c, grad_norm, skip)
-    tl.store(c + _SKIP, skip.to(tl.float64))  # G4
+        why = tl.where(skip_spikes(c, grad_norm, skip) & (skip == 0), _SPIKE, why)
+    tl.store(c + _SKIP, why)
 
 
 @triton.jit
@@ -191,7 +194,7 @@ def run_control(
 ):
     """Close the step: count it for `others`, then let loss and step index decide the next LRs. With HAS_LOSS the one
     that `loss` points to is observed, with weight 1. Last, show the host the state at address `snapshot`, if not None.
-    With SEARCHES the schedule is a level search, which a skipped step changes too, by ending its trial.
+    With SEARCHES the schedule is a level search, whose trial a step ends that is skipped for its gradients.
     """
     loss_sum, loss_weight = tl.load(c + _LOSS_SUM), tl.load(c + _LOSS_WEIGHT)
     if HAS_LOSS:
@@ -201,7 +204,8 @@ def run_control(
     tl.store(c + _LOSS_WEIGHT, 0.0)
     tl.store(c + EVENT, 0.0)
     tl.store(c + _BACKUP, 0.0)
-    skip = tl.load(c + _SKIP) != 0
+    why = tl.load(c + _SKIP)
+    skip = why != 0
     if skip:
         tl.store(c + _SKIPPED, tl.load(c + _SKIPPED) + 1)
     else:
@@ -211,7 +215,7 @@ def run_control(
             observe(c, loss_sum / loss_weight, SEARCHES)
     moves = skip == 0
     if SEARCHES:
-        fails = skip & is_trying(c)
+        fails = (why == _NONFINITE) & is_trying(c)
         if fails | (moves & (loss_weight != 0)):
             search(c, tl.where(skip, float("nan"), tl.load(c + LOSS)))
         moves = moves | fails
