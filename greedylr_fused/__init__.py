@@ -8,6 +8,8 @@ from greedylr_fused.schedules import (
     REX,
     UBA,
     WSD,
+    AdaLRS,
+    Climb,
     Constant,
     Cosine,
     CosineRestarts,
@@ -29,4 +31,4 @@ _integrations.register()
 __all__ = ["DeviceSchedule", "FusedAdamW", "GreedyLR", "Metrics", "Muon", "__version__"]
 __all__ += ["available_backends", "SkipSpikes"]
 __all__ += ["Constant", "Cosine", "CosineRestarts", "Linear", "OneCycle", "Polynomial", "ReduceOnPlateau", "Refined"]
-__all__ += ["Mechanic", "REX", "Table", "UBA", "WSD"]
+__all__ += ["AdaLRS", "Climb", "Mechanic", "REX", "Table", "UBA", "WSD"]

@@ -14,13 +14,14 @@ from greedylr_fused import checkpoint
 from greedylr_fused.backends import Backend
 from greedylr_fused.control import Control, Schedule
 from greedylr_fused.ranks import Ranks
-from greedylr_fused.schedules import Mechanic, SkipSpikes
+from greedylr_fused.schedules import LevelSearch, Mechanic, SkipSpikes
 from greedylr_fused.step import (
     Engine,
     Listener,
     Metrics,
     Rates,
     check_last,
+    check_not_in_zero,
     flow,
     losses,
     options,
@@ -57,8 +58,9 @@ class FusedAdamW(Optimizer):
         amsgrad: divide by the largest second moment so far (arXiv 1904.09237). Default: False.
         maximize: follow the gradient upwards. Default: False.
         schedule: decides the LR from step to step: by the loss (GreedyLR, ReduceOnPlateau), where `lr` is the starting
-            LR, or by the step count (Linear, Cosine, WSD, ...), where `lr` is the peak. Skipped steps do not count.
-            Default None: the LR is what stands in the parameter groups.
+            LR, or by the step count (Linear, Cosine, WSD, ...), where `lr` is the peak; or searches the level of such a
+            curve by trials, which it may undo (Climb, AdaLRS). Skipped steps do not count. Default None: the LR is what
+            stands in the parameter groups.
         max_grad_norm: clip the 2-norm of all gradients together to this, as `torch.nn.utils.clip_grad_norm_` does, but
             within the update: `.grad` is left as it is. > 0, or None for no clipping.
         skip_nonfinite: leave parameters, moments, step counts and LR alone in a step with a NaN or infinite gradient.
@@ -67,7 +69,7 @@ class FusedAdamW(Optimizer):
             Every step then needs a loss, and reads the gradients before the update. Default None: none is skipped so.
         tuner: `Mechanic()` scales the sum of all updates by a factor that it learns; `lr` is then about 1. It takes one
             more float32 copy of the parameters, and reads them with the gradients. Not for 16-bit parameters without
-            `master_weights`. Default None.
+            `master_weights`, nor with Climb or AdaLRS. Default None.
         backend: "auto", or the name of one in `available_backends()`, which then runs or raises.
         state_dtype: storage type of the moments. torch.int8: 8 bits with a scale for each 64 elements, 2.125 bytes per
             parameter for both, in parameters of at least 2 dimensions and 4,096 elements whose rows (the dimensions
@@ -120,7 +122,8 @@ class FusedAdamW(Optimizer):
         options.check_not_traced("FusedAdamW()")
         options.check_schedule(schedule)
         options.check_tuner(tuner)
-        options.check_not_in_zero(schedule, skip_spikes, tuner)
+        options.check_search(schedule, tuner)
+        check_not_in_zero(schedule, skip_spikes, tuner)
         options.check_extras(max_grad_norm, skip_nonfinite, skip_spikes)
         storage_options.check_storage(state_dtype, master_weights, amsgrad=amsgrad)
         options.check_ranks(process_group, partitions)
@@ -211,8 +214,11 @@ class FusedAdamW(Optimizer):
                 engine.keep(given)
             finally:
                 engine.release()
+            engine.back_up()
             options.warn_of_frozen(self.param_groups, self.state)
             self._rates.pull(self.param_groups)
+            if engine.backup is not None and not self._rates.searching:
+                engine.end_search()
             for listener in self._listeners:
                 listener.after_step()
         except BaseException:
@@ -381,9 +387,11 @@ class FusedAdamW(Optimizer):
 
     def memory(self) -> Memory:
         """Return the bytes on this rank of parameters, gradients and states, from shapes and options: before the first
-        step, and on the meta device, as after. Step counts, tables and `keep_copies` are not in it.
+        step, and on the meta device, as after. Step counts, tables and `keep_copies` are not in it, but in the backup
+        of a level search, until that is over.
         """
-        return memory_of(self.param_groups, self._engine.state_dtype, tuned=self._tuner is not None)
+        copies = self._engine.copies.of if self._rates.searching else None
+        return memory_of(self.param_groups, self._engine.state_dtype, tuned=self._tuner is not None, backed_up=copies)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as in torch. With a schedule, the group starts at its own `lr`, with bounds from that,
@@ -455,7 +463,9 @@ class FusedAdamW(Optimizer):
         if self._device() != self._control.device:
             self._control.to(self._device())
             self._restart()
-        return self._engine.rebuilt(self.param_groups, self.state, self._control)
+        snapshot = self._schedule.snapshot if isinstance(self._schedule, LevelSearch) else None
+        wanted = snapshot if self._rates.searching else None
+        return self._engine.rebuilt(self.param_groups, self.state, self._control, wanted)
 
     def _restart(self, control: Control | None = None) -> None:
         """Drop the table and renew the mirror, after groups, states or the control (or its memory) were replaced."""

@@ -10,9 +10,8 @@ They stand in every parameter group, the same in all but for the last three:
         "initial_lr": 0.001, "level": 0.002
     }
 
-Of a level search, kind 3 or 4, its own numbers (`SAVED_SEARCH`) stand behind "event"; within a trial they say that one
-is open, and belong to the parameters of the trial. Saved with those of its backup instead, they have to be those of
-`control.without_trial`.
+Of a level search, kind 3 or 4, its own numbers (`SAVED_SEARCH`) stand behind "event". Within a trial they say that one
+is open; the backup is not saved, and loading makes of them those of `control.without_trial`.
 
 All checks raise TypeError or ValueError, and name the key.
 """

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from greedylr_fused.control import Control, place_spikes, spikes_of
+from greedylr_fused.control import Control, place_spikes, spikes_of, without_trial
 from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import Engine
 
@@ -77,7 +77,7 @@ def starting_lrs(made: dict[str, Any]) -> list[float]:
 
 def fill(control: Control, made: dict[str, Any]) -> None:
     """Give the control of a copy the state of the original's."""
-    control.load(made["numbers"])
+    control.load(without_trial(made["numbers"]))
     place_spikes(control.vector, control.spike_window, made["spikes"])
     control.tuned.load(made["learned"])
     control.restore_decay()

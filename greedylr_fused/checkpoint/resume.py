@@ -20,7 +20,7 @@ from greedylr_fused.checkpoint import checks, tuner
 from greedylr_fused.checkpoint.numbers import KEY, read_control
 from greedylr_fused.checkpoint.spikes import SPIKES, read_spikes
 from greedylr_fused.checkpoint.states import check_states
-from greedylr_fused.control import Control, place_spikes
+from greedylr_fused.control import Control, place_spikes, without_trial
 from greedylr_fused.schedules import Phase
 from greedylr_fused.step import PEAKS, lr_of, peaks, started_at
 
@@ -165,7 +165,7 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
         return [group_numbers | kept for group_numbers in _at(first["step"], fresh, control.schedule)]
     if control.searches and first["phase"] != Phase.FROZEN:  # in a shorter window the last step is still to come
         last = float(control.slot("window_size")) - 1.0
-        return [own | {"window_step": min(own["window_step"], last)} for own in numbers]
+        return [own | {"window_step": min(own["window_step"], last)} for own in without_trial(numbers)]
     if kind and first["mode_max"] != mode_max:
         raise ValueError(
             f'checkpoint: expected mode="{"max" if mode_max else "min"}", as this schedule has it, got one written '

@@ -83,14 +83,16 @@ def regrouped(
 
 
 def without_trial(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the numbers of `named` as if the open trial of a search had failed, without a verdict on its level: the
-    next window measures at the level, and the trial comes again. They go with the parameters and the state of the
-    backup; without an open trial they are returned as they are.
+    """Return the numbers of `named` for parameters that were saved within the trial of a search, without its backup:
+    the trial has no verdict, its steps are kept, and the search goes on at its level from the parameters as they are,
+    which is right whatever was saved first, model or optimizer. With the next step Climb takes a backup and begins the
+    same trial anew, if there is time for it; AdaLRS measures a window first. Without an open trial they are returned as
+    they are.
     """
     if groups[0].get("phase") != Phase.TRIAL:
         return list(groups)
     zeros = ("window_step", "search_losses", "first_loss", "sum_y", "sum_yy", "sum_xy")
-    undone = {"phase": float(Phase.CONTROL), "multiplier": groups[0]["search_level"]} | dict.fromkeys(zeros, 0.0)
+    undone = {"phase": float(Phase.WAIT), "multiplier": groups[0]["search_level"]} | dict.fromkeys(zeros, 0.0)
     undone |= {"kept": math.nan, "kept_var": math.nan}
     levels = [own["initial_lr"] * own["search_level"] for own in groups]
     return [

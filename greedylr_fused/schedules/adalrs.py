@@ -41,6 +41,8 @@ class AdaLRS(LevelSearch):
         low: the lowest level, as a ratio of the starting LR, in (0, 1]. Default: 1/16.
         high: the highest level, >= 1. Default: 16.
         z: errors by which a trial must be faster, or slower, >= 0. Default: 2.
+        snapshot: where parameters and state are kept once more until the search is over: "device" or, for a GPU's,
+            "host", in pinned memory, over PCIe. Default: "device".
 
     Raises:
         ValueError: an option is outside its range, `base` does not end, or the run has no room for two windows.
@@ -58,6 +60,7 @@ class AdaLRS(LevelSearch):
     low: float = 1 / 16
     high: float = 16.0
     z: float = 2.0
+    snapshot: str = "device"
 
     kind: ClassVar[Kind] = Kind.ADALRS
     round_windows: ClassVar[int] = 2

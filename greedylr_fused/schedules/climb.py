@@ -48,6 +48,8 @@ class Climb(LevelSearch):
         z: standard errors of the difference by which a trial above the starting LR must win, and by which two trials up
             to it must lose together to be the end. >= 0. Default: 2.
         sure: standard errors by which a trial up to the starting LR wins without a second one, >= 0. Default: 4.
+        snapshot: where parameters and state are kept once more until the search is over: "device" or, for a GPU's,
+            "host", in pinned memory, over PCIe. Default: "device".
 
     Raises:
         ValueError: an option is outside its range, `base` does not end, or the run has no room for one round.
@@ -66,6 +68,7 @@ class Climb(LevelSearch):
     top: float = 9.0
     z: float = 2.0
     sure: float = 4.0
+    snapshot: str = "device"
 
     kind: ClassVar[Kind] = Kind.CLIMB
     round_windows: ClassVar[int] = 2

@@ -68,6 +68,7 @@ class LevelSearch(LossSchedule):
     begin: float | None
     until: float
     z: float
+    snapshot: str
 
     def _plan(self, total: int, warmup: int) -> Windows:
         """Return the plan of a run of so many steps, after so many of warm-up."""
@@ -118,6 +119,7 @@ class LevelSearch(LossSchedule):
         if self.begin is not None:
             self._check_share("begin", 0.1)
         self._check_number("z", "z >= 0", 0.0, math.inf, 2.0)
+        checks.choice(self, "snapshot", ("device", "host"))
         curve = self.base.curve()
         total, warmup = len(curve) - 1, curve.index(max(curve))
         plan = self._plan(total, warmup)

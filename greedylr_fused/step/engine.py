@@ -17,6 +17,7 @@ from greedylr_fused.ranks import Ranks
 from greedylr_fused.step import flow, options
 from greedylr_fused.tensors import (
     REBUILD,
+    Backup,
     Copies,
     Entry,
     TensorTable,
@@ -41,6 +42,7 @@ class Engine:
         tuned: whether there is a tuner.
 
     Attributes:
+        backup: what the trials of a level search go back to; None without one, or once it is over.
         captures: lists that keep alive what captured graphs read; a capture adds to the last one. The first, for graphs
             that users capture, lives as long as the engine; a CapturedStep appends one while it captures, and keeps it
             with its graph.
@@ -58,6 +60,7 @@ class Engine:
         self.backend: Backend | None = None
         self.watch: Any = None
         self.copies = Copies()
+        self.backup: Backup | None = None
         self.captures: list[list[Any]] = [[]]
         self.shown: Any = WeakTensorKeyDictionary()  # step counts that a state_dict() was returned with
         self.has_begun = False  # nothing was stepped, loaded or materialised yet
@@ -73,10 +76,21 @@ class Engine:
         known = self.watch is not None and not self.ranks.moved
         return self.backend if known and self._refreshed(groups, state) else None
 
-    def rebuilt(self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], control: Control) -> Backend:
-        """Return a backend over a new table."""
+    def rebuilt(
+        self, groups: Sequence[dict[str, Any]], state: dict[Tensor, Any], control: Control, snapshot: str | None = None
+    ) -> Backend:
+        """Return a backend over a new table.
+
+        Args:
+            groups: the optimizer's.
+            state: the optimizer's.
+            control: the optimizer's.
+            snapshot: where a search keeps its backup, as of `Backup`; None where there is nothing to go back to.
+        """
         self.discard()
         self._build(groups, state, control)
+        if snapshot is not None:
+            self._place_backup(snapshot)
         self.has_begun = True
         assert self.backend is not None
         if not self._refreshed(groups, state):
@@ -104,7 +118,7 @@ class Engine:
         stale = flags & REBUILD or self.copies.moved()
         captures = self.captures[-1] if capturing(self.table.device) else None
         if captures is not None:
-            captures += [self.table, self.backend]
+            captures += [self.table, self.backend, self.backup and self.backup.table]
         return not stale and self.table.refresh(self.watch, flags, groups, self.backend.send, captures)
 
     @staticmethod
@@ -116,6 +130,31 @@ class Engine:
         """Release the table after a step; see `TensorTable.release`."""
         if self.table is not None:
             self.table.release()
+
+    def back_up(self) -> None:
+        """Do, after `release`, what a search's control asks the device for: take the backup, put it back or, at nearly
+        every step, nothing. The host does not know which.
+        """
+        if self.backup is not None and self.backend is not None:
+            table = self.backup.table
+            assert table is not None
+            table.refresh()
+            self.backend.backup(table)
+            table.release()
+
+    def end_search(self) -> None:
+        """Let the backup go: the search is over. Captured graphs keep what they copy from and to."""
+        if self.backup is not None and not capturing(self.device):
+            self.backup.drop()
+            self.backup = None
+
+    @torch.no_grad()
+    def _place_backup(self, snapshot: str) -> None:
+        """Make the backup one of the new table; what was kept stays, wherever its tensors lie by now."""
+        assert self.table is not None
+        if self.backup is None:
+            self.backup = Backup(snapshot)
+        self.backup.place(self.table, self.copies)
 
     def observe(self, loss: Any, weight: Any, control: Control) -> None:
         """Add `weight * loss` to what is pending in the control."""

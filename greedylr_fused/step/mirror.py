@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from greedylr_fused.control import SLOT, STATE_BEGIN, Control
+from greedylr_fused.schedules import Phase
 from greedylr_fused.step.arrivals import arrivals
 
 
@@ -35,6 +36,10 @@ class Metrics:
     """Of these the steps skipped as spikes (`SkipSpikes`)."""
     tuner_scale: float = math.nan
     """S, by which a tuner scales the sum of all updates; NaN without one."""
+    phase: str | None = None
+    """Of a level search: "wait", "trial", "control" (a window at its level) or "frozen" (it is over); None without."""
+    level: float = math.nan
+    """Its level outside trials, as a ratio of the starting LR; NaN without one."""
 
     def __eq__(self, other: object) -> bool:
         return repr(self) == repr(other) if isinstance(other, Metrics) else NotImplemented
@@ -46,7 +51,8 @@ class Metrics:
         """Return one flat dictionary of floats, as loggers take it.
 
         Values that were not measured are left out: a NaN norm, S or `smoothed_loss`, an infinite `best`. A NaN `loss`
-        stays, so that it is seen. The LR is "lr", or "lr/0", "lr/1" and so on with several parameter groups.
+        stays, so that it is seen. The LR is "lr", or "lr/0", "lr/1" and so on with several parameter groups. The phase
+        is its number, 0 to 3.
 
         Args:
             prefix: of every name, such as "optimizer/".
@@ -59,6 +65,8 @@ class Metrics:
                 found[name] = value
         if math.isfinite(self.best):
             found["best"] = self.best
+        if self.phase is not None:
+            found |= {"level": self.level, "phase": float(Phase[self.phase.upper()])}
         return {prefix + name: value for name, value in found.items()}
 
     @classmethod
@@ -68,7 +76,7 @@ class Metrics:
         def value(name: str) -> float:
             return state[SLOT[name] - STATE_BEGIN]
 
-        scale = value("grad_scale")
+        scale, level = value("grad_scale"), value("search_level")
         return cls(
             step=int(value("step")),
             lr=tuple(lr),
@@ -80,6 +88,8 @@ class Metrics:
             skipped=int(value("skipped")),
             skipped_spikes=int(value("spikes")),
             tuner_scale=value("tuner_scale"),
+            phase=None if math.isnan(level) else Phase(int(value("phase"))).name.lower(),
+            level=level,
         )
 
 

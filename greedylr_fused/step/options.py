@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greedylr_fused.schedules import LOW_LR, LossSchedule, Mechanic, SkipSpikes, StepSchedule
+from greedylr_fused.schedules import LOW_LR, LevelSearch, LossSchedule, Mechanic, SkipSpikes, StepSchedule
 from greedylr_fused.tensors import CORRECTED
 from greedylr_fused.warning import warn
 
@@ -56,6 +55,19 @@ def check_tuner(tuner: Any) -> None:
         raise TypeError(f"tuner: expected Mechanic() or None, got {tuner!r}; write tuner=Mechanic()")
 
 
+def check_search(schedule: Any, tuner: Any) -> None:
+    """Refuse a tuner beside a level search, whose trials would teach it what the search then undoes.
+
+    Raises:
+        ValueError: names both.
+    """
+    if tuner is not None and isinstance(schedule, LevelSearch):
+        raise ValueError(
+            f"tuner: expected None with {type(schedule).__name__}, since both look for the scale of the LR, got "
+            f"{type(tuner).__name__}; leave out one of them: tuner=Mechanic() with schedule=Linear(...), say"
+        )
+
+
 def warn_of_low_lr(groups: Sequence[Mapping[str, Any]]) -> None:
     """Warn of a base learning rate that a tuner would first have to make up for."""
     lrs = [float(group["lr"]) for group in groups]
@@ -64,32 +76,6 @@ def warn_of_low_lr(groups: Sequence[Mapping[str, Any]]) -> None:
             f"tuner: expected a base lr of about 1, whose scale the tuner finds, got {min(lrs):g}; write lr=1.0, and "
             "ratios of it in groups and schedule"
         )
-
-
-def check_not_in_zero(schedule: Any, skip_spikes: Any = None, tuner: Any = None) -> None:
-    """Refuse a schedule, spike skipping or a tuner of an optimizer that ZeroRedundancyOptimizer constructs: it keeps
-    learning rates of its own, copies them over those inside before each step, and neither saves nor loads through the
-    optimizer inside.
-
-    Raises:
-        TypeError: names what drives ZeroRedundancyOptimizer from outside.
-    """
-    asked = {"schedule": schedule, "skip_spikes": skip_spikes, "tuner": tuner}
-    found = [name for name, option in asked.items() if option is not None]
-    frame: Any = sys._getframe() if found else None
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
-            if schedule is None:
-                raise TypeError(
-                    f"{found[0]}: expected None within ZeroRedundancyOptimizer, whose checkpoints would not have what "
-                    f"it remembers, got {asked[found[0]]!r}; shard by torch.distributed.fsdp.fully_shard"
-                )
-            raise TypeError(
-                f"schedule: expected None within ZeroRedundancyOptimizer, got {type(schedule).__name__}; construct "
-                "zero = ZeroRedundancyOptimizer(..., lr=torch.tensor(lr)) without it, then "
-                "DeviceSchedule(zero, schedule), and call its step(loss=loss) after zero.step()"
-            )
-        frame = frame.f_back
 
 
 def check_not_traced(what: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from greedylr_fused.capture import capturing
 from greedylr_fused.control import Control
-from greedylr_fused.schedules import DEFAULT_MAX_RATIO
+from greedylr_fused.schedules import DEFAULT_MAX_RATIO, Phase
 from greedylr_fused.step import options
 from greedylr_fused.step.groups import Groups
 from greedylr_fused.step.mirror import Metrics, Mirror
@@ -75,6 +75,11 @@ class Rates:
             for lr, known, shown in zip(found.lr, self._known, self._snapshot, strict=True)
         ]
         return found if written == [*found.lr] else replace(found, lr=tuple(written))
+
+    @property
+    def searching(self) -> bool:
+        """Return whether a level search goes on, as far as the host knows by now. One that is over stays so."""
+        return self._control.searches and self._mirror.slot("phase") != Phase.FROZEN
 
     def zeroed(self, groups: Sequence[dict[str, Any]]) -> bool:
         """Return whether the host wrote 0 to all groups; if a schedule begins at 0, the object tells who wrote it."""

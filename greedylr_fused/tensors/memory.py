@@ -27,6 +27,7 @@ class Memory:
         moments: bytes of codes, scales and float moments.
         remainders: bytes of what parameters lack of their float32 masters.
         offsets: bytes of what a tuner keeps of them; 0 without one.
+        backup: bytes of what a level search goes back to after trials, here or on the host; 0 once it is over.
     """
 
     elements: int
@@ -35,31 +36,42 @@ class Memory:
     moments: int
     remainders: int
     offsets: int = 0
+    backup: int = 0
 
     @property
     def total(self) -> int:
         """Return the sum of all kinds."""
-        return self.parameters + self.gradients + self.moments + self.remainders + self.offsets
+        return self.parameters + self.gradients + self.moments + self.remainders + self.offsets + self.backup
 
     def __repr__(self) -> str:
         each = max(self.elements, 1)
         size, unit = (self.total / 1e9, "GB") if self.total >= 1e9 else (self.total / 1e6, "MB")
-        kinds = ("parameters", "gradients", "moments", "remainders", *(("offsets",) if self.offsets else ()))
+        extras = tuple(kind for kind in ("offsets", "backup") if getattr(self, kind))
+        kinds = ("parameters", "gradients", "moments", "remainders", *extras)
         parts = ", ".join(f"{getattr(self, kind) / each:.4g} {kind}" for kind in kinds)
         return f"Memory({size:.4g} {unit} for {self.elements:,} elements, {self.total / each:.4g} bytes each: {parts})"
 
 
-def memory_of(groups: Sequence[Mapping[str, Any]], state_dtype: torch.dtype | None, *, tuned: bool = False) -> Memory:
+def memory_of(
+    groups: Sequence[Mapping[str, Any]],
+    state_dtype: torch.dtype | None,
+    *,
+    tuned: bool = False,
+    backed_up: Mapping[Tensor, Tensor] | None = None,
+) -> Memory:
     """Return the memory that parameters take, and that gradients and states take or will take.
 
     Args:
         groups: the optimizer's.
         state_dtype: as it was constructed.
         tuned: whether it has a tuner.
+        backed_up: the 16-bit copies that a backup has beside all else, see `Copies.of`; None if there is no backup.
     """
     group_of = {param: group for group in reversed(groups) for param in group["params"]}
     sizes = [_sizes(param, group, state_dtype, tuned) for param, group in group_of.items()]
-    return Memory(*(sum(column) for column in zip(*sizes, strict=True))) if sizes else Memory(0, 0, 0, 0, 0)
+    backup = 0 if backed_up is None else backup_bytes(groups, state_dtype, backed_up)
+    sums = [sum(column) for column in zip(*sizes, strict=True)] if sizes else [0] * 6
+    return Memory(*(*sums, backup))
 
 
 def backup_bytes(

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 from greedylr_fused import Linear
-from greedylr_fused.schedules import AdaLRS, Climb, SearchSpec
+from greedylr_fused.schedules import AdaLRS, Climb
 
 #: Slots that every form must have after each step, and the same of the specification.
 COMPARED = (
@@ -45,15 +45,6 @@ def state(spec):
     values = (spec.multiplier, spec.backup, spec.phase, spec.window_step, spec.level, spec.trial_level, spec.kept)
     values += (spec.kept_var, spec.again, spec.gain, spec.gain_var, spec.rising, spec.faded, spec.worst)
     return [float(x) for x in (*values, s.n, s.first, s.y, s.yy, s.xy, spec.event)]
-
-
-def rows(config, losses):
-    """The specification's state after each step."""
-    spec, found = SearchSpec(config), []
-    for loss in losses:
-        take(spec, loss)
-        found.append(state(spec))
-    return found
 
 
 def decisions(spec, losses):
