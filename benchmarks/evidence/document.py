@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence import pictures, state_report, tables
+from benchmarks.evidence import find_report, pictures, state_report, tables
 from benchmarks.evidence.comparison import Evidence
 from benchmarks.evidence.plan import TUNING_SEED, Plan
 from benchmarks.evidence.presets import SCENARIOS
@@ -33,6 +33,8 @@ def write_report(folder: Path, plan: Plan) -> list[Path]:
     if any(share.stored for share in plan.preset.shares):
         return [state_report.write(folder, plan, results)]
     evidence = Evidence(plan, results)
+    if plan.preset.finds:
+        return find_report.write(folder, evidence, _protocol(folder, evidence, find_report.about(evidence)))
     drawn = pictures.draw(evidence, folder)
     path = folder / "REPORT.md"
     path.write_text("\n\n".join(_parts(folder, evidence, {picture.stem for picture in drawn})) + "\n")
@@ -75,7 +77,7 @@ def _parts(folder: Path, evidence: Evidence, drawn: set[str]) -> Iterator[str]:
     yield from _scenarios(evidence, drawn)
     yield from _ablations(evidence, drawn)
     yield "## What was run"
-    yield from _protocol(folder, evidence)
+    yield from _protocol(folder, evidence, ABOUT)
 
 
 def _section(title: str, evidence: Evidence, drawn: set[str], picture: str, table: Any) -> Iterator[str]:
@@ -117,10 +119,11 @@ def _ablations(evidence: Evidence, drawn: set[str]) -> Iterator[str]:
             yield tables.ablations(evidence, share, base)
 
 
-def _protocol(folder: Path, evidence: Evidence) -> Iterator[str]:
+def _protocol(folder: Path, evidence: Evidence, about: dict[str, str]) -> Iterator[str]:
     records = list(evidence.results.records.values())
     minutes, left = sum(record["seconds"] for record in records) / 60, sum(1 for _ in evidence.plan.missing())
     failed = sum(record["failed"] is not None for record in records)
+    first = min(share.first_seed for share in evidence.plan.preset.shares)
     yield (
         f"{len(records):,} runs of one thread each, {minutes:.0f} minutes of one core in all. {failed} failed: their "
         "loss was not finite, or larger at the end than before the first step. Failed runs are counted with the loss "
@@ -138,15 +141,15 @@ def _protocol(folder: Path, evidence: Evidence) -> Iterator[str]:
         f"- Optimizer: FusedAdamW with `schedule=`, `step(loss=loss)` for all. Warm-up, where a schedule has one: "
         f"{WARM_UP:.0%} of the run.\n"
         "- Tuning: the grid of the task, a factor of about 3 between neighbours, extended while its end is best, then "
-        f"half a step to each side of the best; seeds from {TUNING_SEED} on. The comparison is on seeds from 0 on. "
-        "Same seed: same start, same batches.\n"
+        f"half a step to each side of the best; seeds from {TUNING_SEED} on. "
+        f"The comparison is on seeds from {first} on. Same seed: same start, same batches.\n"
         f"- Held-out loss: mean of those after {', '.join(f'{share:.0%}' for share in LAST)} of the steps, in nats.\n"
         f"- Intervals: {LEVEL:.0%}, bootstrap of the median. Of 5 seeds, from the least value to the largest: "
         "a difference counts if all five have its sign, and of schedules that are as good as each other one pair in "
         "sixteen would look different.\n"
         "- A number like 4/5 counts the seeds on which the schedule had the smaller loss."
     )
-    yield tables.markdown(["schedule", "what it is"], [[name, about] for name, about in ABOUT.items()])
+    yield tables.markdown(["schedule", "what it is"], [[name, text] for name, text in about.items()])
     path = folder / "environment.json"
     entries = json.loads(path.read_text()) if path.exists() else []
     if entries:

@@ -17,14 +17,20 @@ _OURS, _OTHERS = "#1f77b4", "#777777"
 _LINES = ("linear", "cosine", "constant", "greedy-raw", "greedy-smooth", "greedy-constant", "greedy-linear", "plateau")
 
 
-def draw(evidence: Evidence, folder: Path) -> list[Path]:
-    """All pictures for which there are runs. Without matplotlib: none, and a line that says so."""
+def available() -> bool:
+    """Whether there is matplotlib, which then draws to files; if not, a line says so."""
     try:
         import matplotlib
-
-        matplotlib.use("Agg")
     except ImportError as error:
         print(f"no pictures: {error}; pip install matplotlib, then write the report again")
+        return False
+    matplotlib.use("Agg")
+    return True
+
+
+def draw(evidence: Evidence, folder: Path) -> list[Path]:
+    """All pictures for which there are runs. Without matplotlib: none, and a line that says so."""
+    if not available():
         return []
     pictures: dict[str, Callable[[Evidence, Path], bool]] = {
         "tuned": tuned,
@@ -40,7 +46,7 @@ def draw(evidence: Evidence, folder: Path) -> list[Path]:
 def tuned(evidence: Evidence, path: Path) -> bool:
     """A panel per task: the median at the best LR of each schedule, with its interval."""
     shares = evidence.tasks()
-    figure, axes = _panels(len(shares), 4.6, 4.4)
+    figure, axes = panels(len(shares), 4.6, 4.4)
     for axis, share in zip(axes, shares, strict=False):
         names = evidence.compared(share, share.schedules)[::-1]
         found = [cell.interval for name in names if (cell := evidence.cell(share, name)) is not None]
@@ -51,13 +57,13 @@ def tuned(evidence: Evidence, path: Path) -> bool:
         axis.set_yticks(range(len(names)), names, fontsize=7)
         axis.set_title(share.task, fontsize=9)
         axis.grid(axis="x", linewidth=0.3)
-    return _save(figure, path, "held-out loss at the end, nats; blue: the loss decides", bool(shares))
+    return save(figure, path, "held-out loss at the end, nats; blue: the loss decides", bool(shares))
 
 
 def wrong_lr(evidence: Evidence, path: Path) -> bool:
     """A panel per task: median loss over the LR as a multiple of the best one."""
     shares = [share for share in evidence.tasks() if share.third and evidence.cell(share, share.third[0], 3.0)]
-    figure, axes = _panels(len(shares), 4.6, 3.6)
+    figure, axes = panels(len(shares), 4.6, 3.6)
     for axis, share in zip(axes, shares, strict=False):
         for index, name in enumerate(name for name in _LINES if name in share.third):
             cells = {factor: evidence.cell(share, name, factor) for factor in FACTORS}
@@ -66,17 +72,17 @@ def wrong_lr(evidence: Evidence, path: Path) -> bool:
             axis.plot(xs, ys, "-o" if name in LOSS_DRIVEN else "--s", color=f"C{index}", markersize=3, label=name)
         axis.set_xscale("log")
         axis.set_xticks(FACTORS, [FACTOR_NAMES[factor] for factor in FACTORS], minor=False)
-        _logarithmic(axis)
+        logarithmic(axis)
         axis.set_title(share.task, fontsize=9)
         axis.legend(fontsize=6)
         axis.grid(linewidth=0.3, which="both")
-    return _save(figure, path, "multiple of the best LR; held-out loss at the end, nats", bool(shares))
+    return save(figure, path, "multiple of the best LR; held-out loss at the end, nats", bool(shares))
 
 
 def scenarios(evidence: Evidence, path: Path) -> bool:
     """A panel per task and scenario: paired differences to linear."""
     cases = [(share, name) for share in evidence.tasks() for name in SCENARIOS if evidence.disturbed(share, name)]
-    figure, axes = _panels(len(cases), 3.6, 2.6, columns=4)
+    figure, axes = panels(len(cases), 3.6, 2.6, columns=4)
     for axis, (share, name) in zip(axes, cases, strict=False):
         found = {
             schedule: pair
@@ -84,7 +90,7 @@ def scenarios(evidence: Evidence, path: Path) -> bool:
             if schedule != "linear" and (pair := evidence.against(share, schedule, "linear", 1.0, name)) is not None
         }
         _differences(axis, found, f"{share.task}, {name}")
-    return _save(
+    return save(
         figure, path, "held-out loss less that of linear on the same seeds, nats; blue: the loss decides", bool(cases)
     )
 
@@ -97,16 +103,16 @@ def ablations(evidence: Evidence, path: Path) -> bool:
             pairs = {n: evidence.against(share, n, f"greedy-{base}") for n in ablations_of(base)}
             found = {name.split()[1]: pair for name, pair in pairs.items() if pair is not None}
             cases += [(f"{share.task}, greedy-{base}", found)] if found else []
-    figure, axes = _panels(len(cases), 4.2, 3.6)
+    figure, axes = panels(len(cases), 4.2, 3.6)
     for axis, (title, found) in zip(axes, cases, strict=False):
         _differences(axis, found, title)
-    return _save(figure, path, "held-out loss less that with the defaults on the same seeds, nats", bool(cases))
+    return save(figure, path, "held-out loss less that with the defaults on the same seeds, nats", bool(cases))
 
 
 def runs(evidence: Evidence, path: Path) -> bool:
     """Per task the held-out loss and the LR over a run, medians over seeds, of the usual schedules at their best LR."""
     shares = [share for share in evidence.tasks() if _curves(evidence, share, "linear", "curve")]
-    figure, axes = _panels(2 * len(shares), 4.2, 3.2, columns=2)
+    figure, axes = panels(2 * len(shares), 4.2, 3.2, columns=2)
     for row, share in enumerate(shares):
         for index, name in enumerate(name for name in FEW if name in share.schedules):
             style = "-" if name in LOSS_DRIVEN else "--"
@@ -114,11 +120,11 @@ def runs(evidence: Evidence, path: Path) -> bool:
                 if points := _curves(evidence, share, name, key):
                     axis.plot(*zip(*points, strict=True), style, color=f"C{index}", linewidth=1.1, label=name)
         for axis, what in zip(axes[2 * row : 2 * row + 2], ("held-out loss, nats", "LR"), strict=True):
-            _logarithmic(axis)
+            logarithmic(axis)
             axis.set_title(f"{share.task}: {what}", fontsize=9)
             axis.grid(linewidth=0.3, which="both")
         axes[2 * row].legend(fontsize=6)
-    return _save(figure, path, "steps", bool(shares))
+    return save(figure, path, "steps", bool(shares))
 
 
 def _curves(evidence: Evidence, share: Share, name: str, key: str) -> list[tuple[int, float]]:
@@ -140,7 +146,7 @@ def _differences(axis: Any, found: dict[str, Paired], title: str) -> None:
     axis.grid(axis="x", linewidth=0.3)
 
 
-def _logarithmic(axis: Any) -> None:
+def logarithmic(axis: Any) -> None:
     """With plain numbers, also where the axis spans less than a factor of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
@@ -151,7 +157,8 @@ def _logarithmic(axis: Any) -> None:
     axis.tick_params(axis="y", which="both", labelsize=6)
 
 
-def _panels(count: int, width: float, height: float, columns: int = 3) -> tuple[Any, Sequence[Any]]:
+def panels(count: int, width: float, height: float, columns: int = 3) -> tuple[Any, Sequence[Any]]:
+    """A figure of so many panels, each so large in inches, and their axes row by row."""
     from matplotlib import pyplot
 
     columns = max(1, min(columns, count))
@@ -162,7 +169,8 @@ def _panels(count: int, width: float, height: float, columns: int = 3) -> tuple[
     return figure, list(axes.flat)
 
 
-def _save(figure: Any, path: Path, label: str, anything: bool) -> bool:
+def save(figure: Any, path: Path, label: str, anything: bool) -> bool:
+    """Write a figure with a label below, if there is anything in it; returns whether."""
     from matplotlib import pyplot
 
     if anything:

@@ -66,10 +66,12 @@ class Preset:
     Attributes:
         shares: tasks in the order of interest.
         length: steps of each run, as a multiple of the task's.
+        finds: the report asks what a wrong LR costs, and who recovers it.
     """
 
     shares: tuple[Share, ...]
     length: float = 1.0
+    finds: bool = False
 
     def steps(self, task: str) -> int:
         """Of each run of the task."""
@@ -139,7 +141,8 @@ PRESETS: dict[str, Preset] = {
             _find("convnet", 2, 8, _DISTURBED),
             _find("finetune", 1, 5),
             _find("mlp", 2, 8, _DISTURBED),
-        )
+        ),
+        finds=True,
     ),
     "full": Preset(tuple(_everything(share) for share in _STANDARD), length=10.0),
 }

@@ -58,11 +58,40 @@ def bootstrap(values: Sequence[float], level: float = LEVEL, resamples: int = RE
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(count, (resamples, count), generator=generator)
     ordered = torch.tensor(sorted(values), dtype=torch.float64)
-    ranks = drawn.sort(dim=1).values  # values in order: the rank of the median is the median of the ranks
-    low, high = ordered[ranks[:, (count - 1) // 2]], ordered[ranks[:, count // 2]]
-    medians = torch.where(low == high, low, (low + high) / 2).sort().values  # inf - inf is nowhere computed
+    medians = _medians(ordered[drawn]).sort().values
     outside = round((1 - level) / 2 * resamples)
     return Interval(median(values), float(medians[outside]), float(medians[resamples - 1 - outside]), count)
+
+
+def share(part: Sequence[float], whole: Sequence[float], level: float = LEVEL, resamples: int = RESAMPLES) -> Interval:
+    """The median of a part over the median of the whole, seed by seed in the same order, with its percentile interval.
+
+    Seeds are resampled, and both medians are of the same ones; resamples whose whole is not above 0 are left out.
+
+    Args:
+        part: at least one, may be infinite.
+        whole: as many, finite, with a median above 0.
+        level: share of the resamples that the interval holds.
+        resamples: their number.
+
+    Raises:
+        ValueError: not as many of one as of the other, or the median of the whole is not above 0.
+    """
+    if len(part) != len(whole) or not median(whole) > 0:
+        raise ValueError(f"share: expected as many of both, and a whole above 0, got {part!r} and {whole!r}")
+    count = len(part)
+    drawn = torch.randint(count, (resamples, count), generator=torch.Generator().manual_seed(0))
+    tops, bottoms = (_medians(torch.tensor(values, dtype=torch.float64)[drawn]) for values in (part, whole))
+    shares = (tops[bottoms > 0] / bottoms[bottoms > 0]).sort().values
+    outside = round((1 - level) / 2 * len(shares))
+    low, high = float(shares[outside]), float(shares[len(shares) - 1 - outside])
+    return Interval(median(part) / median(whole), low, high, count)
+
+
+def _medians(rows: torch.Tensor) -> torch.Tensor:
+    ordered, count = rows.sort(dim=1).values, rows.shape[1]
+    low, high = ordered[:, (count - 1) // 2], ordered[:, count // 2]
+    return torch.where(low == high, low, (low + high) / 2)  # inf - inf is nowhere computed
 
 
 @dataclass(frozen=True)
