@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.evidence.schedules import BASES, SCHEDULES, Context, Make
-from greedylr_fused import Mechanic, SkipSpikes
+from greedylr_fused import AdaLRS, Climb, Mechanic, SkipSpikes
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class Finder:
     options: Callable[[], dict[str, Any]] = field(default=dict)
 
 
+def _on_linear(search: Callable[..., Any]) -> Make:
+    return lambda run: search(base=BASES["linear"](run))
+
+
 def _skipping() -> dict[str, Any]:
     return {"skip_spikes": SkipSpikes()}
 
@@ -44,6 +48,8 @@ FINDERS: dict[str, Finder] = {
         "linear",
         None,
     ),
+    "climb": Finder("`Climb(base=Linear)`", "linear", _on_linear(Climb)),
+    "adalrs": Finder("`AdaLRS(base=Linear)`", "linear", _on_linear(AdaLRS)),
     **{
         f"{name} skip-spikes": Finder(f"{name} with `skip_spikes=SkipSpikes()`", name, SCHEDULES[name], _skipping)
         for name in ("linear", "greedy-wsd")

@@ -90,8 +90,10 @@ _HOLDS = tuple(f"{name} hold={hold}" for name in _HELD for hold in HOLDS)
 
 #: Ways to find a learning rate, or to forgive a wrong one, in the order in which they are run.
 FIND = ("linear", "wsd", "cosine", "greedy-linear", "greedy-wsd", "mechanic-linear", "autolrs")
+FIND += ("climb", "adalrs")
 _SPIKES = ("linear", "linear skip-spikes", "greedy-linear", "greedy-wsd", "greedy-wsd skip-spikes", "mechanic-linear")
-_CHANGED = ("linear", "greedy-linear", "greedy-wsd", "mechanic-linear")
+_SPIKES += ("climb",)
+_CHANGED = ("linear", "greedy-linear", "greedy-wsd", "mechanic-linear", "climb")
 _DISTURBED = (
     *(("spikes", name) for name in _SPIKES),
     *(("label-noise", name) for name in _CHANGED),
