@@ -91,6 +91,8 @@ _HOLDS = tuple(f"{name} hold={hold}" for name in _HELD for hold in HOLDS)
 #: Ways to find a learning rate, or to forgive a wrong one, in the order in which they are run.
 FIND = ("linear", "wsd", "cosine", "greedy-linear", "greedy-wsd", "mechanic-linear", "autolrs")
 FIND += ("climb", "adalrs")
+#: The two of them that the plan's rule chose by the first part, beside `linear`.
+FURTHER = ("linear", "climb", "greedy-wsd")
 _SPIKES = ("linear", "linear skip-spikes", "greedy-linear", "greedy-wsd", "greedy-wsd skip-spikes", "mechanic-linear")
 _SPIKES += ("climb",)
 _CHANGED = ("linear", "greedy-linear", "greedy-wsd", "mechanic-linear", "climb")
@@ -103,7 +105,8 @@ _DISTURBED = (
 
 def _find(task: str, tuning_seeds: int, seeds: int, disturbed: tuple[tuple[str, str], ...] = ()) -> Share:
     """Seeds that neither the defaults of GreedyLR nor those of the searches were chosen on."""
-    return Share(task, FIND, FIND, disturbed=disturbed, tuning_seeds=tuning_seeds, seeds=seeds, first_seed=100)
+    whole = Share(task, FIND, FIND, FURTHER, disturbed=disturbed, tuning_seeds=tuning_seeds, seeds=seeds)
+    return replace(whole, first_seed=100)
 
 
 _STANDARD = (
@@ -143,6 +146,7 @@ PRESETS: dict[str, Preset] = {
             _find("convnet", 2, 8, _DISTURBED),
             _find("finetune", 1, 5),
             _find("mlp", 2, 8, _DISTURBED),
+            Share("gpt-medium", FURTHER, FURTHER, first_seed=100),
         ),
         finds=True,
     ),
