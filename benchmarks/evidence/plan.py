@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from benchmarks.evidence.finders import lr_of
 from benchmarks.evidence.presets import SCENARIOS, Preset, Share
 from benchmarks.evidence.schedules import LOSS_DRIVEN
 from benchmarks.evidence.statistics import median
@@ -28,8 +29,8 @@ class Run:
         task, schedule: names.
         lr: peak, of a free GreedyLR the starting LR.
         seed: of start and batches.
-        scenario: "clean", one of `SCENARIOS` or of `formats.CONDITIONS`, or "norms", a clean run that records its
-            gradient norms.
+        scenario: "clean", "spikes", one of `SCENARIOS` or of `formats.CONDITIONS`, or "norms", a clean run that records
+            its gradient norms.
         steps: length.
         storage: one of `formats.FORMATS`.
     """
@@ -97,8 +98,13 @@ class Plan:
 
         The best is the one with the least median over the tuning seeds. While it is the first or the last of the grid,
         a further point is tried, `EXTENSIONS` times; then one on each side of it, half a step away, since a whole step
-        costs more than most schedules differ by. None is best where all runs broke off.
+        costs more than most schedules differ by. None is best where all runs broke off. A variant of GreedyLR takes
+        the LR of what it varies, and a finder the one that it is given, or its own, with no run.
         """
+        source = lr_of(schedule)
+        if isinstance(source, float):
+            return [], source
+        schedule = source
         if (known := self._tuned.get((share.task, schedule))) is not None:
             return known
         grid = list(TASKS[share.task].grid)
@@ -124,8 +130,8 @@ class Plan:
                 grid = [times(best, 1 / STEP), *grid] if best == grid[0] else [*grid, times(best, STEP)]
 
     def tuned(self, share: Share, schedule: str) -> float | None:
-        """The best LR, or None while it is not known. A variant of GreedyLR takes that of what it varies."""
-        return self.tuning(share, schedule.split()[0])[1]
+        """The best LR, or None while it is not known."""
+        return self.tuning(share, schedule)[1]
 
     def stored(self, share: Share, condition: str, name: str) -> list[Run]:
         """The runs in a format under a condition, all at one LR and with one schedule."""
@@ -143,7 +149,7 @@ class Plan:
     def compared(self, share: Share, schedule: str, factor: float = 1.0, scenario: str = "clean") -> list[Run]:
         """The runs of the comparison at the best LR times a factor; none while it is not known."""
         lr = self.tuned(share, schedule)
-        seeds = range(share.seeds)
+        seeds = range(share.first_seed, share.first_seed + share.seeds)
         return [] if lr is None else [self.run(share, schedule, times(lr, factor), seed, scenario) for seed in seeds]
 
     def _all(self) -> Iterator[Run]:
@@ -155,6 +161,9 @@ class Plan:
             yield from self._tuned_and_compared(share)
         yield from self._over(shares, "third", (1 / 3, 3.0))
         yield from self._in_scenarios(shares)
+        for share in shares:
+            for scenario, schedule in share.disturbed:
+                yield from self.compared(share, schedule, scenario=scenario)
         yield from self._over(shares, "tenth", (0.1, 10.0))
         for factors in ((1.0,), (1 / 3, 3.0)):
             for share in shares:

@@ -33,7 +33,9 @@ class Share:
         schedules: to be tuned, and compared at their best LR.
         third, tenth: those compared at 1/3 and 3, at 1/10 and 10 times that LR, too.
         scenarios: those compared in each scenario.
+        disturbed: scenarios, "spikes" among them, each with a schedule that is compared in it, besides `scenarios`.
         tuning_seeds, seeds: of tuning, of the comparison.
+        first_seed: of the comparison; the others follow.
         ablations: variants of GreedyLR to be compared at the best LR of what they vary; with `ablations_off` at 1/3
             and 3 times that, too.
         stored: conditions and formats of `formats`, in which runs at `lr` are compared with each other.
@@ -45,8 +47,10 @@ class Share:
     third: tuple[str, ...] = ()
     tenth: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ()
+    disturbed: tuple[tuple[str, str], ...] = ()
     tuning_seeds: int = 1
     seeds: int = 5
+    first_seed: int = 0
     ablations: tuple[str, ...] = ()
     ablations_off: bool = False
     stored: tuple[tuple[str, str], ...] = ()
@@ -82,6 +86,22 @@ _VARIANTS = tuple(n for base in ("constant", "linear") for n in ablations_of(bas
 _HELD = tuple(f"greedy-{base}" for base in ABLATED)
 _HOLDS = tuple(f"{name} hold={hold}" for name in _HELD for hold in HOLDS)
 
+#: Ways to find a learning rate, or to forgive a wrong one, in the order in which they are run.
+FIND = ("linear", "wsd", "cosine", "greedy-linear", "greedy-wsd", "mechanic-linear", "autolrs")
+_SPIKES = ("linear", "linear skip-spikes", "greedy-linear", "greedy-wsd", "greedy-wsd skip-spikes", "mechanic-linear")
+_CHANGED = ("linear", "greedy-linear", "greedy-wsd", "mechanic-linear")
+_DISTURBED = (
+    *(("spikes", name) for name in _SPIKES),
+    *(("label-noise", name) for name in _CHANGED),
+    *(("shift", name) for name in _CHANGED),
+)
+
+
+def _find(task: str, tuning_seeds: int, seeds: int, disturbed: tuple[tuple[str, str], ...] = ()) -> Share:
+    """Seeds that neither the defaults of GreedyLR nor those of the searches were chosen on."""
+    return Share(task, FIND, FIND, disturbed=disturbed, tuning_seeds=tuning_seeds, seeds=seeds, first_seed=100)
+
+
 _STANDARD = (
     Share("mlp", ALL, ALL, SOME, SOME, tuning_seeds=2, seeds=7, ablations=_VARIANTS, ablations_off=True),
     Share("gpt-tiny", ALL, SOME, FEW, DISTURBED, ablations=_VARIANTS),
@@ -111,6 +131,14 @@ PRESETS: dict[str, Preset] = {
         tuple(
             Share(task, _HELD, _HELD, tuning_seeds=2, seeds=10, ablations=_HOLDS, ablations_off=True)
             for task in ("mlp", "gpt-tiny", "convnet")
+        )
+    ),
+    "find": Preset(
+        (
+            _find("gpt-tiny", 1, 5, _DISTURBED),
+            _find("convnet", 2, 8, _DISTURBED),
+            _find("finetune", 1, 5),
+            _find("mlp", 2, 8, _DISTURBED),
         )
     ),
     "full": Preset(tuple(_everything(share) for share in _STANDARD), length=10.0),

@@ -68,6 +68,10 @@ def _small() -> GPT:
     return GPT(Shape(layers=3, width=96, heads=3, kv_heads=3, hidden=256, context=64))
 
 
+def _medium() -> GPT:
+    return GPT(Shape(layers=4, width=224, heads=4, kv_heads=4, hidden=576, context=64))
+
+
 def _wider() -> ConvNet:
     """Most of its weights lie in tensors that can have 8-bit moments."""
     return ConvNet((16, 64, 128))
@@ -85,6 +89,7 @@ TASKS: dict[str, Task] = {
         Task("convnet-wide", "a wider ConvNet on digits, in few steps", _wider, DigitsTrainee, 16, 200, _WIDE),
         Task("gpt-tiny", f"a tiny GPT on {_ON}", _tiny, _program, 4, 500, _HIGH),
         Task("gpt-small", f"a small GPT on {_ON}", _small, _program, 8, 400, _HIGH),
+        Task("gpt-medium", f"a GPT of millions of parameters on {_ON}, in few steps", _medium, _program, 4, 400, _HIGH),
         Task(
             "finetune", f"the tiny GPT, trained on {_ON}, on pydoc's topics", _tiny, _prose, 4, 300, _WIDE, "gpt-tiny"
         ),

@@ -16,6 +16,8 @@ from benchmarks.example import GPT, VOCABULARY, Batches, held_out_batches, param
 LABEL_NOISE = {"digits": 0.2, "text": 0.1}  # share of the labels, or bytes to predict, that are random
 SMALL_BATCH = 8  # the batch is divided by this, down to one sample or window
 SHIFT = 3  # by which labels are turned, half-way
+GARBAGE = 0.01  # probability that a batch has random labels, or bytes to predict; in the scenario `spikes`
+GARBAGE_FROM = 0.2  # of the run: what judges spikes has seen 64 losses then
 Pair = tuple[Tensor, Tensor]
 
 
@@ -26,7 +28,7 @@ class Setting:
     Attributes:
         steps: of the whole run.
         seed: of the start and the batches.
-        scenario: as in `benchmarks.evidence.plan.SCENARIOS`.
+        scenario: "clean", "spikes" or one of `benchmarks.evidence.presets.SCENARIOS`.
         device: where.
         start: parameters to start from, or None.
     """
@@ -44,6 +46,14 @@ class Setting:
     def shifted(self, step: int) -> bool:
         """Whether the second half of a run in which the data change has begun."""
         return self.scenario == "shift" and step >= self.steps // 2
+
+    def spiked(self, targets: Tensor, kinds: int, step: int, noise: torch.Generator) -> Tensor:
+        """The targets of a batch, or where it is one of the few that are garbage, random ones of so many kinds."""
+        if self.scenario != "spikes":
+            return targets
+        garbage = torch.rand((), generator=noise).item() < GARBAGE and step >= GARBAGE_FROM * self.steps
+        wrong = torch.randint(kinds, targets.shape, generator=noise)
+        return wrong.to(targets.device) if garbage else targets
 
     def generator(self, purpose: int) -> torch.Generator:
         """A sequence of random numbers of its own for each purpose."""
@@ -105,6 +115,7 @@ class DigitsTrainee(Trainee):
         parts = (data.train_images, data.train_labels, data.test_images, data.test_labels)
         self._images, labels, self._test_images, self._test_labels = (part.to(setting.device) for part in parts)
         self._setting, self._size, self._order = setting, setting.batch(batch), setting.generator(1)
+        self._spikes = setting.generator(5)
         if setting.scenario == "label-noise":
             noise = setting.generator(2)
             hit = (torch.rand(len(labels), generator=noise) < LABEL_NOISE["digits"]).to(setting.device)
@@ -119,7 +130,8 @@ class DigitsTrainee(Trainee):
             self._left = torch.cat((self._left, order))
         chosen, self._left = self._left[: self._size], self._left[self._size :]
         chosen = chosen.to(self._images.device)
-        return self._images[chosen], self._turned(self._labels[chosen], step)
+        targets = self._turned(self._labels[chosen], step)
+        return self._images[chosen], self._setting.spiked(targets, CLASSES, step, self._spikes)
 
     def test(self, step: int) -> list[tuple[Tensor, Tensor, int]]:
         return [(self._test_images, self._turned(self._test_labels, step), len(self._test_labels))]
@@ -154,7 +166,7 @@ class TextTrainee(Trainee):
         self.model.to(setting.device)
         self.autocast = setting.device.type == "cuda"
         self._setting, self._noise, size = setting, setting.generator(2), setting.batch(batch)
-        self._batches, self._tests = [], []
+        self._batches, self._tests, self._spikes = [], [], setting.generator(5)
         for index, text in enumerate(texts):
             seed = 1_000_003 * (index + 3) + setting.seed
             self._batches.append(Batches(text.train, size, context, seed, setting.device, _all))
@@ -167,7 +179,7 @@ class TextTrainee(Trainee):
             hit = torch.rand(targets.shape, generator=self._noise) < LABEL_NOISE["text"]
             wrong = torch.randint(VOCABULARY, targets.shape, generator=self._noise)
             targets = torch.where(hit.to(targets.device), wrong.to(targets.device), targets)
-        return inputs, targets
+        return inputs, self._setting.spiked(targets, VOCABULARY, step, self._spikes)
 
     def test(self, step: int) -> list[tuple[Tensor, Tensor, int]]:
         return self._tests[self._setting.shifted(step)]

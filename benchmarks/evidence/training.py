@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.evidence import searched
+from benchmarks.evidence.finders import options_of, schedule_of
 from benchmarks.evidence.formats import CONDITIONS, FORMATS, PLAIN, Condition
 from benchmarks.evidence.plan import TUNING_SEED, Run
-from benchmarks.evidence.schedules import SCHEDULES, Context
+from benchmarks.evidence.schedules import Context
 from benchmarks.evidence.stored import Stepped, model_of, optimizer_of
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.trainees import Setting, Trainee
+from greedylr_fused import FusedAdamW
 
 NOISE = 0.5  # nats, standard deviation of what `noisy-loss` adds
 PARTS = 10  # of a run, at the end of each of which it is looked at
@@ -71,11 +74,11 @@ def execute(run: Run, device: torch.device, start: dict[str, Tensor] | None, nor
     trainee = TASKS[run.task].make(Setting(run.steps, run.seed, run.scenario, device, start))
     trainee.model = model_of(FORMATS[run.storage], trainee.model)
     condition_of(run).disturb(trainee.model)
-    schedule = SCHEDULES[run.schedule](Context(run.steps, norms))
-    optimizer = _optimizer(trainee, run, schedule)
+    context = Context(run.steps, norms)
+    optimizer = _optimizer(trainee, run, context)
     seen = Evaluations(trainee, optimizer, run.steps)
-    norms_seen: list[Tensor] = []
-    losses, broken = _train(trainee, optimizer, run, seen, norms_seen if run.scenario == "norms" else None)
+    loop = _Loop(trainee, optimizer, run, seen)
+    losses, broken = _searched(loop, context) if run.schedule == "autolrs" else _train(loop)
     final = math.nan if broken else seen.final()
     failed = broken or (None if math.isfinite(final) else "not finite at the end")
     if failed is None and final > seen.curve[0][1]:
@@ -90,7 +93,7 @@ def execute(run: Run, device: torch.device, start: dict[str, Tensor] | None, nor
         "seconds": round(time.process_time() - begin, 3),
     }
     if run.scenario == "norms":
-        record["norms"] = [_rounded(float(norm)) for norm in norms_seen]
+        record["norms"] = [_rounded(float(norm)) for norm in loop.norms]
     return record
 
 
@@ -99,33 +102,67 @@ def condition_of(run: Run) -> Condition:
     return CONDITIONS.get(run.scenario, PLAIN)
 
 
-def _optimizer(trainee: Trainee, run: Run, schedule: Any) -> Stepped:
-    options = condition_of(run).options(trainee.betas, trainee.max_grad_norm) | {"schedule": schedule}
+def _optimizer(trainee: Trainee, run: Run, context: Context) -> Stepped:
+    options = condition_of(run).options(trainee.betas, trainee.max_grad_norm) | options_of(run.schedule)
+    options["schedule"] = schedule_of(run.schedule, context)
     return optimizer_of(FORMATS[run.storage], trainee.groups(), run.lr, options)
 
 
-def _train(
-    trainee: Trainee, optimizer: Stepped, run: Run, seen: Evaluations, norms: list[Tensor] | None = None
-) -> tuple[Tensor, str | None]:
-    """All steps, or up to the first look at which a training loss was not finite; L1 norms of gradients to `norms`."""
-    device = next(trainee.model.parameters()).device
-    losses = torch.full((run.steps,), math.nan, device=device)
-    noise = torch.Generator().manual_seed(run.seed + 1)
-    scale = condition_of(run).scale
-    for step in range(run.steps):
-        loss = trainee.loss(*trainee.batch(step))
-        (loss * scale).backward()
-        losses[step] = observed = loss.detach()
-        if run.scenario == "noisy-loss":
-            observed = observed + NOISE * torch.randn((), generator=noise).item()
-        if norms is not None:
-            norms.append(torch.stack([p.grad.abs().sum() for p in trainee.model.parameters()]).sum())
-        optimizer.step(loss=observed)
-        optimizer.zero_grad()
-        if step + 1 in seen.points and not _all_finite(losses[: step + 1]):
-            return losses, f"a training loss was not finite by step {step + 1}"
-        seen.after(step + 1)
-    return losses, None
+class _Loop:
+    """The steps of a run, one at a time.
+
+    Attributes:
+        losses: of training, NaN for steps to come.
+        norms: L1 norm of the gradients of each step, where the run is to record them.
+    """
+
+    def __init__(self, trainee: Trainee, optimizer: Stepped, run: Run, seen: Evaluations) -> None:
+        self.trainee, self.optimizer, self.run, self.seen = trainee, optimizer, run, seen
+        self.losses = torch.full((run.steps,), math.nan, device=next(trainee.model.parameters()).device)
+        self.norms: list[Tensor] = []
+        self._step, self._scale = 0, condition_of(run).scale
+        self._noise = torch.Generator().manual_seed(run.seed + 1)
+
+    def one(self) -> Tensor:
+        """Make the next step; returns its loss."""
+        loss = self.trainee.loss(*self.trainee.batch(self._step))
+        (loss * self._scale).backward()
+        self.losses[self._step] = observed = loss.detach()
+        if self.run.scenario == "noisy-loss":
+            observed = observed + NOISE * torch.randn((), generator=self._noise).item()
+        if self.run.scenario == "norms":
+            self.norms.append(torch.stack([p.grad.abs().sum() for p in self.trainee.model.parameters()]).sum())
+        self.optimizer.step(loss=observed)
+        self.optimizer.zero_grad()
+        self._step += 1
+        return loss.detach()
+
+
+def _train(loop: _Loop) -> tuple[Tensor, str | None]:
+    """All steps, or up to the first look at which a training loss was not finite."""
+    for step in range(1, loop.run.steps + 1):
+        loop.one()
+        if step in loop.seen.points and not _all_finite(loop.losses[:step]):
+            return loop.losses, f"a training loss was not finite by step {step}"
+        loop.seen.after(step)
+    return loop.losses, None
+
+
+def _searched(loop: _Loop, context: Context) -> tuple[Tensor, str | None]:
+    """All steps of a run of AutoLRS; a trial may have losses that are not finite."""
+    made = 0
+
+    def one() -> Tensor:
+        nonlocal made
+        loss, made = loop.one(), made + 1
+        loop.seen.after(made)
+        return loss
+
+    run, optimizer = loop.run, loop.optimizer
+    assert isinstance(optimizer, FusedAdamW)
+    found = searched.search(run.lr, run.steps - context.warmup, run.seed)
+    searched.train(loop.trainee.model, optimizer, found, run.lr, context.warmup, one)
+    return loop.losses, None
 
 
 def starting_point(task: str, folder: Path, device: torch.device) -> dict[str, Tensor] | None:
@@ -138,8 +175,8 @@ def starting_point(task: str, folder: Path, device: torch.device) -> dict[str, T
     if not path.exists():
         run = Run(source, "linear", START_LR, TUNING_SEED, "clean", steps)
         trainee = TASKS[source].make(Setting(steps, run.seed, run.scenario, device))
-        optimizer = _optimizer(trainee, run, SCHEDULES["linear"](Context(steps)))
-        losses, _ = _train(trainee, optimizer, run, Evaluations(trainee, optimizer, steps))
+        optimizer = _optimizer(trainee, run, Context(steps))
+        losses, _ = _train(_Loop(trainee, optimizer, run, Evaluations(trainee, optimizer, steps)))
         if not _all_finite(losses):
             raise RuntimeError(
                 f"{task}: expected a starting point that trained, got losses that are not finite; lower START_LR"
