@@ -159,10 +159,8 @@ def groups(machine: Machine) -> list[tuple[int, list[Stage]]]:
     m = machine
     cores = max(2, min(12, (os.cpu_count() or 2) - 2))
     graphs = [f"tests/gpu/test_gpu_{name}.py" for name in ("graphs", "captured_step")]
-    others = [
-        f"tests/gpu/test_gpu_{name}.py" for name in ("amp", "errors", "agreement", "control", "distributed", "spikes")
-    ]
-    others.append("tests/gpu/test_gpu_telemetry.py")
+    others = ["amp", "errors", "agreement", "control", "distributed", "spikes", "search", "backup", "telemetry"]
+    others = [f"tests/gpu/test_gpu_{name}.py" for name in others]
     apart = ("--ignore=tests/gpu", "--ignore=tests/conformance")
     apart += ("--deselect=tests/backends/test_triton_interpreter.py::test_conformance_on_the_gpu",)
 

@@ -31,10 +31,17 @@ SCHEDULE = {
 }  # fmt: skip
 #: Others to change to on the way: all that `observe` in csrc/core asks for.
 SCHEDULES = {
-    "kind": [0, 1, 1, 1, 2], "raises": [0, 1], "mode_max": [0, 1], "threshold_rel": [0, 1], "compare_with": [0, 1, 2],
-    "forget_every": [0, 1, 2], "patience": [0, 0, 1], "cooldown": [0, 1], "warmup": [0, 1], "factor": [0.5, 0.1],
-    "resets_left": [1, 3], "best": [0.9, 1.2], "curve_length": [0, 3, 3], "decay_start": [2, np.inf],
+    "kind": [0, 1, 1, 1, 2, 3, 3, 4, 4], "raises": [0, 1], "mode_max": [0, 1], "threshold_rel": [0, 1],
+    "compare_with": [0, 1, 2], "forget_every": [0, 1, 2], "patience": [0, 0, 1], "cooldown": [0, 1], "warmup": [0, 1],
+    "factor": [0.5, 0.1], "resets_left": [1, 3], "best": [0.9, 1.2], "curve_length": [0, 3, 3], "decay_start": [2, np.inf],
     "spike_sigmas": [1e9, 1e9, 0.5],
+    # Of a level search, wherever it may be.
+    "phase": [0, 1, 2, 2, 3], "search_until": [1e9, 1e9, 2], "settle": [0, 2], "anneal": [0, 3], "raise_by": [3, 1.5],
+    "cut_by": [2], "fade": [0.9], "lowest": [0.1], "highest": [1, 9], "errors": [0, 2], "sure": [0, 4],
+    "window_step": [0, 4, 599], "search_level": [1 / 3, 1, 3], "trial_level": [1, 1, 3], "search_losses": [0, 4, 300],
+    "first_loss": [1], "sum_y": [0, 0.3], "sum_yy": [0, 0.7], "sum_xy": [0, -0.4], "kept": [np.nan, 0.9, 1.5],
+    "kept_var": [0, 0.1], "again": [0, 1], "gain": [-0.5, 0.5], "gain_var": [0, 0.1], "rising": [0, 1],
+    "faded": [1, 0.9], "worst_loss": [-np.inf, 1.2],
 }  # fmt: skip
 CURVE = [1.0, 0.9, 0.8, 1.0, 0.7, 0.3]
 EXTREME = [0.0, -0.0, 1e-45, -1e-40, 1e-38, 6e-8, 1e-7, 65504.0, 3e38, -3e38, np.inf]

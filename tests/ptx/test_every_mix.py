@@ -18,7 +18,8 @@ pytestmark = needs_tools
 #: Elements of tensors: every number that ends in some part of a pack, on either side of the chunk's size, and above.
 SIZES = [*range(24), *range(24), 64, 129, 255, 257, 263, 264, 511, 521, 300, 7, 9, 11, 600]
 WINDOWS = [0, 5, 600]  # the last is more than fits on the chip
-COVERED = 0.73  # of an update kernel's instructions; the rest are the control code's options and the device's pow
+#: Of an update kernel's instructions; the rest are the control code's options, searches first, and the device's pow.
+COVERED = 0.55
 every_mix = pytest.mark.parametrize("number", range(len(ALL_MIXES)), ids=[mix_name(mix) for mix in ALL_MIXES])
 
 
