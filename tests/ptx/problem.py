@@ -33,8 +33,8 @@ SCHEDULE = {
 SCHEDULES = {
     "kind": [0, 1, 1, 1, 2, 3, 3, 4, 4], "raises": [0, 1], "mode_max": [0, 1], "threshold_rel": [0, 1],
     "compare_with": [0, 1, 2], "forget_every": [0, 1, 2], "patience": [0, 0, 1], "cooldown": [0, 1], "warmup": [0, 1],
-    "factor": [0.5, 0.1], "resets_left": [1, 3], "best": [0.9, 1.2], "curve_length": [0, 3, 3], "decay_start": [2, np.inf],
-    "spike_sigmas": [1e9, 1e9, 0.5],
+    "factor": [0.5, 0.1], "resets_left": [1, 3], "best": [0.9, 1.2], "curve_length": [0, 3, 3],
+    "decay_start": [2, np.inf], "spike_sigmas": [1e9, 1e9, 0.5],
     # Of a level search, wherever it may be.
     "phase": [0, 1, 2, 2, 3], "search_until": [1e9, 1e9, 2], "settle": [0, 2], "anneal": [0, 3], "raise_by": [3, 1.5],
     "cut_by": [2], "fade": [0.9], "lowest": [0.1], "highest": [1, 9], "errors": [0, 2], "sure": [0, 4],
