@@ -5,6 +5,7 @@ A check reads the option of that name from a frozen dataclass, and names the sch
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from numbers import Real
 from typing import Any, NoReturn
@@ -18,12 +19,17 @@ OPTION: Any = object()
 
 def refuse(schedule: object, name: str, got: object, allowed: str, remedy: str) -> NoReturn:
     """Raise the ValueError of an option outside its range."""
-    raise ValueError(f"{type(schedule).__name__} {name}: expected {allowed}, got {got!r}; {remedy}")
+    raise ValueError(f"{type(schedule).__name__} {name}: expected {allowed}, got {_shown(got)}; {remedy}")
 
 
 def mistype(schedule: object, name: str, got: object, allowed: str, remedy: str) -> NoReturn:
     """Raise the TypeError of an option of the wrong type."""
-    raise TypeError(f"{type(schedule).__name__} {name}: expected {allowed}, got {got!r}; {remedy}")
+    raise TypeError(f"{type(schedule).__name__} {name}: expected {allowed}, got {_shown(got)}; {remedy}")
+
+
+def _shown(got: object) -> str:
+    """Return a value as a message shows it: of a configuration, which may have twenty options, the name alone."""
+    return type(got).__name__ if dataclasses.is_dataclass(got) else repr(got)
 
 
 def whole(schedule: object, name: str, *, least: int, most: int = MAX_STEPS, value: Any = OPTION) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.tensors import latest
 
-from greedylr_fused import AdaLRS, Climb, Constant, DeviceSchedule, FusedAdamW, Linear, Mechanic
+from greedylr_fused import WSD, AdaLRS, Climb, Constant, DeviceSchedule, FusedAdamW, GreedyLR, Linear, Mechanic
 
 BASE = Linear(400, warmup_steps=20)
 
@@ -80,3 +80,10 @@ def test_a_backup_on_the_host_is_in_ordinary_memory_beside_a_cpu(device):
     other, same = trained(5e-3, Climb(base=BASE), steps=100)
     assert loss == same and math.isfinite(loss)
     assert opt._engine.backup.where == "host" and other._engine.backup.where == "device"
+
+
+@pytest.mark.parametrize("base", [GreedyLR(), WSD(warmup_steps=5)], ids=["loss-driven", "endless"])
+def test_another_base_is_refused_in_few_words(base):
+    with pytest.raises((TypeError, ValueError), match=rf"base: expected .* got {type(base).__name__};") as caught:
+        Climb(base=base)
+    assert len(str(caught.value).split()) <= 40
