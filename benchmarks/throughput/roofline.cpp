@@ -37,8 +37,9 @@ inline void fetch(const Line* array) {
     for (int k = 0; k < WIDTH; ++k) __builtin_prefetch(array + k, 0, 2);
 }
 
-// PARAM, GRAD, STATE, REMAINDER: lines that 64 elements take, which is the element size in bytes; moments of one byte
-// have scales. With `ahead` the lines of so many times 64 elements later are fetched into the second-level cache.
+// PARAM, GRAD, STATE, REMAINDER: lines that 64 elements take, which is the element size in bytes; moments of
+// one byte have scales. With `ahead` the lines of so many times 64 elements later are fetched into the
+// second-level cache.
 template <int PARAM, int GRAD, int STATE, int MOMENTS, int REMAINDER = 0>
 void touch_range(const Arrays& a, int64_t begin, int64_t end, int64_t ahead) {
     Line* const remainder = a.others[STATE == 1 ? 2 : 0];
@@ -106,12 +107,13 @@ struct Pass {
 
 }  // namespace
 
-// Element sizes in bytes (of no remainder 0), `elements`, `chunk` and `ahead` in elements and multiples of 64, with
-// scales of 64 GROUPS, arrays aligned to 64 bytes, `moments` and `others` of MOST_MOMENTS. Returns 0, or 1 for a mix
-// that is not compiled in.
+// Element sizes in bytes (of no remainder 0), `elements`, `chunk` and `ahead` in elements and multiples of
+// 64, with scales of 64 GROUPS, arrays aligned to 64 bytes, `moments` and `others` of MOST_MOMENTS. Returns
+// 0, or 1 for a mix that is not compiled in.
 extern "C" int roofline(void* param, const void* grad, void* const* moments, int n_moments,
-                        void* const* others, int param_size, int grad_size, int state_size, int remainder_size,
-                        int64_t elements, int64_t chunk, int64_t ahead, uint64_t zeros, int threads) {
+                        void* const* others, int param_size, int grad_size, int state_size,
+                        int remainder_size, int64_t elements, int64_t chunk, int64_t ahead, uint64_t zeros,
+                        int threads) {
     Pass pass{{static_cast<Line*>(param), static_cast<const Line*>(grad), {}, {}, zeros},
               find(param_size, grad_size, state_size, n_moments, remainder_size),
               elements / 64,
