@@ -172,7 +172,7 @@ class Plan:
                         yield from self.compared(share, name, factor)
 
     def variants(self, share: Share, factors: Sequence[float] = (1.0,)) -> list[str]:
-        """The variants of GreedyLR that a task compares at these factors."""
+        """The variants that a task compares at these factors."""
         return list(share.ablations) if factors == (1.0,) or share.ablations_off else []
 
     def _tuned_and_compared(self, share: Share) -> Iterator[Run]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from benchmarks.evidence.finders import ADALRS_CHOICES
 from benchmarks.evidence.formats import NOISY, STORED
 from benchmarks.evidence.schedules import ABLATED, HOLDS, LOSS_DRIVEN, STEP, ablations_of
 from benchmarks.evidence.tasks import TASKS
@@ -36,8 +37,8 @@ class Share:
         disturbed: scenarios, "spikes" among them, each with a schedule that is compared in it, besides `scenarios`.
         tuning_seeds, seeds: of tuning, of the comparison.
         first_seed: of the comparison; the others follow.
-        ablations: variants of GreedyLR to be compared at the best LR of what they vary; with `ablations_off` at 1/3
-            and 3 times that, too.
+        ablations: variants of GreedyLR or AdaLRS to be compared at the best LR of what they vary; with `ablations_off`
+            at 1/3 and 3 times that, too.
         stored: conditions and formats of `formats`, in which runs at `lr` are compared with each other.
         noisy, noisy_seeds: those of them that have so many seeds instead.
     """
@@ -91,8 +92,8 @@ _HOLDS = tuple(f"{name} hold={hold}" for name in _HELD for hold in HOLDS)
 #: Ways to find a learning rate, or to forgive a wrong one, in the order in which they are run.
 FIND = ("linear", "wsd", "cosine", "greedy-linear", "greedy-wsd", "mechanic-linear", "autolrs")
 FIND += ("climb", "adalrs")
-#: A control that was added when the first results had been seen, and chooses nothing.
-AFTERWARDS = ("linear-warm12",)
+#: What was added when the first results had been seen, and chooses nothing.
+AFTERWARDS = ("linear-warm12", "linear adamc", "climb replay", "climb paired")
 #: The two of them that the plan's rule chose by the first part, beside `linear`.
 FURTHER = ("linear", "climb", "greedy-wsd")
 _SPIKES = ("linear", "linear skip-spikes", "greedy-linear", "greedy-wsd", "greedy-wsd skip-spikes", "mechanic-linear")
@@ -109,7 +110,7 @@ def _find(task: str, tuning_seeds: int, seeds: int, disturbed: tuple[tuple[str, 
     """Seeds that neither the defaults of GreedyLR nor those of the searches were chosen on."""
     every = FIND + AFTERWARDS
     whole = Share(task, every, every, FURTHER, disturbed=disturbed, tuning_seeds=tuning_seeds, seeds=seeds)
-    return replace(whole, first_seed=100)
+    return replace(whole, first_seed=100, ablations=tuple(ADALRS_CHOICES), ablations_off=True)
 
 
 _STANDARD = (
@@ -149,7 +150,7 @@ PRESETS: dict[str, Preset] = {
             _find("convnet", 2, 8, _DISTURBED),
             _find("finetune", 1, 5),
             _find("mlp", 2, 8, _DISTURBED),
-            Share("gpt-medium", FURTHER + AFTERWARDS, FURTHER, first_seed=100),
+            Share("gpt-medium", FURTHER + AFTERWARDS, FURTHER + AFTERWARDS, first_seed=100),
         ),
         finds=True,
     ),

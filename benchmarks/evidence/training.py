@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.evidence import searched
-from benchmarks.evidence.finders import options_of, schedule_of
+from benchmarks.evidence.finders import hosted, options_of, schedule_of
 from benchmarks.evidence.formats import CONDITIONS, FORMATS, PLAIN, Condition
+from benchmarks.evidence.hosted import HostSearch
 from benchmarks.evidence.plan import TUNING_SEED, Run
 from benchmarks.evidence.schedules import Context
 from benchmarks.evidence.stored import Stepped, model_of, optimizer_of
@@ -77,7 +78,7 @@ def execute(run: Run, device: torch.device, start: dict[str, Tensor] | None, nor
     context = Context(run.steps, norms)
     optimizer = _optimizer(trainee, run, context)
     seen = Evaluations(trainee, optimizer, run.steps)
-    loop = _Loop(trainee, optimizer, run, seen)
+    loop = _Loop(trainee, optimizer, run, seen, _host_search(trainee, optimizer, run, context))
     losses, broken = _searched(loop, context) if run.schedule == "autolrs" else _train(loop)
     final = math.nan if broken else seen.final()
     failed = broken or (None if math.isfinite(final) else "not finite at the end")
@@ -104,8 +105,16 @@ def condition_of(run: Run) -> Condition:
 
 def _optimizer(trainee: Trainee, run: Run, context: Context) -> Stepped:
     options = condition_of(run).options(trainee.betas, trainee.max_grad_norm) | options_of(run.schedule)
-    options["schedule"] = schedule_of(run.schedule, context)
+    options["schedule"] = None if hosted(run.schedule) else schedule_of(run.schedule, context)
     return optimizer_of(FORMATS[run.storage], trainee.groups(), run.lr, options)
+
+
+def _host_search(trainee: Trainee, optimizer: Stepped, run: Run, context: Context) -> HostSearch | None:
+    how = hosted(run.schedule)
+    if how is None:
+        return None
+    assert isinstance(optimizer, FusedAdamW)
+    return HostSearch(how, schedule_of(run.schedule, context), trainee, optimizer, run.lr)
 
 
 class _Loop:
@@ -116,8 +125,11 @@ class _Loop:
         norms: L1 norm of the gradients of each step, where the run is to record them.
     """
 
-    def __init__(self, trainee: Trainee, optimizer: Stepped, run: Run, seen: Evaluations) -> None:
+    def __init__(
+        self, trainee: Trainee, optimizer: Stepped, run: Run, seen: Evaluations, search: HostSearch | None = None
+    ) -> None:
         self.trainee, self.optimizer, self.run, self.seen = trainee, optimizer, run, seen
+        self._search = search
         self.losses = torch.full((run.steps,), math.nan, device=next(trainee.model.parameters()).device)
         self.norms: list[Tensor] = []
         self._step, self._scale = 0, condition_of(run).scale
@@ -125,7 +137,8 @@ class _Loop:
 
     def one(self) -> Tensor:
         """Make the next step; returns its loss."""
-        loss = self.trainee.loss(*self.trainee.batch(self._step))
+        source = self.trainee if self._search is None else self._search
+        loss = self.trainee.loss(*source.batch(self._step))
         (loss * self._scale).backward()
         self.losses[self._step] = observed = loss.detach()
         if self.run.scenario == "noisy-loss":
@@ -134,6 +147,8 @@ class _Loop:
             self.norms.append(torch.stack([p.grad.abs().sum() for p in self.trainee.model.parameters()]).sum())
         self.optimizer.step(loss=observed)
         self.optimizer.zero_grad()
+        if self._search is not None:
+            self._search.observe(observed)
         self._step += 1
         return loss.detach()
 

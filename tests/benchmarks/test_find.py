@@ -1,12 +1,14 @@
 """The preset `find` of benchmarks/convergence.py: its runs, its spikes, its searches. No conclusion is tested."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks.evidence import searched, training
 from benchmarks.evidence.finders import FINDERS, lr_of, options_of, schedule_of
+from benchmarks.evidence.hosted import Hosted
 from benchmarks.evidence.plan import TUNING_SEED, Plan, Run, times
 from benchmarks.evidence.presets import FIND, PRESETS, Preset, Share
 from benchmarks.evidence.schedules import SCHEDULES, Context
@@ -58,7 +60,7 @@ def test_disturbed_pairs_are_run_at_the_tuned_lr_and_no_others():
 
 def test_the_preset_names_what_there_is_and_its_seeds_are_fresh():
     for share in PRESETS["find"].shares:
-        named = {*share.schedules, *share.third, *share.tenth, *(name for _, name in share.disturbed)}
+        named = {*share.schedules, *share.third, *share.tenth, *share.ablations, *(name for _, name in share.disturbed)}
         assert named <= {*SCHEDULES, *FINDERS} and share.first_seed >= 100 and share.seeds >= 5
         assert share.first_seed + share.seeds < TUNING_SEED
 
@@ -69,6 +71,21 @@ def test_every_finder_trains_and_repeats_to_the_bit(name):
     first, again = (training.execute(run, CPU, None, None) for _ in range(2))
     assert first.pop("seconds") and again.pop("seconds") and first == again
     assert first["failed"] is None and first["curve"][-1][0] == 200
+
+
+@pytest.mark.parametrize("name", ["climb", "adalrs"])
+def test_a_search_on_the_host_has_the_bits_of_the_device(monkeypatch, name):
+    monkeypatch.setitem(FINDERS, "hosted", replace(FINDERS[name], hosted=Hosted()))
+    device, host = (
+        training.execute(Run("mlp", own, 1e-2, 7, "clean", 400), CPU, None, None) for own in (name, "hosted")
+    )
+    assert (device["curve"], device["train"]) == (host["curve"], host["train"])
+
+
+@pytest.mark.parametrize(("name", "plain"), [("climb replay", "climb"), ("adalrs undecided=undone", "adalrs")])
+def test_a_variant_on_the_host_trains_otherwise(name, plain):
+    one, other = (training.execute(Run("mlp", own, 1e-2, 7, "clean", 400), CPU, None, None) for own in (name, plain))
+    assert one["train"] != other["train"]
 
 
 def test_a_finder_differs_from_its_schedule_by_its_options_alone():
