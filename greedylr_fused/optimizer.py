@@ -64,7 +64,7 @@ class FusedAdamW(Optimizer):
         max_grad_norm: clip the 2-norm of all gradients together to this, as `torch.nn.utils.clip_grad_norm_` does, but
             within the update: `.grad` is left as it is. > 0, or None for no clipping.
         skip_nonfinite: leave parameters, moments, step counts and LR alone in a step with a NaN or infinite gradient.
-            Default None: True if `max_grad_norm`, `skip_spikes` or `tuner` is given.
+            Default None: True if `max_grad_norm`, `skip_spikes` or `tuner` is given, or with AdaLRS.
         skip_spikes: skip each step whose loss or gradient norm is far above those before it, as `SkipSpikes` explains.
             Every step then needs a loss, and reads the gradients before the update. Default None: none is skipped so.
         tuner: `Mechanic()` scales the sum of all updates by a factor that it learns; `lr` is then about 1. It takes one
@@ -129,8 +129,7 @@ class FusedAdamW(Optimizer):
         options.check_ranks(process_group, partitions)
         self._schedule, self._max_grad_norm = schedule, max_grad_norm
         self._skip_spikes, self._tuner = skip_spikes, tuner
-        looks = any(option is not None for option in (max_grad_norm, skip_spikes, tuner))
-        self._skip_nonfinite = looks if skip_nonfinite is None else skip_nonfinite
+        self._skip_nonfinite = options.skips_nonfinite(skip_nonfinite, schedule, max_grad_norm, skip_spikes, tuner)
         defaults: dict[str, Any] = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
         # For torch's AdamW, if it loads our checkpoint: `fused` says that `step` lies on the parameter's device.
         defaults |= dict(maximize=maximize, foreach=None, capturable=False, differentiable=differentiable, fused=True)
@@ -212,9 +211,9 @@ class FusedAdamW(Optimizer):
                 amp = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
                 flow.run(backend, control, engine.ranks, given, *amp)
                 engine.keep(given)
-            finally:
+            finally:  # an interrupt comes when the update returns: what control asked for must not be lost
                 engine.release()
-            engine.back_up()
+                engine.back_up()
             options.warn_of_frozen(self.param_groups, self.state)
             self._rates.pull(self.param_groups)
             if engine.backup is not None and not self._rates.searching:
@@ -265,7 +264,8 @@ class FusedAdamW(Optimizer):
         The schedule goes on from this LR; its counters, best, bounds and starting LR stay. A step schedule scales its
         peak so that the curve gives this LR now: half the LR halves all that follow. A peak above 10 times the starting
         LR is refused; early in a warm-up an ordinary LR needs one. Where the curve is 0, the LR holds for one step.
-        With a `base`, the bounds are those of the LR before the factor of the base.
+        With a `base`, the bounds are those of the LR before the factor of the base. Under a search, whose windows scale
+        the LR too, write a multiple of `read_lr()`: the starting LR moves with it. There 0 holds for one step.
 
         Raises:
             TypeError, ValueError: not numbers, outside the bounds, negative, not finite, or the wrong number of them.

@@ -14,6 +14,8 @@ inline namespace GREEDYLR_ISA {
 
 // Of a level that is a product, when it is compared with the starting LR.
 constexpr double ROUNDED_UP = 1.0 + 1e-9;
+// A loss of this size or more is as one that is not finite: a product of its sums may not be.
+constexpr double HUGE_LOSS = 1e100;
 
 // A statistic of the losses of a window, and the square of its standard error.
 struct Estimate {
@@ -74,6 +76,9 @@ HOST_DEVICE inline Estimate speed_of_descent(const double* c) {
     return {-(xy / xx), at_least(0.0, yy - xy * xy / xx) / (n - 2.0) / xx};
 }
 
+// Whether the trial's level is above the starting LR, where it must win.
+HOST_DEVICE inline bool is_above_start(const double* c) { return c[slot::trial_level] > ROUNDED_UP; }
+
 // Climb: the next trial, or the end.
 HOST_DEVICE inline void try_higher(double* c) {
     c[slot::trial_level] = c[slot::search_level] * c[slot::raise_by];
@@ -88,27 +93,30 @@ HOST_DEVICE inline void try_higher(double* c) {
 }
 
 // Climb: the control's losses beside those of the trial before it. Above the starting LR a trial must win;
-// up to it, the level is taken unless two trials together speak against it.
+// up to it, the level is taken unless two trials speak against it, or one where there is no time for a second.
 HOST_DEVICE inline void judge_mean(double* c) {
     const Estimate found = mean_loss(c);
-    const double gain = found.value - c[slot::kept], var = found.var + c[slot::kept_var];
-    const bool known = c[slot::trial_level] <= ROUNDED_UP, again = c[slot::again] != 0.0;
-    bool taken = gain > (known ? c[slot::sure] : c[slot::errors]) * sqrt(var);
-    if (known && again) {
-        taken = c[slot::gain] + gain > -(c[slot::errors] * sqrt(c[slot::gain_var] + var));
-    } else if (known && !taken) {
-        const bool failed = gain != gain;  // of which the second trial knows nothing
-        c[slot::again] = 1.0;
-        c[slot::gain] = failed ? 0.0 : gain;
-        c[slot::gain_var] = failed ? 0.0 : var;
-        return try_higher(c);
+    const double gain = found.value - c[slot::kept], z = c[slot::errors];
+    bool taken = gain > z * sqrt(found.var + c[slot::kept_var]);
+    if (!is_above_start(c)) {
+        // A trial that explodes is no excuse for itself.
+        const double var = found.var + (c[slot::kept_var] < found.var ? c[slot::kept_var] : found.var);
+        const bool lost = !(gain >= -(z / 2.0 * sqrt(var)));
+        if (lost && c[slot::again] == 0.0 && !is_late(c, 2.0)) {
+            const bool failed = gain != gain;  // of which the second trial knows nothing
+            c[slot::again] = 1.0;
+            c[slot::gain] = failed ? 0.0 : gain;
+            c[slot::gain_var] = failed ? 0.0 : var;
+            return try_higher(c);
+        }
+        taken = !lost || c[slot::gain] + gain >= -(z * sqrt(c[slot::gain_var] + var));
     }
     if (!taken) {
         c[slot::phase] = double(Phase::FROZEN);
         return;
     }
     c[slot::search_level] = c[slot::trial_level];
-    c[slot::again] = 0.0;
+    c[slot::again] = c[slot::gain] = c[slot::gain_var] = 0.0;
     try_higher(c);
 }
 
@@ -126,17 +134,23 @@ HOST_DEVICE inline void lower_level(double* c) {
     measure_on(c);
 }
 
+// AdaLRS: whether this is at least the second window in turn in which the loss rose.
+HOST_DEVICE inline bool rises_again(double* c, const Estimate& found) {
+    c[slot::rising] = found.value < 0.0 ? c[slot::rising] + 1.0 : 0.0;
+    return c[slot::rising] >= 2.0;
+}
+
 // AdaLRS: the speed beside that of the window before.
 HOST_DEVICE inline void judge_speed(double* c) {
     const Estimate found = speed_of_descent(c);
-    c[slot::rising] = found.value < 0.0 ? c[slot::rising] + 1.0 : 0.0;
     const bool slower = found.value < c[slot::kept];
     keep(c, found);
-    if (c[slot::rising] >= 2.0) {
+    const double by = at_least(c[slot::faded] * c[slot::raise_by], 1.0);
+    const double raised = at_most(c[slot::search_level] * by, c[slot::highest]);
+    if (rises_again(c, found)) {
         lower_level(c);
-    } else if (slower && !is_late(c, 1.0)) {
-        const double raised = c[slot::search_level] * at_least(c[slot::faded] * c[slot::raise_by], 1.0);
-        c[slot::trial_level] = at_most(raised, c[slot::highest]);
+    } else if (slower && raised > c[slot::search_level] && !is_late(c, 1.0)) {
+        c[slot::trial_level] = raised;
         copy_after(c, Backup::TAKE);
         open_window(c, Phase::TRIAL);
     } else {
@@ -148,11 +162,9 @@ HOST_DEVICE inline void judge_speed(double* c) {
 HOST_DEVICE inline void judge_trial(double* c) {
     const Estimate found = speed_of_descent(c);
     const double error = c[slot::errors] * sqrt((found.var + c[slot::kept_var]) / 2.0);
-    if (found.value < c[slot::kept] - error) {
-        copy_after(c, Backup::PUT_BACK);
-        lower_level(c);
-        return;
-    }
+    const bool rises = rises_again(c, found), slower = found.value < c[slot::kept] - error;
+    if (slower) copy_after(c, Backup::PUT_BACK);
+    if (slower || rises) return lower_level(c);
     if (found.value > c[slot::kept] + error) {
         c[slot::search_level] = c[slot::trial_level];
         keep(c, found);
@@ -163,11 +175,15 @@ HOST_DEVICE inline void judge_trial(double* c) {
 
 HOST_DEVICE inline void decide_level(double* c, double x, bool climbs, bool tries) {
     // L1
-    const bool finite = is_finite(x);
+    const bool finite = fabs(x) < HUGE_LOSS;
     // L2
     if (tries && !(finite && (climbs || x <= c[slot::worst_loss]))) {
         copy_after(c, Backup::PUT_BACK);
         if (!climbs) return lower_level(c);
+        if (is_above_start(c)) {
+            c[slot::phase] = double(Phase::FROZEN);
+            return;
+        }
         forget_kept(c);
         return open_window(c, Phase::CONTROL);
     }

@@ -43,7 +43,6 @@ namespace greedylr {
     X(lowest)         /* its lowest level / initial_lr */                             \
     X(highest)        /* its highest level / initial_lr */                            \
     X(errors)         /* standard errors by which its trial must win */               \
-    X(sure)           /* those by which it wins at once, up to initial_lr */
 // what one step leaves to the next,
 #define GREEDYLR_MEMORY(X)                                                        \
     X(step)          /* committed optimizer steps */                              \

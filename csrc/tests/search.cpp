@@ -63,7 +63,6 @@ void check_climb() {
     c[slot::search_begin] = 1;
     c[slot::raise_by] = 2;
     c[slot::highest] = 9 * ROUNDED_UP;
-    c[slot::sure] = 1;
     check_rows("climb", c,
                {{3.96, 0.5, 1, 4},    {3.9, 0.375, 0, 0},   {3.85, 0.25, 0, 0},  {3.95, 0.125, 0, 0},
                 {4.05, 0.25, 2, 5},   {4.15, 0.1875, 0, 0}, {4.27, 0.125, 0, 0}, {4.35, 0.0625, 0, 0},

@@ -7,29 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from greedylr_fused.control import SLOT
-from greedylr_fused.schedules import ROUNDING, Backup, Event, Kind, Phase
+from greedylr_fused.control import SEARCH_STATE, SEARCH_WINDOWS, SLOT
+from greedylr_fused.schedules import HUGE_LOSS, ROUNDING, Backup, Event, Kind, Phase
 
-_STATE = (
-    *("phase", "window_step", "search_level", "trial_level", "multiplier", "search_losses", "first_loss", "sum_y"),
-    *(
-        "sum_yy",
-        "sum_xy",
-        "kept",
-        "kept_var",
-        "again",
-        "gain",
-        "gain_var",
-        "rising",
-        "faded",
-        "worst_loss",
-        "backup",
-        "event",
-    ),
-)
+_STATE = (*SEARCH_STATE, "backup", "event")
 _OPTIONS = (
-    *("kind", "window_size", "settle", "anneal", "search_begin", "search_until", "raise_by", "cut_by", "fade"),
-    *("lowest", "highest", "errors", "sure", "step"),
+    *SEARCH_WINDOWS,
+    *("kind", "search_begin", "search_until", "raise_by", "cut_by", "fade", "lowest", "highest", "errors", "step"),
 )
 
 
@@ -104,7 +88,7 @@ def search(vector: Tensor, initial_lr: Tensor, level: Tensor, x: Tensor, active:
 
 
 def _decide(s: State, x: Tensor, live: Tensor, tried: Tensor) -> None:
-    finite, climbs = torch.isfinite(x), s.kind == Kind.CLIMB  # L1
+    finite, climbs = torch.abs(x) < HUGE_LOSS, s.kind == Kind.CLIMB  # L1
     failed = live & tried & ~(finite & (climbs | (x <= s.worst_loss)))  # L2
     s.put(failed, backup=float(Backup.PUT_BACK))
     live = live & ~failed
@@ -136,18 +120,20 @@ def _count(s: State, x: Tensor, counts: Tensor) -> None:
 def _climb(s: State, failed: Tensor, back: Tensor, verdict: Tensor, begins: Tensor) -> None:
     """Put a trial back, compare the control's losses with its, and try the next level."""
     mean, var = s.mean()
-    gain, gain_var = mean - s.kept, var + s.kept_var
-    known = s.trial_level <= 1.0 + ROUNDING
-    repeated = known & (s.again != 0.0)
-    wins = gain > torch.where(known, s.sure, s.errors) * torch.sqrt(gain_var)
-    loses_twice = ~(s.gain + gain > -(s.errors * torch.sqrt(s.gain_var + gain_var)))
-    taken = verdict & torch.where(repeated, ~loses_twice, wins)
-    once_more = verdict & known & ~repeated & ~wins
+    gain, known = mean - s.kept, s.trial_level <= 1.0 + ROUNDING
+    wins = gain > s.errors * torch.sqrt(var + s.kept_var)
+    own_var = var + torch.where(s.kept_var < var, s.kept_var, var)  # a trial that explodes is no excuse for itself
+    lost = ~(gain >= -(s.errors / 2.0 * torch.sqrt(own_var)))
+    stands = ~lost | (s.gain + gain >= -(s.errors * torch.sqrt(s.gain_var + own_var)))
+    once_more = verdict & known & lost & (s.again == 0.0) & ~s.is_late(2.0)
+    taken = verdict & ~once_more & torch.where(known, stands, wins)
     counts = ~torch.isnan(gain)  # of a trial that failed the second one knows nothing
+    ends, failed = failed & ~known, failed & known  # above the starting LR a trial must win
+    s.put(ends, phase=float(Phase.FROZEN))
     s.forget(failed)
     s.put(back, kept=mean, kept_var=var, backup=float(Backup.PUT_BACK))
-    s.put(taken, search_level=s.trial_level, again=0.0)
-    s.put(once_more, again=1.0, gain=torch.where(counts, gain, 0.0), gain_var=torch.where(counts, gain_var, 0.0))
+    s.put(taken, search_level=s.trial_level, again=0.0, gain=0.0, gain_var=0.0)
+    s.put(once_more, again=1.0, gain=torch.where(counts, gain, 0.0), gain_var=torch.where(counts, own_var, 0.0))
     tries = begins | taken | once_more
     s.put(tries, trial_level=s.search_level * s.raise_by)
     over = tries & ((s.trial_level > s.highest) | s.is_late(2.0))
@@ -165,11 +151,14 @@ def _adalrs(s: State, failed: Tensor, slope: Tensor, tried: Tensor, begins: Tens
     late = s.is_late(1.0)
     slower, faster = speed < s.kept, tried & (speed > s.kept + error)
     worse = tried & (speed < s.kept - error)
-    s.put(slope, rising=torch.where(speed < 0.0, s.rising + 1.0, 0.0), kept=speed, kept_var=var)
-    rises = slope & (s.rising >= 2.0)
-    tries = slope & ~rises & slower & ~late
+    s.put(slope | tried, rising=torch.where(speed < 0.0, s.rising + 1.0, 0.0))
+    s.put(slope, kept=speed, kept_var=var)
+    rises = (slope | tried) & (s.rising >= 2.0)
     raised = s.search_level * _at_least(1.0, s.faded * s.raise_by)
-    s.put(tries, trial_level=torch.where(raised < s.highest, raised, s.highest), backup=float(Backup.TAKE))
+    raised = torch.where(raised < s.highest, raised, s.highest)
+    tries = slope & ~rises & slower & (raised > s.search_level) & ~late
+    s.put(tries, trial_level=raised, backup=float(Backup.TAKE))
+    faster = faster & ~rises
     s.put(faster, search_level=s.trial_level, kept=speed, kept_var=var, faded=s.faded * s.fade)
     s.put(worse, backup=float(Backup.PUT_BACK))
     cuts = rises | worse | failed

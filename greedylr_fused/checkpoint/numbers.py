@@ -10,8 +10,9 @@ They stand in every parameter group, the same in all but for the last three:
         "initial_lr": 0.001, "level": 0.002
     }
 
-Of a level search, kind 3 or 4, its own numbers (`SAVED_SEARCH`) stand behind "event". Within a trial they say that one
-is open; the backup is not saved, and loading makes of them those of `control.without_trial`.
+Of a level search, kind 3 or 4, "window" has its own numbers (`SAVED_SEARCH`) in place of losses, as "phase=1.0 ...":
+distributed checkpointing reads a file by the keys of the optimizer that loads, so that all kinds have the same. Within
+a trial they say that one is open; the backup is not saved, and loading makes of them those of `control.without_trial`.
 
 All checks raise TypeError or ValueError, and name the key.
 """
@@ -51,7 +52,7 @@ _ADDED = {"forget_left": 0.0, "decay_start": math.inf, "decay_steps": 0.0, "curv
 
 
 def saved(numbers: Sequence[dict[str, Any]], counted: float | None = None) -> list[dict[str, Any]]:
-    """Return `Control.numbers()` as a checkpoint has them: each window as one text, with all bits of each loss.
+    """Return `Control.numbers()` as a checkpoint has them: the window as one text, with all bits of each number.
 
     Args:
         numbers: of each group.
@@ -61,10 +62,26 @@ def saved(numbers: Sequence[dict[str, Any]], counted: float | None = None) -> li
     return [
         {"version": VERSION}
         | ({} if counted is None else {"counted": counted})
-        | {_key(name): value for name, value in group_numbers.items()}
-        | {"window": " ".join(map(repr, group_numbers["window"]))}
+        | {_key(name): value for name, value in group_numbers.items() if name not in SAVED_SEARCH}
+        | {"window": _text(group_numbers)}
         for group_numbers in numbers
     ]
+
+
+def _text(numbers: Mapping[str, Any]) -> str:
+    if numbers["kind"] in SEARCHES:
+        return " ".join(f"{name}={numbers[name]!r}" for name in SAVED_SEARCH)
+    return " ".join(map(repr, numbers["window"]))
+
+
+def _with_search(where: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a level search with those of its text beside them, and no losses."""
+    try:
+        own = dict(pair.split("=") for pair in numbers["window"].split())
+        return {**numbers, **{name: float(own[name]) for name in SAVED_SEARCH}, "window": ""}
+    except (AttributeError, KeyError, ValueError):
+        words = f'a text of "name=number" for {SAVED_SEARCH[0]} to {SAVED_SEARCH[-1]}'
+        refuse(f'{where}["window"]', numbers["window"], words, _ANEW)
 
 
 def _key(name: str) -> str:
@@ -103,12 +120,14 @@ def read_control(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | 
         group_numbers = {_NAMES.get(key, key): value for key, value in group_numbers.items()}
         if "lr" in group_numbers and "level" not in group_numbers and not _ADDED.keys() & group_numbers.keys():
             group_numbers = {**group_numbers, **_ADDED, "level": group_numbers["lr"]}
-        for name in (*SAVED, *SAVED_BLOCKS, "window", *_search_names(group_numbers)):
+        for name in (*SAVED, *SAVED_BLOCKS, "window"):
             if name not in group_numbers:
                 key = _key(name)
                 raise ValueError(
                     f'checkpoint: {where}: expected what FusedAdamW.state_dict() wrote, got no "{key}" in it; {_ANEW}'
                 )
+        if group_numbers["kind"] in SEARCHES:
+            group_numbers = _with_search(where, group_numbers)
         checked.append(_checked(where, group_numbers))
         for name in (*SAVED, "window", *_search_names(checked[0])):
             if repr(checked[-1].get(name)) != repr(checked[0][name]):  # NaN does not equal itself

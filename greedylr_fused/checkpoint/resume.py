@@ -20,8 +20,7 @@ from greedylr_fused.checkpoint import checks, tuner
 from greedylr_fused.checkpoint.numbers import KEY, read_control
 from greedylr_fused.checkpoint.spikes import SPIKES, read_spikes
 from greedylr_fused.checkpoint.states import check_states
-from greedylr_fused.control import Control, place_spikes, without_trial
-from greedylr_fused.schedules import Phase
+from greedylr_fused.control import SEARCH_WINDOWS, Control, place_spikes, without_trial
 from greedylr_fused.step import PEAKS, lr_of, peaks, started_at
 
 
@@ -66,7 +65,7 @@ def _control_of(loaded: Mapping[str, Any], control: Control, *, is_own: bool) ->
         if group["lr"] not in (group_numbers["lr"], group[KEY].get("mirrored_lr")):
             group_numbers["lr"] = float(group["lr"])
             if curve_value and "search_level" in group_numbers:  # the starting LR moves, as by `Control.write_lr`
-                group_numbers["initial_lr"] = group_numbers["lr"] / curve_value / group_numbers["search_level"]
+                group_numbers["initial_lr"] = group_numbers["lr"] / curve_value / group_numbers["multiplier"]
                 group_numbers["level"] = group_numbers["initial_lr"] * group_numbers["multiplier"]
             elif curve_value:
                 group_numbers["level"] = group_numbers["lr"] / curve_value
@@ -163,9 +162,9 @@ def fitted(numbers: Sequence[dict[str, Any]], control: Control) -> list[dict[str
         kept = {name: first[name] for name in names}
         fresh = control.anew([_start(own, follows_steps=control.follows_steps) for own in numbers]).numbers()
         return [group_numbers | kept for group_numbers in _at(first["step"], fresh, control.schedule)]
-    if control.searches and first["phase"] != Phase.FROZEN:  # in a shorter window the last step is still to come
-        last = float(control.slot("window_size")) - 1.0
-        return [own | {"window_step": min(own["window_step"], last)} for own in without_trial(numbers)]
+    if control.searches:
+        others = any(first[name] != float(control.slot(name)) for name in SEARCH_WINDOWS)
+        return without_trial(numbers, other_windows=others)
     if kind and first["mode_max"] != mode_max:
         raise ValueError(
             f'checkpoint: expected mode="{"max" if mode_max else "min"}", as this schedule has it, got one written '

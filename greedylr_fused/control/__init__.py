@@ -18,6 +18,8 @@ from greedylr_fused.control.slots import (
     SAVED,
     SAVED_BLOCKS,
     SAVED_SEARCH,
+    SEARCH_STATE,
+    SEARCH_WINDOWS,
     SLOT,
     SLOTS,
     STATE_BEGIN,

@@ -38,10 +38,12 @@ def bounds_of_saved(schedule: Schedule | None, groups: Sequence[Mapping[str, Any
     """
     bounds = bounds_of(schedule, [saved["initial_lr"] for saved in groups])
     for group, (saved, (low, high)) in enumerate(zip(groups, bounds, strict=True)):
-        if not low <= saved["level"] <= high:
+        # Of a search that outside trials: within a window the level may be anywhere below.
+        level = saved["initial_lr"] * saved["search_level"] if "search_level" in saved else saved["level"]
+        if not low <= level <= high:
             raise ValueError(
                 f"checkpoint: learning rate of parameter group {group}: expected {low} to {high} (min_lr to max_lr "
-                f"of this schedule), got {saved['level']}; construct {type(schedule).__name__} with bounds "
+                f"of this schedule), got {level}; construct {type(schedule).__name__} with bounds "
                 "that enclose it"
             )
     return bounds

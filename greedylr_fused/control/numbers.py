@@ -82,18 +82,25 @@ def regrouped(
     ]
 
 
-def without_trial(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_trial(groups: Sequence[dict[str, Any]], *, other_windows: bool = False) -> list[dict[str, Any]]:
     """Return the numbers of `named` for parameters that were saved within the trial of a search, without its backup:
     the trial has no verdict, its steps are kept, and the search goes on at its level from the parameters as they are,
     which is right whatever was saved first, model or optimizer. With the next step Climb takes a backup and begins the
     same trial anew, if there is time for it; AdaLRS measures a window first. Without an open trial they are returned as
     they are.
+
+    Args:
+        groups: the numbers.
+        other_windows: whether the search that goes on has other windows; then a control begins anew as well, and what
+            was measured before counts no more.
     """
-    if groups[0].get("phase") != Phase.TRIAL:
+    opened = (Phase.TRIAL, Phase.CONTROL, Phase.WAIT) if other_windows else (Phase.TRIAL,)
+    if groups[0].get("phase") not in opened:
         return list(groups)
     zeros = ("window_step", "search_losses", "first_loss", "sum_y", "sum_yy", "sum_xy")
     undone = {"phase": float(Phase.WAIT), "multiplier": groups[0]["search_level"]} | dict.fromkeys(zeros, 0.0)
     undone |= {"kept": math.nan, "kept_var": math.nan}
+    undone |= dict.fromkeys(("again", "gain", "gain_var"), 0.0) if other_windows else {}
     levels = [own["initial_lr"] * own["search_level"] for own in groups]
     return [
         own | undone | {"level": level, "lr": level * own["curve_value"]}

@@ -46,7 +46,6 @@ CONFIGURATION: Rows = (
     ("lowest", 0.0, "its lowest level / initial_lr"),
     ("highest", 0.0, "its highest level / initial_lr"),
     ("errors", 0.0, "standard errors by which its trial must win"),
-    ("sure", 0.0, "those by which it wins at once, up to initial_lr"),
 )
 #: State that one step leaves to the next.
 MEMORY: Rows = (
@@ -125,12 +124,15 @@ SAVED = (
     *("warmup_left", "resets_left", "forget_left", "window_sum", "decay_start", "decay_steps", "curve_value"),
     *("grad_norm", "event"),
 )
-#: Those of a search, which a checkpoint has beside them if its schedule is one.
-SAVED_SEARCH = (
+#: Of a search: what its windows are, which the configuration says, and its state.
+SEARCH_WINDOWS = ("window_size", "settle", "anneal")
+SEARCH_STATE = (
     *("phase", "window_step", "search_level", "trial_level", "multiplier", "search_losses", "first_loss", "sum_y"),
     *("sum_yy", "sum_xy", "kept", "kept_var", "again", "gain", "gain_var", "rising", "faded"),
     "worst_loss",
 )
+#: What a checkpoint has of both, if its schedule is a search.
+SAVED_SEARCH = SEARCH_WINDOWS + SEARCH_STATE
 #: Blocks of one value per parameter group, G each, behind the scalars; behind them are the ring of the window and the
 #: two of spikes. A checkpoint keeps `SAVED_BLOCKS`.
 #: Behind the rings lie the tuner's values: s_decay, s_init, eps, and beta, s, m, v, r of its n learners, n each.

@@ -202,7 +202,7 @@ class Control:
 
         A number must be within the bounds, a tensor is clamped to them. With a step schedule the level becomes the one
         that gives this LR, within its bounds; where the curve is 0, no level does, and the LR holds for one step alone.
-        A search moves the starting LR, so that this becomes the LR outside trials, and goes on with its window.
+        A search moves the starting LR in proportion and goes on with its window; an LR of 0 holds for one step alone.
         """
         slot, level = self.lr[group], self.level[group]
         if isinstance(lr, Tensor):

@@ -24,8 +24,9 @@ def place(
         bounds: (lowest, highest) level.
         curve_value: 0-d, what the step schedule multiplies the level by; where it is 0, no level gives the LR, which
             then holds for one step alone. None if there is no step schedule: LR and level are one.
-        search: 0-d each, the starting LR and the slots of `SEARCH`: the starting LR moves, so that this becomes the LR
-            outside trials, and the search goes on with its window. None for other schedules.
+        search: 0-d each, the starting LR and the slots of `SEARCH`: the starting LR moves in proportion, and the search
+            goes on with its window; an LR of 0 holds for one step alone, since no level leads back from it. None for
+            other schedules.
     """
     if curve_value is None:
         level.copy_(lr.clamp_(*bounds))
@@ -34,7 +35,9 @@ def place(
     moved = (lr / curve_value).clamp_(*bounds)
     if search is not None:
         initial, search_level, multiplier = search
-        initial.copy_(torch.where(at_zero, initial, moved / search_level))
+        at_zero = at_zero | (lr == 0)
+        outside = (lr / curve_value / multiplier * search_level).clamp_(*bounds)
+        initial.copy_(torch.where(at_zero, initial, outside / search_level))
         moved = initial * multiplier
     level.copy_(torch.where(at_zero, level, moved))
     lr.copy_(torch.where(at_zero, lr, level * curve_value))

@@ -21,7 +21,7 @@ from greedylr_fused.schedules.mechanic import LOW_LR, Mechanic
 from greedylr_fused.schedules.one_cycle import OneCycle
 from greedylr_fused.schedules.plateau import ReduceOnPlateau
 from greedylr_fused.schedules.refined import Refined
-from greedylr_fused.schedules.search import ROUNDING, SEARCHES, Backup, LevelSearch, Phase
+from greedylr_fused.schedules.search import HUGE_LOSS, ROUNDING, SEARCHES, Backup, LevelSearch, Phase
 from greedylr_fused.schedules.search_spec import SearchSpec
 from greedylr_fused.schedules.spikes import LANES, Skip, SkipSpikes, SpikeSpec
 from greedylr_fused.schedules.steps import Constant, Linear, Polynomial, StepSchedule

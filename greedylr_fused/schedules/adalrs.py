@@ -21,7 +21,8 @@ class AdaLRS(LevelSearch):
     by `z` errors keeps its level; one that is slower by `z` errors is undone, parameters and optimizer state included,
     and the level divided by max(L^n * down, 1); any other keeps its steps, not its level. A trial is undone as well
     when a loss is higher than any before it, or not finite, or its step is skipped for non-finite gradients. Two
-    windows in turn in which the loss rises cut the level too.
+    windows in turn in which the loss rises, be one of them a trial, cut the level too. The last step of a trial that is
+    kept is judged by no loss: with this schedule `skip_nonfinite` is on unless it is turned off.
 
     Source: Dong et al., "AdaLRS: Loss-Guided Adaptive Learning Rate Search for Efficient Foundation Model Pretraining"
     (arXiv 2506.13274). The paper gives `up`, `down`, `decay`, `begin`, `until`, 2 errors, and the rules above. It does
@@ -63,7 +64,7 @@ class AdaLRS(LevelSearch):
     snapshot: str = "device"
 
     kind: ClassVar[Kind] = Kind.ADALRS
-    round_windows: ClassVar[int] = 2
+    keeps_trials: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._check_number("up", "up >= 1", 1.0, math.inf, 3.0)

@@ -19,13 +19,16 @@ class Climb(LevelSearch):
     search is two windows of equal length: a trial at `factor` times the level; then, with parameters and optimizer
     state put back, the same number of steps at the level itself, the control. Both end in an anneal to 0, and the mean
     losses at their ends are compared. Above the starting LR a trial must win by `z` standard errors of the difference.
-    Up to the starting LR it is taken at once if it wins by `sure` of them; otherwise a second round tries the same
-    level, and it is taken unless both together lose by `z`: the optimizer's own LR needs no proof. With a level that is
-    taken a next round begins, otherwise the search is over and the level stays. The control's steps are kept: a round
-    costs one window of the run. Parameters and state are kept once more meanwhile.
+    Up to it a level needs no proof, and is taken unless its trial loses by `z / 2` of them. If it does, a second round
+    tries the same level, and that is the end if the second trial loses so, too, and both together by `z`; without time
+    for one, the first trial decides, by `z`. There a trial's losses scatter, for the error, at most as its control's
+    do: one that explodes loses. With a level that is taken a next round begins, otherwise the search is over and the
+    level stays. The control's steps are kept: a round costs one window of the run. Parameters and state are kept once
+    more meanwhile.
 
     A step counts once it is made. A trial whose loss is not finite, or whose step is skipped for non-finite gradients,
-    has failed: it is put back at once. The step of `base` is never put back, and neither are data and random numbers.
+    has failed: it is put back at once, and above the starting LR that is the end. The step of `base` is never put back,
+    and neither are data and random numbers.
 
     Source: ours. Measured beside other forms of it (from above, without an anneal, by slopes): the harm of an LR that
     is too high is done in the warm-up, so that no search from above repairs it. All defaults are choices of ours.
@@ -41,14 +44,13 @@ class Climb(LevelSearch):
             Default: 1/3.
         begin: share of the run before the first trial, in [0, 1]; one step at least. Default: None, the warm-up of
             `base`.
-        until: share of the run after which no window ends, in [0, 1]. If time is up while the level is below 1, it
-            becomes 1: nothing spoke against the optimizer's own LR. Default: 0.4.
+        until: share of the run after which no window ends, in [0, 1]; steps without a loss are not counted. If time is
+            up while the level is below 1 and no trial has lost there, it becomes 1. Default: 0.4.
         start: the first level, as a ratio of the starting LR, > 0 and at most `top`. Default: 1/3.
         factor: of a trial's level to the level, > 1. Default: 3.
         top: the highest level, >= 1. Default: 9.
         z: standard errors of the difference by which a trial above the starting LR must win, and by which two trials up
             to it must lose together to be the end. >= 0. Default: 2.
-        sure: standard errors by which a trial up to the starting LR wins without a second one, >= 0. Default: 4.
         snapshot: where parameters and state are kept once more until the search is over: "device" or, for a GPU's,
             "host", in pinned memory, over PCIe. Default: "device".
 
@@ -68,11 +70,9 @@ class Climb(LevelSearch):
     factor: float = 3.0
     top: float = 9.0
     z: float = 2.0
-    sure: float = 4.0
     snapshot: str = "device"
 
     kind: ClassVar[Kind] = Kind.CLIMB
-    round_windows: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         self._check_share("anneal", 1.0)
@@ -80,7 +80,6 @@ class Climb(LevelSearch):
         self._check_number("top", "top >= 1", 1.0, math.inf, 9.0)
         self._check_number("start", "0 < start <= top", math.ulp(0.0), self.top, 1 / 3)
         self._check_number("factor", "factor > 1", 1.0 + 2 * ROUNDING, math.inf, 3.0)
-        self._check_number("sure", "sure >= 0", 0.0, math.inf, 4.0)
         self._check_search(least_window=4)
 
     @property
@@ -90,7 +89,7 @@ class Climb(LevelSearch):
 
     def slots(self, warmup: int = 0) -> dict[str, float]:
         """Return the values of the control vector that this configuration fixes."""
-        return super().slots(warmup) | {"raise_by": self.factor, "sure": self.sure}
+        return super().slots(warmup) | {"raise_by": self.factor}
 
     def _plan(self, total: int, warmup: int) -> Windows:
         length = self._length(self.min_window, total)

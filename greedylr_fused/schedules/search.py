@@ -16,6 +16,8 @@ from greedylr_fused.schedules.wsd import WSD
 SEARCHES = (Kind.CLIMB, Kind.ADALRS)
 #: Slack of a level that is a product, when it is compared with a bound.
 ROUNDING = 1e-9
+#: A loss of this size or more is as one that is not finite: a product of its sums may not be.
+HUGE_LOSS = 1e100
 
 
 class Phase(IntEnum):
@@ -54,11 +56,13 @@ class LevelSearch(LossSchedule):
 
     Attributes:
         round_windows: windows that one round of the search takes.
+        keeps_trials: whether the steps of a trial may stay, so that a step that breaks the weights must be skipped.
         windows: the plan.
         start: the first level, as a ratio of the starting LR.
     """
 
-    round_windows: ClassVar[int]
+    round_windows: ClassVar[int] = 2
+    keeps_trials: ClassVar[bool] = False
 
     start: float = 1.0
     windows: Windows
@@ -144,12 +148,10 @@ class LevelSearch(LossSchedule):
             longer = self._plan(steps, warmup)
             return longer.begin + self.round_windows * longer.length <= longer.until
 
-        low, high = total, checks.MAX_STEPS
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if fits(middle) else (middle, high)
-        remedy = (
-            f"write total_steps={high} or more" if fits(high) else "write a smaller window or begin, or larger until"
-        )
+        most = min(
+            checks.MAX_STEPS, 100 * (total + plan.length)
+        )  # in which all that is not a share of the run vanishes
+        fitting = next((steps for steps in range(total, most) if fits(steps)), None)
+        remedy = f"write total_steps={fitting}" if fitting else "write a smaller window or begin, or larger until"
         needed = f"room for a round, {self.round_windows} x {plan.length} steps after {plan.begin}"
         checks.refuse(self, "until", f"{plan.until} of {total} steps", needed, remedy)

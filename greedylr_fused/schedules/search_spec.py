@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from greedylr_fused.schedules.loss_driven import Event, Kind
-from greedylr_fused.schedules.search import ROUNDING, Backup, LevelSearch, Phase
+from greedylr_fused.schedules.search import HUGE_LOSS, ROUNDING, Backup, LevelSearch, Phase
 from greedylr_fused.schedules.spikes import Skip
 
 
@@ -105,7 +105,7 @@ class SearchSpec:
         return self.multiplier
 
     def _decide(self, loss: float) -> None:
-        finite = math.isfinite(loss)  # L1
+        finite = abs(loss) < HUGE_LOSS  # L1
         if self.phase is Phase.TRIAL and not (finite and (self.climbs or loss <= self.worst)):  # L2: it has failed
             self._give_up()
             return
@@ -128,11 +128,13 @@ class SearchSpec:
             self._measure()
 
     def _give_up(self) -> None:
-        if self.climbs:
+        if not self.climbs:
+            self._cut()
+        elif self.trial_level > 1.0 + ROUNDING:
+            self.phase = Phase.FROZEN
+        else:
             self.kept = self.kept_var = math.nan
             self._open(Phase.CONTROL)
-        else:
-            self._cut()
         self.backup = Backup.PUT_BACK
 
     def _conclude(self) -> None:
@@ -153,28 +155,29 @@ class SearchSpec:
 
     def _judge_mean(self, mean: float, var: float) -> None:
         """Compare the control's losses with those of the trial before it. Above the starting LR a trial must win; up to
-        it, the level is taken unless two trials together speak against it.
+        it, the level is taken unless two trials speak against it, or one where there is no time for a second.
         """
-        gain, var = mean - self.kept, var + self.kept_var
-        known = self.trial_level <= 1.0 + ROUNDING
-        taken = gain > (self.options["sure"] if known else self.config.z) * math.sqrt(var)
-        if known and self.again:
-            taken = self.gain + gain > -(self.config.z * math.sqrt(self.gain_var + var))
-        elif known and not taken:
-            failed = math.isnan(gain)  # of which the second trial knows nothing
-            self.again, self.gain, self.gain_var = 1, 0.0 if failed else gain, 0.0 if failed else var
-            self._try_higher()
-            return
+        gain, z = mean - self.kept, self.config.z
+        if self.trial_level > 1.0 + ROUNDING:
+            taken = gain > z * math.sqrt(var + self.kept_var)
+        else:
+            var += self.kept_var if self.kept_var < var else var  # a trial that explodes is no excuse for itself
+            lost = not gain >= -(z / 2.0 * math.sqrt(var))
+            if lost and not self.again and not self._late(2):
+                failed = math.isnan(gain)  # of which the second trial knows nothing
+                self.again, self.gain, self.gain_var = 1, 0.0 if failed else gain, 0.0 if failed else var
+                self._try_higher()
+                return
+            taken = not lost or self.gain + gain >= -(z * math.sqrt(self.gain_var + var))
         if taken:
-            self.level, self.again = self.trial_level, 0
+            self.level, self.again, self.gain, self.gain_var = self.trial_level, 0, 0.0, 0.0
             self._try_higher()
         else:
             self.phase = Phase.FROZEN
 
     def _try_higher(self) -> None:
         self.trial_level = self.level * self.options["raise_by"]
-        late = self.step + 2 * self.windows.length > self.windows.until
-        if late or self.trial_level > self.config.levels[1]:
+        if self._late(2) or self.trial_level > self.config.levels[1]:
             self.level = max(self.level, 1.0)  # out of time below the starting LR: nothing spoke against that
             self.phase = Phase.FROZEN
         else:
@@ -183,21 +186,22 @@ class SearchSpec:
 
     def _measure(self) -> None:
         """Open a window at the level, or end the search where none ends in time."""
-        self._open(Phase.FROZEN if self._late() else Phase.CONTROL)
+        self._open(Phase.FROZEN if self._late(1) else Phase.CONTROL)
 
-    def _late(self) -> bool:
-        return self.step + self.windows.length > self.windows.until
+    def _late(self, windows: int) -> bool:
+        """Return whether so many windows would not end in time."""
+        return self.step + windows * self.windows.length > self.windows.until
 
     def _judge_speed(self, speed: float, var: float) -> None:
         """Compare the speed with that of the window before."""
         self.rising = self.rising + 1 if speed < 0.0 else 0
         slower = speed < self.kept
         self.kept, self.kept_var = speed, var
+        raised = min(self.config.levels[1], self.level * max(self.faded * self.options["raise_by"], 1.0))
         if self.rising >= 2:
             self._cut()
-        elif slower and not self._late():
-            raised = self.level * max(self.faded * self.options["raise_by"], 1.0)
-            self.trial_level = min(self.config.levels[1], raised)
+        elif slower and raised > self.level and not self._late(1):
+            self.trial_level = raised
             self.backup = Backup.TAKE
             self._open(Phase.TRIAL)
         else:
@@ -206,13 +210,16 @@ class SearchSpec:
     def _judge_trial(self, speed: float, var: float) -> None:
         """Keep the trial's level, cut, or neither."""
         error = self.config.z * math.sqrt((var + self.kept_var) / 2.0)
-        if speed > self.kept + error:
+        self.rising = self.rising + 1 if speed < 0.0 else 0
+        if speed < self.kept - error:
+            self.backup = Backup.PUT_BACK
+            self._cut()
+        elif self.rising >= 2:
+            self._cut()
+        elif speed > self.kept + error:
             self.level, self.kept, self.kept_var = self.trial_level, speed, var
             self.faded *= self.options["fade"]
             self._measure()
-        elif speed < self.kept - error:
-            self.backup = Backup.PUT_BACK
-            self._cut()
         else:
             self._measure()
 

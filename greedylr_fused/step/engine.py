@@ -137,11 +137,11 @@ class Engine:
 
     def back_up(self) -> None:
         """Do, after `release`, what a search's control asks the device for: take the backup, put it back or, at nearly
-        every step, nothing. The host does not know which.
+        every step, nothing. The host does not know which. After a step that failed before its control, the last copy is
+        made once more, which changes nothing.
         """
-        if self.backup is not None and self.backend is not None:
-            table = self.backup.table
-            assert table is not None
+        table = None if self.backup is None else self.backup.table
+        if table is not None and self.backend is not None:
             table.refresh()
             self.backend.backup(table)
             table.release()
@@ -156,9 +156,9 @@ class Engine:
     def _place_backup(self, snapshot: str) -> None:
         """Make the backup one of the new table; what was kept stays, wherever its tensors lie by now."""
         assert self.table is not None
-        if self.backup is None:
-            self.backup = Backup(snapshot)
-        self.backup.place(self.table, self.copies)
+        backup = Backup(snapshot) if self.backup is None else self.backup
+        backup.place(self.table, self.copies)
+        self.backup = backup
 
     def observe(self, loss: Any, weight: Any, control: Control) -> None:
         """Add `weight * loss` to what is pending in the control."""

@@ -174,6 +174,14 @@ def _resolve_correction(group: dict[str, Any], refuse: Callable[[str, str, str],
         group[CORRECTED] = float(asked)
 
 
+def skips_nonfinite(asked: bool | None, schedule: Any, *others: Any) -> bool:
+    """Return what `skip_nonfinite` is: where it is None, whether other options have the gradients read anyway, or the
+    schedule keeps trials whose last step no loss has judged.
+    """
+    reads = any(option is not None for option in others)
+    return reads or getattr(schedule, "keeps_trials", False) if asked is None else asked
+
+
 def check_extras(max_grad_norm: float | None, skip_nonfinite: bool | None, skip_spikes: Any) -> None:
     """Check the options that torch's AdamW does not have.
 

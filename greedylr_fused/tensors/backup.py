@@ -114,9 +114,9 @@ class Backup:
     def place(self, table: TensorTable, copies: Copies) -> BackupTable:
         """Make the backup one of a table's tensors.
 
-        What was kept of a parameter stays as long as dtype and shape of the tensor do, wherever that lies by now. A
-        tensor that is new, such as those of a parameter which gets its first gradient, is kept as it is now; a new copy
-        in 16 bits as its kept parameter says.
+        What was kept of a parameter stays as long as its shape does, wherever that lies by now, and in the new type if
+        both are of floating point. A tensor that is new, such as those of a parameter which gets its first gradient, is
+        kept as it is now; a new copy in 16 bits as its kept parameter says.
 
         Args:
             table: the new one, before its first step.
@@ -134,7 +134,7 @@ class Backup:
                 if stand_in is not None:
                     stand_in.copy_(memory)
                 content = self._kept.get((entry.param, name))
-                if content is None or content.dtype != live.dtype or content.shape != live.shape:
+                if content is None or not _is_of(content, live, exact=name == "copy"):
                     content = kept[entry.param, "param"] if name == "copy" else live
                 kept[entry.param, name] = self._like(live, content)
             versions += [tensor for tensor in (entry.param, copies.of.get(entry.param)) if tensor is not None]
@@ -172,6 +172,14 @@ class Backup:
                 memory.record_stream(torch.cuda.current_stream(device))
             elif id(memory) not in stays and memory.numel():  # a copy from pinned memory makes its allocator wait
                 memory.as_strided((1,), (1,)).to(device, non_blocking=True)
+
+
+def _is_of(content: Tensor, live: Tensor, *, exact: bool) -> bool:
+    """Return whether what was kept can still be put back: after `param.data = param.data.bfloat16()` it is rounded,
+    unless that is to be `exact`.
+    """
+    both = content.is_floating_point() and live.is_floating_point() and not exact
+    return content.shape == live.shape and (both or content.dtype == live.dtype)
 
 
 def live_of(memory: Tensor, stand_in: Tensor | None) -> Tensor:

@@ -180,7 +180,7 @@ def test_the_control_vector_has_the_documented_size():
     control = Control(
         GreedyLR(smooth=True, window_size=7), [0.1, 0.2], max_grad_norm=1.0, skip_nonfinite=True, device=CPU
     )
-    assert control.vector.shape == (92 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and len(SLOTS) == 92
+    assert control.vector.shape == (91 + 5 * 2 + 7,) and control.vector.dtype == torch.float64 and len(SLOTS) == 91
 
 
 TAG = re.compile(r"(?://|#)\s*([ACGKLS]\d)\b(?!\s*(?:-|\.\.|to))")

@@ -144,17 +144,35 @@ def test_a_saved_trial_has_no_verdict(backend, device):
     assert float(other._control.slot("backup")) == Backup.TAKE, "of the parameters as they are"
 
 
-def test_a_run_in_other_windows_goes_on_within_them():
-    """A window that is shorter than what was seen of it ends with the next step; the LR is never negative."""
+@pytest.mark.parametrize("other", [dict(min_window=4), dict(min_window=12), dict(tail=1.0), dict(anneal=0.5)])
+def test_a_run_in_other_windows_measures_anew(other):
+    """Losses of a window of another length, or of another part of it, do not compare."""
     case = golden()["climb, raises to the top"]
     opt = optimizer(case["config"], "cpu", torch.device("cpu"))
     run_to(opt, case, Phase.CONTROL, 9)
-    shorter = optimizer(Climb(base=BASE, window=0.0, min_window=4), "cpu", torch.device("cpu"))
-    shorter.load_state_dict(opt.state_dict())
-    assert float(shorter._control.slot("window_step")) == 3.0
-    for _ in range(20):
-        step(shorter, 1.0)
-        assert min(shorter.read_lr()) > 0.0
+    goes_on = optimizer(Climb(base=BASE, **{"window": 0.0, "min_window": 10} | other), "cpu", torch.device("cpu"))
+    goes_on.load_state_dict(opt.state_dict())
+    again = optimizer(goes_on.schedule, "cpu", torch.device("cpu"))
+    again.load_state_dict(copy.deepcopy(goes_on.state_dict()))
+    assert repr(again._control.numbers()) == repr(goes_on._control.numbers())
+    control = goes_on._control
+    assert [float(control.slot(name)) for name in ("phase", "window_step", "search_losses")] == [Phase.WAIT, 0.0, 0.0]
+    assert float(control.slot("multiplier")) == float(opt._control.slot("search_level"))
+    step(goes_on, 1.0)
+    assert float(control.slot("phase")) == Phase.TRIAL and float(control.slot("backup")) == Backup.TAKE
+
+
+def test_a_level_above_the_top_is_refused_in_an_anneal_too():
+    case = golden()["climb, raises to the top"]
+    opt = optimizer(case["config"], "cpu", torch.device("cpu"))
+    for loss in case["losses"]:
+        step(opt, loss)
+        if float(opt._control.slot("search_level")) == 3.0 and float(opt._control.slot("window_step")) == 9.0:
+            break
+    assert opt._control.level.tolist() < [1.5 * lr for lr in LRS]
+    lower = optimizer(Climb(base=BASE, window=0.04, min_window=8, top=1.5), "cpu", torch.device("cpu"))
+    with pytest.raises(ValueError, match="construct Climb with bounds that enclose it"):
+        lower.load_state_dict(opt.state_dict())
 
 
 def test_another_schedule_starts_from_the_level_outside_trials():
@@ -171,17 +189,41 @@ def test_another_schedule_starts_from_the_level_outside_trials():
     assert greedy.read_lr() == other.read_lr()
 
 
-def test_a_written_lr_is_the_one_outside_trials(backend, device):
+@pytest.mark.parametrize(("phase", "at"), [(Phase.WAIT, 0), (Phase.TRIAL, 8), (Phase.CONTROL, 3)])
+def test_half_the_lr_halves_all_that_follow(backend, device, phase, at):
     case = golden()["climb, raises to the top"]
-    opt = optimizer(case["config"], backend, device)
-    run_to(opt, case, Phase.CONTROL, 3)
-    factor, level = (float(opt._control.slot(name)) for name in ("multiplier", "search_level"))
-    assert 0.0 < factor < level
-    opt.set_lr(0.02)
-    found = opt.read_lr()
-    assert found == pytest.approx([0.02 / level * factor] * 2, rel=1e-12)
+    opt, other = (optimizer(case["config"], backend, device) for _ in range(2))
+    for each in (opt, other):
+        run_to(each, case, phase, at)
+    opt.set_lr([lr / 2.0 for lr in opt.read_lr()])
+    for loss in [1.0] * 12:
+        assert opt.read_lr() == pytest.approx([lr / 2.0 for lr in other.read_lr()], rel=1e-12)
+        step(opt, loss)
+        step(other, loss)
+    assert float(opt._control.slot("search_level")) == float(other._control.slot("search_level"))
+
+
+@pytest.mark.parametrize(("phase", "at"), [(Phase.WAIT, 0), (Phase.TRIAL, 8), (Phase.CONTROL, 3)])
+def test_an_lr_of_0_holds_for_one_step(backend, device, phase, at):
+    case = golden()["climb, raises to the top"]
+    opt, other = (optimizer(case["config"], backend, device) for _ in range(2))
+    for each in (opt, other):
+        run_to(each, case, phase, at)
+    opt.set_lr(0.0)
+    assert opt.read_lr() == [0.0, 0.0]
+    copy.deepcopy(opt)
+    optimizer(case["config"], backend, device).load_state_dict(copy.deepcopy(opt.state_dict()))
     step(opt, 1.0)
-    assert float(opt._control.slot("search_level")) == level, "the level is the search's own"
+    step(other, 1.0)
+    assert opt.read_lr() == other.read_lr()
+
+
+def test_an_lr_far_above_all_others_is_refused_in_an_anneal():
+    case = golden()["climb, raises to the top"]
+    opt = optimizer(case["config"], "cpu", torch.device("cpu"))
+    run_to(opt, case, Phase.CONTROL, 9)
+    with pytest.raises(ValueError, match="so that its peak would be"):
+        opt.set_lr(0.03)
 
 
 def test_a_group_added_later_has_the_level_too(backend, device):
@@ -199,7 +241,9 @@ def test_a_group_added_later_has_the_level_too(backend, device):
 def damage(opt, **changes):
     saved = copy.deepcopy(opt.state_dict())
     for group in saved["param_groups"]:
-        group["control"].update(changes)
+        own = dict(pair.split("=") for pair in group["control"]["window"].split())
+        own |= {name: str(value) for name, value in changes.items()}
+        group["control"]["window"] = " ".join(f"{name}={value}" for name, value in own.items() if value != "gone")
     return saved
 
 
@@ -207,23 +251,26 @@ def damage(opt, **changes):
     ("name", "value"),
     [("phase", 4.0), ("phase", 0.5), ("window_step", -1.0), ("search_level", 0.0), ("trial_level", math.inf)]
     + [("multiplier", -1.0), ("search_losses", 99.0), ("sum_y", math.nan), ("kept", math.inf), ("kept_var", -1.0)]
-    + [("again", 2.0), ("gain", math.nan), ("rising", 3.0), ("faded", 0.0), ("worst_loss", math.nan), ("phase", "x")],
+    + [("again", 2.0), ("gain", math.nan), ("rising", 3.0), ("faded", 0.0), ("worst_loss", math.nan)],
 )
 def test_damaged_numbers_are_refused(name, value):
     opt = optimizer(AdaLRS(base=BASE), "cpu", torch.device("cpu"))
     step(opt, 1.0)
     with pytest.raises((ValueError, TypeError), match=name):
         opt.load_state_dict(damage(opt, **{name: value}))
-    missing = copy.deepcopy(opt.state_dict())
-    del missing["param_groups"][0]["control"][name]
-    with pytest.raises(ValueError, match=f'no "{name}"'):
-        opt.load_state_dict(missing)
+    for wrong in ("gone", "x", "1.0=2.0"):
+        with pytest.raises(ValueError, match='"window".*expected a text of "name=number"'):
+            opt.load_state_dict(damage(opt, **{name: wrong}))
 
 
 def test_other_schedules_save_none_of_it():
     opt = optimizer(GreedyLR(), "cpu", torch.device("cpu"))
     step(opt, 1.0)
-    assert "phase" not in opt.state_dict()["param_groups"][0]["control"]
+    searches = optimizer(AdaLRS(base=BASE), "cpu", torch.device("cpu"))
+    step(searches, 1.0)
+    saved, other = (each.state_dict()["param_groups"][0]["control"] for each in (opt, searches))
+    assert "phase" not in saved["window"] and "phase=0.0" in other["window"]
+    assert [*saved] == [*other], "distributed checkpointing reads by keys"
 
 
 def test_every_copy_is_told_once(backend, device):

@@ -37,7 +37,7 @@ SCHEDULES = {
     "decay_start": [2, np.inf], "spike_sigmas": [1e9, 1e9, 0.5],
     # Of a level search, wherever it may be.
     "phase": [0, 1, 2, 2, 3], "search_until": [1e9, 1e9, 2], "settle": [0, 2], "anneal": [0, 3], "raise_by": [3, 1.5],
-    "cut_by": [2], "fade": [0.9], "lowest": [0.1], "highest": [1, 9], "errors": [0, 2], "sure": [0, 4],
+    "cut_by": [2], "fade": [0.9], "lowest": [0.1], "highest": [1, 9], "errors": [0, 2],
     "window_step": [0, 4, 599], "search_level": [1 / 3, 1, 3], "trial_level": [1, 1, 3], "search_losses": [0, 4, 300],
     "first_loss": [1], "sum_y": [0, 0.3], "sum_yy": [0, 0.7], "sum_xy": [0, -0.4], "kept": [np.nan, 0.9, 1.5],
     "kept_var": [0, 0.1], "again": [0, 1], "gain": [-0.5, 0.5], "gain_var": [0, 0.1], "rising": [0, 1],

@@ -22,8 +22,8 @@ BASE = Linear(STEPS, warmup_steps=12)
 
 @functools.cache
 def golden():
-    """Of 240 steps each: the configuration, the losses, the skipped steps, the decisions, and a digest of all rows; by
-    a machine that was written apart from this package.
+    """Of 240 steps each: the configuration, the losses, the skipped steps, the decisions, and a digest of all rows, by
+    `second_search`.
     """
     found = json.loads((Path(__file__).parents[1] / "schedules/searches.json").read_text())
     kinds = {"Climb": Climb, "AdaLRS": AdaLRS}
@@ -47,29 +47,41 @@ def state(spec):
     return [float(x) for x in (*values, s.n, s.first, s.y, s.yy, s.xy, spec.event)]
 
 
-def decisions(spec, losses):
-    """Step, backup, phase and level wherever one of them is new or something is copied; and a digest of all rows."""
-    found, lines, before = [], [], None
-    for step, loss in enumerate(losses):
+def rows(spec, losses):
+    """What `second_search.Run.rows` has, of the specification, in hexadecimal."""
+    found = [_row(spec)]
+    for loss in losses:
         take(spec, loss)
-        now = (int(spec.phase), spec.level)
-        if spec.backup or now != before:
-            found.append([step, int(spec.backup), int(spec.phase), spec.level.hex()])
+        found.append(_row(spec))
+    return hexadecimal(found)
+
+
+def _row(s):
+    return s.backup, s.phase, s.window_step, s.multiplier, s.level, s.trial_level, s.kept, s.kept_var
+
+
+def hexadecimal(rows):
+    """All bits of rows, but those of a NaN."""
+    return [[float(x).hex() if math.isfinite(x) else "nan" for x in row] for row in rows]
+
+
+def decisions(rows):
+    """Step, backup, phase and level wherever one of them is new or something is copied; and a digest of all rows."""
+    found, before = [], None
+    for step, (backup, phase, _, _, level, *_) in enumerate(rows[1:]):
+        backup, now = int(float.fromhex(backup)), (int(float.fromhex(phase)), level)
+        if backup or now != before:
+            found.append([step, backup, *now])
         before = now
-        shown = map(_hex, (spec.multiplier, spec.level, spec.trial_level, spec.kept, spec.kept_var))
-        lines.append(" ".join([f"{spec.backup:d} {spec.phase:d} {spec.window_step}", *shown]))
+    lines = (" ".join(row) for row in rows[1:])
     return found, hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _hex(value):
-    return value.hex() if math.isfinite(value) else "nan"
 
 
 def random_config(rng):
     shared = dict(base=BASE, min_window=rng.choice((4, 6, 8)), window=0.01, until=rng.choice((0.4, 0.7, 1.0)))
     shared |= dict(z=rng.choice((0.0, 0.5, 2.0)))
     if rng.random() < 0.5:
-        more = dict(anneal=rng.choice((0.0, 0.5, 1.0)), tail=rng.choice((0.3, 1.0)), sure=rng.choice((0.0, 1.0, 4.0)))
+        more = dict(anneal=rng.choice((0.0, 0.5, 1.0)), tail=rng.choice((0.3, 1.0)))
         return Climb(**shared, **more, start=rng.choice((1 / 9, 1 / 3, 1.0)), factor=rng.choice((1.5, 3.0)))
     return AdaLRS(**shared, up=rng.choice((1.0, 3.0)), decay=rng.choice((0.5, 0.99)), high=rng.choice((2.0, 16.0)))
 

@@ -9,11 +9,11 @@ import triton.language as tl
 
 from greedylr_fused.backends.triton.access import loop_bound
 from greedylr_fused.backends.triton.slots import EVENT, GROUPS, INITIAL, LEVEL, N_GROUPS, slots
-from greedylr_fused.schedules import ROUNDING, Backup, Event, Kind, Phase
+from greedylr_fused.schedules import HUGE_LOSS, ROUNDING, Backup, Event, Kind, Phase
 
 _KIND, _STEP, _SIZE, _SETTLE, _ANNEAL = slots("kind step window_size settle anneal")
 _BEGIN, _UNTIL, _RAISE_BY, _CUT_BY, _FADE = slots("search_begin search_until raise_by cut_by fade")
-_LOWEST, _HIGHEST, _ERRORS, _SURE, _BACKUP = slots("lowest highest errors sure backup")
+_LOWEST, _HIGHEST, _ERRORS, _BACKUP = slots("lowest highest errors backup")
 _PHASE, _WINDOW_STEP, _SEARCH_LEVEL, _TRIAL_LEVEL = slots("phase window_step search_level trial_level")
 _MULTIPLIER, _LOSSES, _FIRST, _Y, _YY, _XY = slots("multiplier search_losses first_loss sum_y sum_yy sum_xy")
 _KEPT, _KEPT_VAR, _AGAIN, _GAIN, _GAIN_VAR = slots("kept kept_var again gain gain_var")
@@ -26,6 +26,7 @@ _RAISE, _CUT, _TRY, _BACK, _FREEZE = (
 )
 #: Of a level that is a product, when it is compared with the starting LR.
 _ROUNDED_UP = tl.constexpr(1.0 + ROUNDING)
+_HUGE = tl.constexpr(HUGE_LOSS)
 
 
 @triton.jit
@@ -36,16 +37,18 @@ def is_trying(c):
 
 @triton.jit
 def _decide(c, x, phase):
-    finite = tl.abs(x) < float("inf")  # L1
+    finite = tl.abs(x) < tl.full((), _HUGE, tl.float64)  # L1
     climbs = tl.load(c + _KIND) == _CLIMB
     worst = tl.load(c + _WORST)
     if (phase == _TRIAL) & ((finite & (climbs | (x <= worst))) == 0):  # L2
         _copy_after(c, _PUT_BACK)
-        if climbs:
+        if climbs == 0:
+            _lower(c)
+        elif _is_above_start(c):
+            tl.store(c + _PHASE, tl.full((), _FROZEN, tl.float64))
+        else:
             _keep(c, float("nan"), float("nan"))
             _open(c, _CONTROL)
-        else:
-            _lower(c)
     else:
         if finite & (climbs == 0):  # L3
             tl.store(c + _WORST, tl.where(x > worst, x, worst))
@@ -151,25 +154,32 @@ def _speed(c):
 
 
 @triton.jit
+def _is_above_start(c):
+    """Return whether the trial's level is above the starting LR, where it must win."""
+    return tl.load(c + _TRIAL_LEVEL) > tl.full((), _ROUNDED_UP, tl.float64)
+
+
+@triton.jit
 def _judge_mean(c, mean, var):
     """Compare the control's losses with those of the trial before it: above the starting LR a trial must win, up to it
-    the level is taken unless two trials together speak against it.
+    the level is taken unless two trials speak against it, or one where there is no time for a second.
     """
-    gain, var = mean - tl.load(c + _KEPT), var + tl.load(c + _KEPT_VAR)
+    gain, kept_var = mean - tl.load(c + _KEPT), tl.load(c + _KEPT_VAR)
     errors, trial_level = tl.load(c + _ERRORS), tl.load(c + _TRIAL_LEVEL)
-    known = trial_level <= tl.full((), _ROUNDED_UP, tl.float64)
-    repeated = known & (tl.load(c + _AGAIN) != 0)
-    wins = gain > tl.where(known, tl.load(c + _SURE), errors) * tl.sqrt(var)
-    together = tl.load(c + _GAIN) + gain > -(errors * tl.sqrt(tl.load(c + _GAIN_VAR) + var))
-    taken = (repeated & together) | ((repeated == 0) & wins)
-    if known & (repeated == 0) & (wins == 0):
-        failed = gain != gain  # of which the second trial knows nothing
-        tl.store(c + _GAIN, tl.where(failed, 0.0, gain))
-        tl.store(c + _GAIN_VAR, tl.where(failed, 0.0, var))
+    known = _is_above_start(c) == 0
+    wins = gain > errors * tl.sqrt(var + kept_var)
+    var += tl.where(kept_var < var, kept_var, var)  # a trial that explodes is no excuse for itself
+    lost = (gain >= -(errors / 2 * tl.sqrt(var))) == 0
+    stands = (lost == 0) | (tl.load(c + _GAIN) + gain >= -(errors * tl.sqrt(tl.load(c + _GAIN_VAR) + var)))
+    once_more = known & lost & (tl.load(c + _AGAIN) == 0) & (_is_late(c, 2) == 0)
+    taken = (once_more == 0) & ((known & stands) | ((known == 0) & wins))
     if taken:
         tl.store(c + _SEARCH_LEVEL, trial_level)
-    if taken | (known & (repeated == 0)):
+    if taken | once_more:
+        forgets = taken | (gain != gain)  # of a trial that failed the second one knows nothing
         tl.store(c + _AGAIN, tl.where(taken, 0.0, 1.0))
+        tl.store(c + _GAIN, tl.where(forgets, 0.0, gain))
+        tl.store(c + _GAIN_VAR, tl.where(forgets, 0.0, var))
         _try_higher(c)
     else:
         tl.store(c + _PHASE, tl.full((), _FROZEN, tl.float64))
@@ -206,18 +216,25 @@ def _lower(c):
 
 
 @triton.jit
+def _rises_again(c, speed):
+    """Return whether this is at least the second window in turn in which the loss rose."""
+    rising = tl.where(speed < 0, tl.load(c + _RISING) + 1, 0.0)
+    tl.store(c + _RISING, rising)
+    return rising >= 2
+
+
+@triton.jit
 def _judge_speed(c, speed, var):
     """Compare the speed with that of the window before."""
     slower = speed < tl.load(c + _KEPT)
-    rising = tl.where(speed < 0, tl.load(c + _RISING) + 1, 0.0)
-    tl.store(c + _RISING, rising)
     _keep(c, speed, var)
-    if rising >= 2:
+    level, highest = tl.load(c + _SEARCH_LEVEL), tl.load(c + _HIGHEST)
+    raised = level * _not_below(tl.load(c + _FADED) * tl.load(c + _RAISE_BY), 1.0)
+    raised = tl.where(raised < highest, raised, highest)
+    if _rises_again(c, speed):
         _lower(c)
-    elif slower & (_is_late(c, 1) == 0):
-        raised = tl.load(c + _SEARCH_LEVEL) * _not_below(tl.load(c + _FADED) * tl.load(c + _RAISE_BY), 1.0)
-        highest = tl.load(c + _HIGHEST)
-        tl.store(c + _TRIAL_LEVEL, tl.where(raised < highest, raised, highest))
+    elif slower & (raised > level) & (_is_late(c, 1) == 0):
+        tl.store(c + _TRIAL_LEVEL, raised)
         _copy_after(c, _TAKE)
         _open(c, _TRIAL)
     else:
@@ -229,8 +246,10 @@ def _judge_trial(c, speed, var):
     """Keep the trial's level, cut, or neither."""
     kept = tl.load(c + _KEPT)
     error = tl.load(c + _ERRORS) * tl.sqrt((var + tl.load(c + _KEPT_VAR)) / 2)
-    if speed < kept - error:
+    rises, slower = _rises_again(c, speed), speed < kept - error
+    if slower:
         _copy_after(c, _PUT_BACK)
+    if slower | rises:
         _lower(c)
     else:
         if speed > kept + error:
