@@ -57,8 +57,11 @@ $(BUILT): $(INSTALLED) setup.py $(wildcard csrc/*.py) $(CPP)
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
+# A run that was stopped is not replaced: it has a checkpoint, and no summary yet.
+STOPPED := $(if $(wildcard runs/train/checkpoint.pt),$(if $(wildcard runs/train/summary.json),,stopped))
+ANEW := $(if $(STOPPED),,--overwrite)
 # What is ours to say, unless ARGS says otherwise; a folder of the user's own choice is not overwritten.
-TRAIN := $(if $(findstring --optimizer,$(ARGS)),,--compare) $(if $(findstring --out,$(ARGS)),,--out runs/train --overwrite)
+TRAIN := $(if $(findstring --optimizer,$(ARGS)),,--compare) $(if $(findstring --out,$(ARGS)),,--out runs/train $(ANEW))
 
 train: $(BUILT)
 	@$(BIN)/python examples/pretrain.py $(if $(findstring --resume,$(ARGS)),,$(TRAIN)) $(ARGS)

@@ -141,8 +141,8 @@ class FusedAdamW(Optimizer):
         for group in self.param_groups:
             storage.complete(group, state_dtype)
             storage_options.check_tuned(group, state_dtype, tuner)
-        if tuner is not None:
-            options.warn_of_low_lr(self.param_groups)
+        storage_options.warn_of_no_masters(self.param_groups)
+        options.warn_of_low_lr([float(group["lr"]) for group in self.param_groups], tuned=tuner is not None)
         self._listeners: list[Listener] = []
         ranks = Ranks(process_group, partitions, needs_loss=options.needs_loss(schedule, skip_spikes))
         self._engine = Engine(backend, self._device(), state_dtype, ranks, tuned=tuner is not None)

@@ -21,6 +21,7 @@ from greedylr_fused.checkpoint.numbers import KEY, read_control
 from greedylr_fused.checkpoint.spikes import SPIKES, read_spikes
 from greedylr_fused.checkpoint.states import check_states
 from greedylr_fused.control import SEARCH_WINDOWS, Control, place_spikes, without_trial
+from greedylr_fused.schedules import LevelSearch, Phase
 from greedylr_fused.step import PEAKS, lr_of, peaks, started_at
 
 
@@ -77,10 +78,15 @@ def _control_of(loaded: Mapping[str, Any], control: Control, *, is_own: bool) ->
 
 def _at(step: float, numbers: Sequence[dict[str, Any]], schedule: Any) -> list[dict[str, Any]]:
     """Return the numbers of a schedule that starts anew at a step, when some or all of the warm-up of its base is over;
-    a `hold` of its own is in observations, of which it has made none.
+    a `hold` of its own is in observations, of which it has made none. A search for which that is too late is over.
     """
     over = step if getattr(schedule, "hold", None) is None else 0.0
-    return [own | {"step": step, "warmup_left": max(0.0, own["warmup_left"] - over)} for own in numbers]
+    found = [own | {"step": step, "warmup_left": max(0.0, own["warmup_left"] - over)} for own in numbers]
+    if not isinstance(schedule, LevelSearch) or schedule.has_room(int(step)):
+        return found
+    level = max(1.0, schedule.start)
+    over_now = {"phase": float(Phase.FROZEN), "search_level": level, "multiplier": level}
+    return [own | over_now | {"level": own["initial_lr"] * level} for own in found]
 
 
 def _is_own(loaded: Mapping[str, Any], optimizer: Optimizer, shown: Mapping[Tensor, Any]) -> bool:

@@ -23,7 +23,7 @@ from greedylr_fused.checkpoint.resume import counted_in, loaded_control
 from greedylr_fused.checkpoint.spikes import SPIKES, saved_spikes
 from greedylr_fused.checkpoint.stored import restore
 from greedylr_fused.control import Control, spikes_of
-from greedylr_fused.step import Engine, peaks, storage_options
+from greedylr_fused.step import Engine, options, peaks, storage_options
 from greedylr_fused.tensors import STATE_ROWS, TUNED, conversion, storage
 from greedylr_fused.warning import warn
 
@@ -102,6 +102,7 @@ def load(
         control.become(found["control"])
         control.warn_of_end()
         warn_of_no_moments(found["loaded"], optimizer.param_groups, control)
+        options.warn_of_low_lr(control.initial_lrs, tuned=engine.tuned, loaded=True)
         control.observed = 0
         engine.has_begun = True
         restart()

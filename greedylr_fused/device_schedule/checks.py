@@ -66,7 +66,8 @@ def check_no_search(schedule: Any) -> None:
     if isinstance(schedule, LevelSearch):
         raise TypeError(
             "DeviceSchedule: expected a schedule that leaves parameters alone, got "
-            f"{type(schedule).__name__}, which puts them back after a trial; write FusedAdamW(..., schedule=schedule)"
+            f"{type(schedule).__name__}, which puts them back after a trial; write FusedAdamW(..., schedule=schedule), "
+            "under fully_shard if it is to be sharded"
         )
 
 

@@ -83,6 +83,11 @@ class LevelSearch(LossSchedule):
         """Return the lowest and the highest level, as ratios of the starting LR."""
         raise NotImplementedError
 
+    def has_room(self, step: int) -> bool:
+        """Return whether a round that begins after the step that follows, or later, ends in time."""
+        plan = self.windows
+        return max(step + 1, plan.begin) + self.round_windows * plan.length <= plan.until
+
     def bounds(self, lr: float, group: int) -> tuple[float, float]:
         """Return `(0, highest level)` of a group with that starting LR: within a window the level may fall to 0."""
         return 0.0, self.levels[1] * lr
@@ -127,9 +132,9 @@ class LevelSearch(LossSchedule):
         curve = self.base.curve()
         total, warmup = len(curve) - 1, curve.index(max(curve))
         plan = self._plan(total, warmup)
-        if plan.begin + self.round_windows * plan.length > plan.until:
-            self._refuse_short(total, warmup, plan)
         object.__setattr__(self, "windows", plan)
+        if not self.has_room(0):
+            self._refuse_short(total, warmup, plan)
 
     def _check_share(self, name: str, example: float) -> None:
         if not 0.0 <= checks.number(self, name, allowed=f"0 <= {name} <= 1", example=example) <= 1.0:

@@ -68,13 +68,15 @@ def check_search(schedule: Any, tuner: Any) -> None:
         )
 
 
-def warn_of_low_lr(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Warn of a base learning rate that a tuner would first have to make up for."""
-    lrs = [float(group["lr"]) for group in groups]
-    if any(0 < lr < LOW_LR for lr in lrs):
+def warn_of_low_lr(lrs: Sequence[float], *, tuned: bool, loaded: bool = False) -> None:
+    """Warn of a base learning rate, one of these, that a tuner would first have to make up for."""
+    if tuned and any(0 < lr < LOW_LR for lr in lrs):
+        remedy = "write lr=1.0, and ratios of it in groups and schedule"
+        if loaded:
+            remedy = 'before loading delete "control" and "initial_lr" from its groups and write "lr": 1.0 there'
         warn(
-            f"tuner: expected a base lr of about 1, whose scale the tuner finds, got {min(lrs):g}; write lr=1.0, and "
-            "ratios of it in groups and schedule"
+            "tuner: expected a base lr of about 1, whose scale the tuner finds, got "
+            f"{min(lrs):g}{' from the checkpoint' if loaded else ''}; {remedy}"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,16 @@ def check_params(group: Mapping[str, Any], state_dtype: torch.dtype | None) -> N
                 f"dtype, 16-bit ones with float32 moments and float32 ones with bfloat16 moments, got a {param.dtype} "
                 f"parameter and state_dtype={state_dtype}; convert the parameter or change state_dtype"
             )
+
+
+def warn_of_no_masters(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of `master_weights` that no parameter has."""
+    params = [param for group in groups if group.get("master_weights") for param in group["params"]]
+    if params and all(param.dtype.to_real() is not torch.bfloat16 for param in params):
+        warn(
+            "master_weights: expected bfloat16 parameters, whose rounding it keeps, got "
+            f"{params[0].dtype} ones alone, which need none; call model.bfloat16() first, or leave it out"
+        )
 
 
 def check_tuned(group: Mapping[str, Any], state_dtype: torch.dtype | None, tuner: Any) -> None:

@@ -87,6 +87,17 @@ class Run:
         better = row.get("better")
         self.better.append(better if isinstance(better, bool) else None)
 
+    def find_gaps(self) -> None:
+        """Take steps without a line for lost, as those between the last line of a killed process and the checkpoint
+        that the next one went on from; not where most lines are of steps that do not follow each other.
+        """
+        gaps = [(before, now) for before, now in itertools.pairwise(self.steps) if now > before + 1]
+        if 2 * len(gaps) < len(self.steps):
+            known = [(last - count, last) for last, count in self.lost.items()]
+            for before, now in gaps:
+                if not any(before <= first and last < now for first, last in known):
+                    self.lost[now - 1] = now - 1 - before
+
     def find_decisions(self) -> None:
         """Take changed LRs for decisions, if lines say which loss was better but not what was decided. If one change
         cannot be a decision, since the LR also follows a curve, none is taken.
@@ -133,6 +144,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Run]:
     runs = {name: run for name, run in runs.items() if run.steps}
     for run in runs.values():
         run.find_decisions()
+        run.find_gaps()
     if not runs:
         raise ValueError(
             f'{path}: expected JSON objects with "step", "loss" and "lr", one per line, as '

@@ -149,6 +149,25 @@ def test_lost_steps_are_a_band(tmp_path, capsys, figures):
         assert (band.get_x(), band.get_width()) == (10.5, 5.0)
 
 
+def test_steps_that_a_killed_process_did_not_write_are_a_band(tmp_path, capsys, figures):
+    path = rows(tmp_path / "run.jsonl", 10)
+    with path.open("a") as file:
+        for step in (14, 15):
+            file.write(json.dumps({"step": step, "lr": [0.1], "loss": 1.0}) + "\n")
+    main([str(path)])
+    assert "3 without a line" in capsys.readouterr().out
+    (band,) = figures[0].axes[0].patches
+    assert (band.get_x(), band.get_width()) == (10.5, 3.0)
+
+
+def test_a_line_every_ten_steps_is_no_gap(tmp_path, capsys, figures):
+    path = tmp_path / "run.jsonl"
+    lines = [json.dumps({"step": step, "lr": [0.1], "loss": 1.0}) for step in range(10, 100, 10)]
+    path.write_text("\n".join(lines) + "\n")
+    main([str(path)])
+    assert "without a line" not in capsys.readouterr().out and not figures[0].axes[0].patches
+
+
 def test_groups_with_one_lr_are_one_line(tmp_path, figures):
     main([str(rows(tmp_path / "run.jsonl", 10, lr=[0.1, 0.2, 0.1]))])
     assert set(shown(figures[0].axes[1])) == {"LR 0", "LR 1", "raise", "cut", "reset"}

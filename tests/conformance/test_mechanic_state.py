@@ -208,7 +208,13 @@ def test_other_mistakes():
         FusedAdamW(params, lr=3e-4, tuner=Mechanic())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        FusedAdamW(params, lr=0.01, tuner=Mechanic())
+        opt = FusedAdamW(params, lr=0.01, tuner=Mechanic())
+    plain = torch.optim.AdamW(params, lr=1e-3)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    plain.step()
+    with pytest.warns(UserWarning, match="got 0.001 from the checkpoint; before loading delete"):
+        opt.load_state_dict(plain.state_dict())
 
 
 def test_repr_shows_it():

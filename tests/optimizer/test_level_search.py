@@ -87,3 +87,14 @@ def test_another_base_is_refused_in_few_words(base):
     with pytest.raises((TypeError, ValueError), match=rf"base: expected .* got {type(base).__name__};") as caught:
         Climb(base=base)
     assert len(str(caught.value).split()) <= 40
+
+
+@pytest.mark.parametrize(("made", "phase", "level"), [(30, "wait", 1 / 3), (250, "frozen", 1.0)])
+def test_a_search_that_takes_over_too_late_for_a_round_is_over_at_once(made, phase, level):
+    """At the level of the run that it takes over; else it would train a step at a third of that."""
+    opt, _ = trained(1e-3, BASE, made)
+    search, _ = trained(1e-3, Climb(base=BASE), 1)
+    search.load_state_dict(opt.state_dict())
+    found = latest(search)
+    assert (found.phase, found.level) == (phase, pytest.approx(level))
+    assert search.read_lr() == pytest.approx([lr * level for lr in opt.read_lr()])

@@ -178,14 +178,29 @@ def test_what_an_optimizer_refuses_is_one_line(pretrain, example, monkeypatch, t
         ("--out mine", "--compare --out mine"),
     ],
 )
-def test_make_train_passes_what_fits_the_users_options(given, runs):
+def test_make_train_passes_what_fits_the_users_options(tmp_path, given, runs):
+    assert make_train(tmp_path, f"ARGS={given}") == runs.split()
+
+
+@pytest.mark.parametrize(("files", "overwrites"), [((), True), (("checkpoint.pt",), False), (("run.jsonl",), True)])
+def test_make_train_replaces_no_run_that_was_stopped(tmp_path, files, overwrites):
+    (tmp_path / "runs/train").mkdir(parents=True)
+    for name in files:
+        (tmp_path / "runs/train" / name).touch()
+    assert ("--overwrite" in make_train(tmp_path)) == overwrites
+    (tmp_path / "runs/train/summary.json").touch()
+    assert "--overwrite" in make_train(tmp_path)
+
+
+def make_train(folder, *given):
+    """What `make train` would give the example in that folder."""
     if shutil.which("make") is None:
         pytest.skip("no make")
     outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
-    make = ["make", "--dry-run", "--no-print-directory", "train", f"ARGS={given}"]
-    asked = subprocess.run(make, cwd=ROOT, env=outside, capture_output=True, text=True, check=True)
-    command = asked.stdout.splitlines()[-1]
-    assert command.split("examples/pretrain.py")[1].split() == runs.split()
+    built = (f"--assume-old={name}" for name in (".venv/.built", ".venv/.installed"))
+    make = ["make", "--dry-run", "--no-print-directory", "--file", ROOT / "Makefile", *built, "train", *given]
+    asked = subprocess.run(make, cwd=folder, env=outside, capture_output=True, text=True, check=True)
+    return asked.stdout.splitlines()[-1].split("examples/pretrain.py")[1].split()
 
 
 def test_help_gives_options_with_defaults():
