@@ -111,7 +111,8 @@ def schedule_options(parser: argparse.ArgumentParser) -> None:
         type=_schedule,
         metavar="NAME",
         help=f"{', '.join(NAMES)}, or {FILE} (default: greedy). With + the loss moves what the curve "
-        "multiplies; plateau is ReduceOnPlateau; autolrs finds the LR by trials, which are among --steps",
+        "multiplies; plateau is ReduceOnPlateau; climb and adalrs search the level of a linear curve on the device; "
+        "autolrs finds the LR by trials on the host, which are among --steps",
     )
     add(
         "--trial-steps",

@@ -100,13 +100,13 @@ class Config:
 
     @property
     def searches(self) -> bool:
-        """Whether the LR is found by trials."""
+        """Whether the host finds the LR by trials."""
         return self.schedule == lr_schedules.SEARCH
 
     @property
     def loss_driven(self) -> bool:
-        """Whether the loss has a say in it."""
-        return isinstance(self.lr_schedule, LossSchedule)
+        """Whether each loss is compared with a best one."""
+        return isinstance(self.lr_schedule, LossSchedule) and self.schedule not in lr_schedules.LEVELS
 
 
 def new_config(given: dict[str, Any]) -> Config:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from greedylr_fused import WSD, Constant, Cosine, GreedyLR, Linear, ReduceOnPlateau, Refined
+from greedylr_fused import WSD, AdaLRS, Climb, Constant, Cosine, GreedyLR, Linear, ReduceOnPlateau, Refined
 from greedylr_fused.autolrs import AutoLRS
 from greedylr_fused.schedules import LossSchedule, StepSchedule, refinement
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 BASES = ("constant", "linear", "cosine", "wsd")
 SEARCH = "autolrs"
-NAMES = ("greedy", *BASES, "plateau", SEARCH, *(f"greedy+{base}" for base in BASES))
+LEVELS = {"climb": Climb, "adalrs": AdaLRS}  # searches of a level, on a linear schedule
+NAMES = ("greedy", *BASES, "plateau", *LEVELS, SEARCH, *(f"greedy+{base}" for base in BASES))
 HOST = ("greedy", *BASES, "plateau")  # what torch or transformers has too
 FILE = "a file ending in .json that `python -m greedylr_fused refine` wrote"
 RANGE = 10  # autolrs tries LRs from a tenth of --lr to ten times that: two decades, as in its authors' example
@@ -70,6 +71,11 @@ def check_baseline(config: Config) -> None:
         raise UsageError(
             f"--schedule {SEARCH}: it drives FusedAdamW alone, and its trials have no norms to record; leave out "
             "--optimizer, --compare and --record-norms"
+        )
+    if config.schedule in LEVELS and (config.optimizers == ("muon+fused",) or config.record_norms):
+        raise UsageError(
+            f"--schedule {config.schedule}: it puts back the parameters of FusedAdamW alone, and its trials have no "
+            "norms to record; leave out --optimizer and --record-norms"
         )
     if config.record_norms and config.optimizers == ("muon+fused",):
         raise UsageError(f"--optimizer {config.optimizer}: FusedAdamW alone records norms; leave out --record-norms")
@@ -141,6 +147,8 @@ def build(config: Config) -> StepSchedule | LossSchedule | None:
     if kind == "plateau":
         below = _by_step("constant", config) if config.warmup_steps else None
         return ReduceOnPlateau(**by_loss, min_lr=config.min_lr_ratio * config.lr, base=below)
+    if kind in LEVELS:
+        return LEVELS[kind](base=_by_step("linear", config))
     return _by_step(kind, config)
 
 

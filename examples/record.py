@@ -97,6 +97,8 @@ class Record:
             "grad_norm": finite_or_none(metrics.grad_norm),
             "skipped": metrics.skipped,  # so far
         }
+        if metrics.phase is not None:
+            row |= {"phase": metrics.phase, "level": metrics.level}
         self.rows.append(row | told)
         return metrics
 

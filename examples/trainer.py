@@ -87,8 +87,8 @@ class Trainer:
 
     @property
     def trying(self) -> bool:
-        """Whether the model is one that will be undone, and tells nothing of the run."""
-        return False
+        """Whether the model is one that may be undone, and tells nothing of the run."""
+        return self.metrics.phase == "trial"
 
     @property
     def bad_steps(self) -> int:

@@ -78,8 +78,9 @@ def test_the_baseline_has_the_same_learning_rates(example, options):
 
 def test_names_are_those_of_the_schedule(example):
     label, names = example("lr_schedules").label, example("lr_schedules").NAMES
-    labels = {name: label(config(example, schedule=name, steps=80)) for name in names}
+    labels = {name: label(config(example, schedule=name, steps=200)) for name in names}
     assert labels["greedy"] == "GreedyLR" and labels["greedy+wsd"] == "GreedyLR on WSD"
+    assert labels["climb"] == "Climb on Linear"
     assert labels["plateau"] == "ReduceOnPlateau" and len(set(labels.values())) == len(names)
     folder = example("folders").default_name
     assert folder(config(example)) == "micro-fused"

@@ -146,3 +146,17 @@ def test_without_the_extra_it_is_one_line(pretrain, monkeypatch, tmp_path, capsy
 def test_trials_are_as_long_as_the_run_allows(example, steps, tau):
     made = example("config").new_config({"size": "micro", "device": "cpu", "steps": steps, "schedule": "autolrs"})
     assert made.trial_steps == tau and example("lr_schedules").search(made).total_steps == steps
+
+
+def test_a_search_on_the_device_is_a_schedule_like_others(pretrain, undrawn, tmp_path, capsys):
+    """A held-out loss within a trial would be one of weights that are put back."""
+    options = ["--schedule", "climb", "--steps", 130, "--eval-every", 5]
+    assert pretrain(*options, "--out", tmp_path / "run") == 0
+    found = lines(tmp_path / "run")
+    phases = {row["step"]: row["phase"] for row in found if "phase" in row}
+    evaluated = [row["step"] for row in found if "held_out_bits_per_byte" in row]
+    assert {*phases.values()} == {"trial", "control", "frozen"} and len(evaluated) > 10
+    assert not any(phases[step] == "trial" for step in evaluated)
+    for more in (["--optimizer", "muon+fused"], ["--record-norms"]):
+        assert pretrain(*options, *more, "--out", tmp_path / "other") == 2
+        assert "it puts back the parameters of FusedAdamW alone" in capsys.readouterr().err
