@@ -97,8 +97,9 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.filterwarnings("ignore:.* expected a tensor as loss for parameters on"))
 
 
-def pytest_collection_finish():
-    """What is there by now stays: who collects garbage, or counts it, need not go through all modules each time."""
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_there_stays():
+    """Who collects garbage, or counts it, need not go through all modules each time, nor what tests have imported."""
     gc.collect()
     gc.freeze()
 
