@@ -4,8 +4,10 @@ Bytes per parameter are counted from the instructions of a loop: what its loads 
 one turn of it updates, which are as many as its square roots (one per element in A6; slow paths lie outside the loop).
 """
 
+import fcntl
 import importlib.util
 import json
+import pickle
 import re
 import subprocess
 from collections import Counter
@@ -94,6 +96,16 @@ def update_kernels(codes: dict[str, Code]) -> dict[Mix, Code]:
             mix = re.findall(r"L(?:NS\d?_5DTypeE|S\d*_)(\d)E", symbol)
             found[tuple(DType(int(number)) for number in mix)] = code
     return found
+
+
+def disassemble_once(cubin: Path, folder: Path) -> dict[str, Code]:
+    """The same, kept in a folder that the processes of a run share."""
+    kept = folder / f"{cubin.name}.pickle"
+    with open(folder / f"{cubin.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(disassemble(cubin)))
+    return pickle.loads(kept.read_bytes())
 
 
 def _usage(cubin: Path) -> list[tuple[str, str]]:
