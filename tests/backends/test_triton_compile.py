@@ -118,7 +118,7 @@ def test_update_code(target, mix, tmp_path, record_property):
         assert matching(loop, "LDS|STS") == 0
 
 
-@each([(90, mix) for mix in FEW])
+@each([(90, mix) for mix in FEW], FEW[:1])
 def test_update_code_that_closes_a_search(target, mix, tmp_path, record_property):
     code = machine_code(update(target, mix, searches=True), tmp_path)
     record_property("registers", code.registers)

@@ -13,8 +13,7 @@ import pytest
 from support.paths import ROOT
 
 PARTS = 2  # each imports all that there is; one alone would be begun first and end last
-#: Here the least, for the interpreter takes minutes; `make test-all` runs every parametrisation.
-LEAST = 300
+LEAST = 300  # tests that pass, though of each but the first and the last parametrisation take --exhaustive
 LIMIT = 1200  # seconds; a hang, not a measure of speed
 #: What is refused, raised, saved, copied or taken apart is no kernel's business, and left to faster backends.
 OF_THE_HOST = ("*checkpoint*", "after_errors", "copies", "groups", "inference_mode", "mechanic_state", "shared_state")
