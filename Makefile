@@ -17,13 +17,14 @@ BUILT := $(VENV)/.built
 # another has before it. ARGS come later and win: ARGS="-n0 -s" runs in one process and shows what is printed.
 PARALLEL := -n $(shell expr `getconf _NPROCESSORS_ONLN` + 1) --maxprocesses 8 --dist worksteal
 
-.PHONY: help train test torchtitan compat wheels ptx bench docs gpu-check lint format doctor wheel clean
+.PHONY: help train test test-all torchtitan compat wheels ptx bench docs gpu-check lint format doctor wheel clean
 
 help:
 	@echo "make train    pretrain a small GPT on real text, beside the unfused baseline (about 3 minutes on 2 cores)"
 	@echo "              Ctrl-C saves; go on with: make train ARGS='--resume runs/train'"
 	@echo "              other options (--data FILE_OR_DIR, --steps N, ...): make train ARGS=--help"
-	@echo "make test     run all tests, on all cores"
+	@echo "make test     run the tests, on all cores: each property on every backend (6 minutes on 2 cores)"
+	@echo "make test-all the same in all combinations, with more random numbers and longer runs"
 	@echo "make torchtitan   the tests of its integration, in $(VENV)-torchtitan: it brings many packages (minutes)"
 	@echo "make compat   conformance, checkpoints, ranks and Triton on torch 2.9.1 to 2.14.1: hours, and gigabytes for each"
 	@echo "make wheels   a wheel for each Python at hand (PYTHONS='...'), installed from an index and tried: minutes"
@@ -69,6 +70,9 @@ train: $(BUILT)
 test: $(BUILT)
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
+test-all: $(BUILT)
+	@$(BIN)/python -m pytest $(PARALLEL) --exhaustive $(ARGS)
+
 # Of versions in ARGS, or all: make compat ARGS=2.9.1
 compat: $(BUILT)
 	@$(BIN)/python -m benchmarks.compat $(ARGS)
@@ -95,7 +99,7 @@ torchtitan: $(TITAN)/.installed
 	@PYTHONPATH=. $(TITAN)/bin/python -m pytest -n 0 --timeout 300 tests/integrations tests/project/test_readme.py -k torchtitan $(ARGS)
 
 # Of random control steps, which take 5 ms each there, fewer than by default.
-PTX := -p ptx.plugin --backend cuda --control-steps 5000 --timeout 600
+PTX := -p ptx.plugin --exhaustive --backend cuda --control-steps 5000 --timeout 600
 
 ptx: $(BUILT)
 	@PYTHONPATH=tests $(BIN)/python -m pytest $(PARALLEL) $(PTX) tests/conformance $(ARGS)

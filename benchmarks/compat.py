@@ -81,7 +81,8 @@ def tried(version: str, processes: str, only: Sequence[str]) -> dict[str, Any]:
             (packages / "of_the_tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
             results += runner.run([Stage("versions", lambda: [Command([python, "-c", ASKED], 300)], summary=str.strip)])
             for name in only:
-                argv = [python, "-m", "pytest", "-q", "-n", processes, "--dist", "worksteal", *SUITES[name]]
+                argv = [python, "-m", "pytest", "-q", "--exhaustive", "-n", processes, "--dist", "worksteal"]
+                argv += SUITES[name]
                 results += runner.run([Stage(name, lambda argv=argv: [Command(argv, TESTING)])])
         return written(version, results)
     finally:

@@ -3,6 +3,7 @@
 pytest tests -n logical --dist worksteal             on all cores, as `make test` does
 pytest tests                                          reference, cpu, and cuda emulated on the CPU; triton's interpreter
                                                       in its own process
+pytest tests --exhaustive                             all combinations and more random steps, as `make test-all` does
 pytest tests/conformance --device cuda                reference, cuda, triton
 pytest tests/conformance --backend triton             triton, interpreted (with TRITON_INTERPRET=1) on CPU tensors
 pytest tests/conformance --backend triton --device cuda    triton, compiled
@@ -22,12 +23,13 @@ pytest.register_assert_rewrite("support")
 
 from support.tensors import Budget  # noqa: E402
 
-NATIVE = Budget(
+EXHAUSTIVE = Budget(
     control_steps={"cpu": 100_000, "cuda": 40_000, "reference": 7_000, "triton": 20_000},
     trajectory=60,
     rounds=3,
     elements=150_000,
 )
+NATIVE = replace(EXHAUSTIVE, control_steps={"cpu": 30_000, "cuda": 10_000, "reference": 2_000, "triton": 10_000})
 # The interpreter takes milliseconds per kernel where a GPU takes microseconds. Only amounts shrink.
 INTERPRETED = Budget(control_steps={"triton": 300}, trajectory=5, rounds=1, elements=2_000)
 
@@ -38,15 +40,17 @@ def interpreted() -> bool:
 
 def pytest_addoption(parser):
     parser.addoption("--part", help="run every N-th test only, from the I-th on: I/N, with I from 0")
+    parser.addoption("--exhaustive", action="store_true", help="run what is marked so, too, and more random numbers")
+    parser.addoption("--few", action="store_true", help="run the first and the last parametrisation of each test only")
     parser.addoption("--backend", action="append", help="backend under conformance test (default: see above)")
     parser.addoption("--control-steps", type=int, help="random control steps compared with transformers, per backend")
     parser.addoption("--device", default="cpu", help="device of the parameters in the conformance suite (default: cpu)")
 
 
 def pytest_configure(config):
-    settings.register_profile("native", max_examples=60, derandomize=True, deadline=None, database=None)
-    settings.register_profile("interpreted", max_examples=3, derandomize=True, deadline=None, database=None)
-    settings.load_profile("interpreted" if interpreted() else "native")
+    examples = 3 if interpreted() else 60 if config.getoption("--exhaustive") else 20
+    settings.register_profile("here", max_examples=examples, derandomize=True, deadline=None, database=None)
+    settings.load_profile("here")
     if interpreted() and importlib.util.find_spec("triton"):
         from support.interpreted import patch_once, skip_overflow_checks
 
@@ -82,11 +86,32 @@ def long_ones_first(items, processes):
     return order + rest
 
 
-def pytest_collection_modifyitems(config, items):
+def ends(items):
+    """The first and the last of each test function. They differ in all parameters that have more than one value."""
+    first, last = {}, {}
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        first.setdefault(name, item)
+        last[name] = item
+    kept = {*first.values(), *last.values()}
+    return [item for item in items if item in kept]
+
+
+def choose(config, items):
+    """Leave out what the options do not ask for."""
+    kept = [item for item in items if config.getoption("--exhaustive") or not item.get_closest_marker("exhaustive")]
+    if config.getoption("--few"):
+        kept = ends(kept)
     if part := config.getoption("--part"):
         first, step = map(int, part.split("/"))
-        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % step != first])
-        items[:] = items[first::step]
+        kept = kept[first::step]
+    chosen = {*kept}
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = kept
+
+
+def pytest_collection_modifyitems(config, items):
+    choose(config, items)
     if hasattr(config, "workerinput"):
         items[:] = long_ones_first(items, config.workerinput["workercount"])
     on_gpu = config.getoption("--device") != "cpu"
@@ -97,8 +122,9 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.filterwarnings("ignore:.* expected a tensor as loss for parameters on"))
 
 
-def pytest_collection_finish():
-    """What is there by now stays: who collects garbage, or counts it, need not go through all modules each time."""
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_there_stays():
+    """Who collects garbage, or counts it, need not go through all modules each time, nor what tests have imported."""
     gc.collect()
     gc.freeze()
 
@@ -128,7 +154,7 @@ def _emulation(request, monkeypatch):
 
 @pytest.fixture
 def budget(request) -> Budget:
-    chosen = INTERPRETED if interpreted() else NATIVE
+    chosen = INTERPRETED if interpreted() else EXHAUSTIVE if request.config.getoption("--exhaustive") else NATIVE
     steps = request.config.getoption("--control-steps")
     return chosen if steps is None else replace(chosen, control_steps=dict.fromkeys(chosen.control_steps, steps))
 

@@ -85,7 +85,7 @@ class Machine:
 
     def pytest(self, *arguments: str, limit: float, fine: tuple[int, ...] = (0,)) -> Command:
         """Tests, without the plugins that happen to be installed; a warning of the versions at hand fails none."""
-        fixed = ("-q", "--no-header", "--tb=short", "-rfE", "-W", "default", "-p", "no:cacheprovider")
+        fixed = ("-q", "--exhaustive", "--no-header", "--tb=short", "-rfE", "-W", "default", "-p", "no:cacheprovider")
         fixed += ("-p", "pytest_timeout", "--timeout", "100")
         return self.python("-m", "pytest", *fixed, *arguments, limit=limit, unusable=_MISSING, fine=fine)
 

@@ -1,9 +1,10 @@
 """The machine code of the CUDA kernels, as it lies in the module that was built."""
 
+import os
 import subprocess
 
 import pytest
-from support.machine_code import TOOLS, built_module, disassemble
+from support.machine_code import TOOLS, built_module, disassemble_once
 
 
 @pytest.fixture(scope="session")
@@ -18,16 +19,18 @@ def extracted(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def kernels(extracted):
-    """The kernels for a target by symbol, disassembled when they are first asked for."""
-    known = {}
+def kernels(extracted, tmp_path_factory):
+    """The kernels for a target by symbol, disassembled when they are first asked for by any process of the run."""
+    known, shared = {}, tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
 
     def of(target):
         if target not in known:
             found = list(extracted.glob(f"*.sm_{target}.cubin"))
             if not found:
                 pytest.skip(f"the nvcc that built the module does not know sm_{target}")
-            known[target] = disassemble(found[0])
+            known[target] = disassemble_once(found[0], shared)
         return known[target]
 
     return of

@@ -4,7 +4,10 @@ import native_build as native
 import native_cuda
 import pytest
 from support import sanitizers
+from support.rare import few_of
 from support.sanitizers import compiler_here
+
+ONE = "1000"  # from one mix to the next that is run
 
 
 def passes(*command, **variables):
@@ -35,17 +38,19 @@ def test_cuda_sums():
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_cuda_kernels(sanitizer):
+def test_cuda_kernels(sanitizer, request):
+    """Under the thread sanitizer, which takes four times as long, every fifth mix without --exhaustive."""
     loops = next(tested for tested in native.cpu_objects(compiler_here()) if tested.name == "loops_baseline")
     program = sanitizers.program("cuda", sanitizer, [*native_cuda.emulated_objects(), loops])
-    passes(program, ASAN_OPTIONS="detect_stack_use_after_return=0")
+    fast = sanitizer != "thread" or request.config.getoption("--exhaustive")
+    passes(program, "1" if fast else "5", ASAN_OPTIONS="detect_stack_use_after_return=0")
     if sanitizer != "thread":  # a second stack for each of thousands of GPU threads: six times the time of all else
-        passes(program, "1")
+        passes(program, ONE)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+@pytest.mark.parametrize("sanitizer", few_of(["address,undefined", "thread"], lambda sanitizer: sanitizer != "thread"))
 def test_tuner(sanitizer):
     tested = [*native_cuda.emulated_objects(), *native.cpu_objects(compiler_here())]
     passes(sanitizers.program("tuner", sanitizer, tested), ASAN_OPTIONS="detect_stack_use_after_return=0")

@@ -19,7 +19,7 @@ from support.machine_code import (
     streams,
     update_kernels,
 )
-from support.rates import GPUS
+from support.rates import GPUS, each_gpu
 
 from greedylr_fused.tensors.formats import MIXES, DType
 
@@ -94,7 +94,7 @@ SHARES = {
 
 
 @pytest.mark.parametrize("mix", EIGHT_BIT, ids=mix_name)
-@pytest.mark.parametrize("gpu", [gpu for gpu in GPUS if gpu.name in SHARES], ids=lambda gpu: gpu.name)
+@each_gpu([gpu for gpu in GPUS if gpu.name in SHARES])
 def test_share_of_the_time_of_memory(kernels, gpu, mix, record_property):
     for lines in main_loops(update_kernels(kernels(gpu.target))[mix], mix):
         loop = opcodes(lines)

@@ -16,6 +16,7 @@ from support.machine_code import (
     check_measure_loop,
     check_update_loop,
     each,
+    each_target,
     elements,
     float64,
     floor,
@@ -29,7 +30,7 @@ from support.machine_code import (
     streams,
     update_kernels,
 )
-from support.rates import GPUS
+from support.rates import GPUS, each_gpu
 
 from greedylr_fused.tensors.formats import MIXES, DType
 
@@ -43,7 +44,7 @@ def only(codes, name):
     return code
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@each_target
 def test_every_mix_has_a_kernel(kernels, target):
     assert set(update_kernels(kernels(target))) == MIXES
 
@@ -90,19 +91,19 @@ def test_every_path_rounds_alike(kernels, target, mix):
     assert len(counts) == 1 and all(count == int(count) for count in min(counts))
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@each_target
 def test_backup_code(kernels, target, record_property):
     check_backup_code(only(kernels(target), "backup_kernel"), record_property)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@each_target
 def test_nothing_is_spilled(kernels, target):
     assert not {symbol: code.spills() for symbol, code in kernels(target).items() if code.spills()}
 
 
 @pytest.mark.parametrize("l1", [False, True], ids=["", "l1"])
 @pytest.mark.parametrize("pairs", [False, True], ids=["doubles", "pairs"])
-@pytest.mark.parametrize("target", TARGETS)
+@each_target
 def test_measure_code(kernels, target, pairs, l1, record_property):
     code = measure_kernel(kernels(target), l1=l1, pairs=pairs)
     record_property("registers", code.registers)
@@ -134,7 +135,7 @@ def check_pairs_loop(loop, *, l1):
     return added
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@each_target
 def test_rings_of_spikes_are_read_four_values_at_a_time(kernels, target):
     """By each lane, in both passes over both rings: 128 values wait for memory once a pass."""
     loops = inner_loops(only(kernels(target), "clip_kernel"), r"LDG\.")
@@ -147,7 +148,7 @@ SLOWER = {("B300", True, 2): 1.55}
 
 
 @pytest.mark.parametrize("l1", [False, True], ids=["", "l1"])
-@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+@each_gpu(GPUS)
 def test_the_norm_takes_no_longer_than_memory(kernels, gpu, l1, record_property):
     code = measure_kernel(kernels(gpu.target), l1=l1, pairs=gpu.is_slow_at_double)
     loops = [loop for loop in main_loops(code) if accesses(loop) == {("LDG", 128): 4}]
@@ -165,7 +166,7 @@ def is_of_float64(loop):
     return matching(loop, "DFMA") == 8
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@each_target
 def test_the_end_of_a_launch_is_short(kernels, target):
     """One fence for the atomic that counts blocks, not one each way that orders all others, too; and what adds up the
     lots has eight of them under way.
@@ -181,7 +182,7 @@ def test_the_end_of_a_launch_is_short(kernels, target):
             assert max(accesses(loop)["LDG", 32] for loop in loops) == 8 * sums
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@each_target
 def test_the_host_sees_a_snapshot_in_order(kernels, target):
     """Two fences of the whole system, in each kernel that closes a step."""
     for name, code in kernels(target).items():

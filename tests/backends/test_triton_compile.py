@@ -18,7 +18,6 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from support.compiled import GIVEN, compiled, machine_code, update  # noqa: E402
 from support.machine_code import (  # noqa: E402
     BYTES,
-    TARGETS,
     TOOLS,
     accesses,
     check_backup_code,
@@ -26,6 +25,7 @@ from support.machine_code import (  # noqa: E402
     check_update_loop,
     disassemble,
     each,
+    each_target,
     elements,
     floor,
     main_loops,
@@ -33,7 +33,7 @@ from support.machine_code import (  # noqa: E402
     moved,
     needs_tools,
 )
-from support.rates import GPUS  # noqa: E402
+from support.rates import GPUS, each_gpu  # noqa: E402
 
 from greedylr_fused.backends.triton import access as triton_access  # noqa: E402
 from greedylr_fused.backends.triton import backup as triton_backup  # noqa: E402
@@ -92,7 +92,7 @@ def control(target, kernel, searches=False):
     return compiled(kernel, target, **{name: value for name, value in constants.items() if name in kernel.arg_names})
 
 
-@each(CASES)
+@each(CASES, [*FEW, (F64, F64, F64), (F16, F16, F16)])
 def test_update_code(target, mix, tmp_path, record_property):
     kernel = update(target, mix)
     code = machine_code(kernel, tmp_path)
@@ -118,7 +118,7 @@ def test_update_code(target, mix, tmp_path, record_property):
         assert matching(loop, "LDS|STS") == 0
 
 
-@each([(90, mix) for mix in FEW])
+@each([(90, mix) for mix in FEW], FEW[:1])
 def test_update_code_that_closes_a_search(target, mix, tmp_path, record_property):
     code = machine_code(update(target, mix, searches=True), tmp_path)
     record_property("registers", code.registers)
@@ -154,7 +154,7 @@ def test_update_arithmetic():
         assert root in ("sqrt.rn.f64", "div.rn.f64")
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@each_target
 @pytest.mark.parametrize("dtype", sorted(TYPES), ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("l1", [False, True], ids=["", "l1"])
 def test_measure_code(target, dtype, l1, tmp_path, record_property):
@@ -171,7 +171,7 @@ def test_measure_code(target, dtype, l1, tmp_path, record_property):
         assert moved(loop) == BYTES[dtype] * check_measure_loop(loop, l1=l1)
 
 
-@pytest.mark.parametrize("gpu", [gpu for gpu in GPUS if not gpu.is_slow_at_double], ids=lambda gpu: gpu.name)
+@each_gpu([gpu for gpu in GPUS if not gpu.is_slow_at_double])
 @pytest.mark.parametrize("dtype", sorted(TYPES.keys() - {F64}), ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("l1", [False, True], ids=["", "l1"])
 def test_the_norm_takes_no_longer_than_memory(gpu, dtype, l1, tmp_path, record_property):
@@ -198,7 +198,7 @@ def test_a_gradient_that_moves_keeps_its_norm(l1):
     assert len(re.findall(rf"\(tensor<{block}xf64, #\w+>\) -> f64", code)) == 2 * (1 + l1)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@each_target
 @pytest.mark.parametrize("kernel", CONTROL_KERNELS, ids=lambda kernel: kernel.__name__)
 def test_control_is_exact_float64(kernel, target, tmp_path):
     """No multiply-add but those inside division and square root, which are rounded correctly."""
@@ -242,7 +242,7 @@ def test_control_constants():
     assert {*re.findall(r"0d[0-9A-F]{16}", close)} <= allowed
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@each_target
 def test_backup_code(target, tmp_path, record_property):
     constants = {"CHUNK": CHUNK, "BLOCK": triton_backup.BLOCK, "REST": triton_backup.REST}
     kernel = compiled(triton_backup.backup_kernel, target, **constants)

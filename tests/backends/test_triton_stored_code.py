@@ -68,7 +68,7 @@ def check(target, mix, tmp_path, record_property, *, one_piece):
     return loops
 
 
-@each(CASES)
+@each(CASES, FEW)
 def test_code(target, mix, tmp_path, record_property):
     loop, *_ = check(target, mix, tmp_path, record_property, one_piece=True)
     count = 16 // max(BYTES[dtype] for dtype in mix)
@@ -81,7 +81,7 @@ def test_code(target, mix, tmp_path, record_property):
         assert exchanges == (2 * (lanes.bit_length() - 1), 0) or (exchanges[0] == 0 and exchanges[1] > 0)
 
 
-@each([(90, mix) for mix in FEW if R8 in mix or Q8 in mix])
+@each([(90, mix) for mix in FEW if R8 in mix or Q8 in mix], [(F32, F32, Q8), (R8, BF16, Q8)])
 def test_code_of_parameters_in_pieces(target, mix, tmp_path, record_property):
     check(target, mix, tmp_path, record_property, one_piece=False)
 

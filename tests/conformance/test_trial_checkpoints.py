@@ -9,8 +9,15 @@ from support.trials import everything, pair
 from greedylr_fused.schedules import Phase
 
 
-@pytest.mark.parametrize("first", ["model", "optimizer"])
-@pytest.mark.parametrize("name", ["climb, raises to the top", "adalrs, small"])
+@pytest.mark.parametrize(
+    "name, first",
+    [
+        ("climb, raises to the top", "model"),
+        ("adalrs, small", "optimizer"),
+        pytest.param("climb, raises to the top", "optimizer", marks=pytest.mark.exhaustive),
+        pytest.param("adalrs, small", "model", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_checkpoint_of_any_phase_goes_on(backend, device, name, first):
     """With every bit of a run that was not interrupted; within a trial, of one whose trial ended there, without a
     verdict, and with its steps. Whatever is saved first: saving changes nothing.

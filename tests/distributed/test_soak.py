@@ -19,7 +19,7 @@ WORLD, LR = 2, 0.01
 SCHEDULE = GreedyLR(patience=2, factor=0.9, smooth=True, window_size=20, cooldown=1, warmup=1, reset_start=3)
 WARM_UP, STRETCHES = 500, 2
 #: Full steps: how often the optimizer is made anew, and the steps of each.
-GENERATIONS, STEPS = 3, 1700
+GENERATIONS, STEPS = 3, 1000
 #: Where all is counted. From the first of these on, an optimizer has all its groups; the first stretches of the first
 #: one do not count: PyTorch keeps a record of the last 2000 collectives, which has to fill.
 STRETCH = 350
@@ -58,7 +58,8 @@ def control(rank, steps):
 
 def test_control_steps(request):
     """100,000 with `--control-steps 100000 --timeout 0`: gloo takes longer to wake its threads than a step takes."""
-    steps = request.config.getoption("--control-steps") or 12_000
+    usual = 12_000 if request.config.getoption("--exhaustive") else 4_000
+    steps = request.config.getoption("--control-steps") or usual
     (trace, growth, last), (other_trace, other_growth, other_last) = run(
         control, WORLD, steps, timeout=100 + steps / 500
     )

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
+import sys
 import torch
 import torch.multiprocessing as mp
 from greedylr_fused import FusedAdamW, GreedyLR
@@ -57,13 +60,13 @@ def given_to(method):
 
 
 if __name__ == "__main__":
-    for method in ("spawn", "forkserver"):
-        given_to(method)
+    given_to(sys.argv[1])
 """
 
 
-def test_a_stepped_optimizer_as_an_argument_of_a_process(tmp_path):
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.exhaustive)])
+def test_a_stepped_optimizer_as_an_argument_of_a_process(tmp_path, method):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    found = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
+    found = subprocess.run([sys.executable, script, method], capture_output=True, text=True, timeout=240)
     assert found.returncode == 0, found.stderr[-2000:]

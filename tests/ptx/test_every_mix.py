@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from support.machine_code import mix_name, needs_tools
+from support.rare import few_of
 
 from ptx.comparison import STEPS, Comparison, Step
 from ptx.device import FAST, SLOW
@@ -20,7 +21,10 @@ SIZES = [*range(24), *range(24), 64, 129, 255, 257, 263, 264, 511, 521, 300, 7, 
 WINDOWS = [0, 5, 600]  # the last is more than fits on the chip
 #: Of an update kernel's instructions; the rest are the control code's options, searches first, and the device's pow.
 COVERED = 0.55
-every_mix = pytest.mark.parametrize("number", range(len(ALL_MIXES)), ids=[mix_name(mix) for mix in ALL_MIXES])
+#: Of which every run of the tests takes these, each with the mix before it: all types, windows and ways to add up.
+FEW = {*range(0, len(ALL_MIXES), 5), len(ALL_MIXES) - 1}
+NUMBERS = few_of(range(len(ALL_MIXES)), FEW.__contains__)
+every_mix = pytest.mark.parametrize("number", NUMBERS, ids=[mix_name(mix) for mix in ALL_MIXES])
 
 
 def compared(device, program, number: int, sizes: list[int]) -> Comparison:

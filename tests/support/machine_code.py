@@ -4,19 +4,21 @@ Bytes per parameter are counted from the instructions of a loop: what its loads 
 one turn of it updates, which are as many as its square roots (one per element in A6; slow paths lie outside the loop).
 """
 
+import fcntl
 import importlib.util
 import json
+import pickle
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import greedylr_fused
-from greedylr_fused.tensors.formats import DType
+from greedylr_fused.tensors.formats import MIXES, DType
 
 triton = pytest.importorskip("triton", reason="triton, which brings the disassemblers, is not installed")
 
@@ -26,6 +28,7 @@ needs_tools = pytest.mark.skipif(
     reason="this build of triton has no nvdisasm or no cuobjdump",
 )
 TARGETS = [80, 90, 100]
+CHOSEN = 90  # of which all is checked; of the others by `make test-all`
 SECTOR = 32  # bytes, the smallest piece of memory that moves
 BYTES = {DType.F32: 4, DType.F64: 8, DType.BF16: 2, DType.F16: 2}
 MASTERS = {DType.BF16_R16: 2, DType.BF16_R8: 1}  # bytes of the remainder beside a bfloat16 parameter
@@ -49,11 +52,20 @@ def mix_name(mix: Mix) -> str:
     return "-".join(dtype.name for dtype in mix)
 
 
-def each(cases: list[tuple[int, Mix]]) -> pytest.MarkDecorator:
-    """A test of each target and mix."""
-    return pytest.mark.parametrize(
-        ("target", "mix"), cases, ids=lambda case: case if isinstance(case, int) else mix_name(case)
-    )
+def marks(target: int) -> tuple[pytest.MarkDecorator, ...]:
+    return () if target == CHOSEN else (pytest.mark.exhaustive,)
+
+
+each_target = pytest.mark.parametrize("target", [pytest.param(target, marks=marks(target)) for target in TARGETS])
+
+
+def each(cases: list[tuple[int, Mix]], few: Collection[Mix] = MIXES) -> pytest.MarkDecorator:
+    """A test of each target and mix; without --exhaustive of few mixes."""
+    found = []
+    for target, mix in cases:
+        rare = () if mix in few else (pytest.mark.exhaustive,)
+        found.append(pytest.param(target, mix, marks=marks(target) or rare, id=f"{target}-{mix_name(mix)}"))
+    return pytest.mark.parametrize(("target", "mix"), found)
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,16 @@ def disassemble(cubin: Path) -> dict[str, Code]:
         codes[name] = Code(tuple(lines), found[name])
     assert codes, text[:2000]
     return codes
+
+
+def disassemble_once(cubin: Path, folder: Path) -> dict[str, Code]:
+    """The same, kept in a folder that the processes of a run share."""
+    kept = folder / f"{cubin.name}.pickle"
+    with open(folder / f"{cubin.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(disassemble(cubin)))
+    return pickle.loads(kept.read_bytes())
 
 
 def update_kernels(codes: dict[str, Code]) -> dict[Mix, Code]:

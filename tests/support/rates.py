@@ -11,7 +11,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from support.machine_code import Loop
+import pytest
+
+from support.machine_code import Loop, marks
 
 ISSUED = 4 * 32
 #: Opcodes by the unit that runs them. Where NVIDIA does not say, the slower of those that it may be.
@@ -76,6 +78,12 @@ GPUS = [
     Gpu("B300", 100, float32=75, float64=1.2, memory=8.0, convert64=2),
     Gpu("RTX 5090", 100, float32=104.8, float64=1.64, memory=1.792, convert64=2),
 ]
+
+
+def each_gpu(gpus: list[Gpu]) -> pytest.MarkDecorator:
+    """A test of each; without --exhaustive of the chosen target, and of those that are slow at double."""
+    found = [pytest.param(gpu, marks=() if gpu.is_slow_at_double else marks(gpu.target), id=gpu.name) for gpu in gpus]
+    return pytest.mark.parametrize("gpu", found)
 
 
 def units(loop: Loop) -> Counter[str]:

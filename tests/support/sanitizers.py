@@ -16,7 +16,7 @@ import pytest
 from support.paths import ROOT
 
 FOLDER = ROOT / "build" / f"sanitized-{sysconfig.get_platform()}"
-FLAGS = ("-O1", "-g1", "-Wall", "-Wextra", "-Werror")
+FLAGS = ("-Og", "-g1", "-Wall", "-Wextra", "-Werror")
 OPTIONS = {"ASAN_OPTIONS": "detect_stack_use_after_return=1", "TSAN_OPTIONS": "halt_on_error=1"}
 
 

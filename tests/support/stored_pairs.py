@@ -15,7 +15,13 @@ SHAPES = [(4, 1024), (64, 64), (33, 192)]  # the last is two chunks and a piece
 MIXES = [(F32, F32, torch.int8, None)]
 MIXES += [(BF16, grad, torch.int8, master) for grad in (BF16, F32) for master in (None, "int16", "int8")]
 MIXES += [(BF16, grad, F32, master) for grad in (BF16, F32) for master in ("int16", "int8")]
-every_mix = pytest.mark.parametrize("mix", MIXES, ids=lambda mix: "-".join(str(x).removeprefix("torch.") for x in mix))
+
+
+def name_of(mix):
+    return "-".join(str(x).removeprefix("torch.") for x in mix)
+
+
+every_mix = pytest.mark.parametrize("mix", MIXES, ids=name_of)
 #: Rounding is by where elements lie in the whole parameter: in one piece, across 2^32 amid a chunk, in short runs whose
 #: ends are anywhere, in long ones far apart.
 PLACES = [
