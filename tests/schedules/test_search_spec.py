@@ -11,7 +11,7 @@ from support import second_search
 from support.searches import BASE, decisions, golden, hexadecimal, random_config, random_losses, random_runs, rows, take
 
 from greedylr_fused import WSD, Constant, Cosine, Linear
-from greedylr_fused.schedules import AdaLRS, Backup, Climb, Event, Kind, Phase, SearchSpec
+from greedylr_fused.schedules import AdaLRS, Backup, Climb, Event, Kind, Phase, SearchSpec, Skip
 
 
 @pytest.mark.parametrize("name", golden())
@@ -231,3 +231,49 @@ def test_bad_options_of_one_kind(kind, options):
     (name,) = options
     with pytest.raises(ValueError, match=f"{kind.__name__} {name}: expected "):
         kind(base=Linear(1000), **options)
+
+
+def test_a_window_may_end_in_the_last_step_of_the_search():
+    config = Climb(base=Linear(102))
+    assert config.windows.begin + 2 * config.windows.length == config.windows.until
+    spec = SearchSpec(config)
+    spec.observe(2.0)
+    assert spec.phase is Phase.TRIAL
+    with pytest.raises(ValueError, match="expected room for a round"):
+        Climb(base=Linear(102, warmup_steps=2))
+
+
+def test_a_loss_as_high_as_the_worst_is_not_above_all_before():
+    for loss, phase in ((5.0, Phase.TRIAL), (math.nextafter(5.0, 6.0), Phase.CONTROL)):
+        spec = SearchSpec(AdaLRS(base=BASE))
+        spec.phase, spec.worst = Phase.TRIAL, 5.0
+        spec.observe(loss)
+        assert spec.phase is phase
+
+
+def test_a_level_that_is_the_starting_lr_but_for_its_rounding_needs_no_proof():
+    level = start = 1.0 / 1.1**6
+    for _ in range(6):
+        level *= 1.1
+    assert level > 1.0
+    spec = SearchSpec(Climb(base=Linear(10_000, warmup_steps=50), window=0.01, start=start, factor=1.1))
+    for _ in range(10_000):
+        spec.observe(2.5)
+    assert spec.level == level
+
+
+def test_one_loss_has_no_error():
+    spec = SearchSpec(Climb(base=Linear(1000, warmup_steps=50), start=1.0))
+    while spec.phase is not Phase.FROZEN:
+        alone = spec.phase is Phase.CONTROL and spec.window_step != spec.windows.length - 1
+        spec.observe(math.nan if alone else 2.0 if spec.phase is Phase.TRIAL else 9.0)
+    assert spec.level == 1.0, "it was no proof for the trial"
+
+
+def test_a_spike_in_a_trial_is_no_verdict():
+    spec = SearchSpec(Climb(base=BASE, min_window=8))
+    while spec.phase is not Phase.TRIAL:
+        spec.observe(2.0)
+    before = rows(spec, [])
+    spec.skip(Skip.SPIKE)
+    assert spec.backup is Backup.NONE and rows(spec, [])[0][1:] == before[0][1:]
