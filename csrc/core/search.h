@@ -92,24 +92,24 @@ HOST_DEVICE inline void try_higher(double* c) {
     open_window(c, Phase::TRIAL);
 }
 
-// Climb: the control's losses beside those of the trial before it. Above the starting LR a trial must win;
-// up to it, the level is taken unless two trials speak against it, or one where there is no time for a second.
+// Climb: the control's losses beside those of the trial before it. A trial that wins is taken. Up to the starting
+// LR another one is, too, unless a second one loses with it, or there is no time for that and it loses.
 HOST_DEVICE inline void judge_mean(double* c) {
     const Estimate found = mean_loss(c);
     const double gain = found.value - c[slot::kept], z = c[slot::errors];
     bool taken = gain > z * sqrt(found.var + c[slot::kept_var]);
-    if (!is_above_start(c)) {
+    if (!is_above_start(c) && !taken) {
         // A trial that explodes is no excuse for itself.
         const double var = found.var + (c[slot::kept_var] < found.var ? c[slot::kept_var] : found.var);
-        const bool lost = !(gain >= -(z / 2.0 * sqrt(var)));
-        if (lost && c[slot::again] == 0.0 && !is_late(c, 2.0)) {
-            const bool failed = gain != gain;  // of which the second trial knows nothing
+        const bool failed = gain != gain;  // of which the second trial knows nothing
+        if (c[slot::again] == 0.0 && !is_late(c, 2.0)) {
             c[slot::again] = 1.0;
             c[slot::gain] = failed ? 0.0 : gain;
             c[slot::gain_var] = failed ? 0.0 : var;
             return try_higher(c);
         }
-        taken = !lost || c[slot::gain] + gain >= -(z * sqrt(c[slot::gain_var] + var));
+        const bool one_wins = gain >= 0.0 || c[slot::gain] > 0.0;
+        taken = !failed && (one_wins || c[slot::gain] + gain >= -(z * sqrt(c[slot::gain_var] + var)));
     }
     if (!taken) {
         c[slot::phase] = double(Phase::FROZEN);

@@ -123,11 +123,11 @@ def _climb(s: State, failed: Tensor, back: Tensor, verdict: Tensor, begins: Tens
     gain, known = mean - s.kept, s.trial_level <= 1.0 + ROUNDING
     wins = gain > s.errors * torch.sqrt(var + s.kept_var)
     own_var = var + torch.where(s.kept_var < var, s.kept_var, var)  # a trial that explodes is no excuse for itself
-    lost = ~(gain >= -(s.errors / 2.0 * torch.sqrt(own_var)))
-    stands = ~lost | (s.gain + gain >= -(s.errors * torch.sqrt(s.gain_var + own_var)))
-    once_more = verdict & known & lost & (s.again == 0.0) & ~s.is_late(2.0)
-    taken = verdict & ~once_more & torch.where(known, stands, wins)
     counts = ~torch.isnan(gain)  # of a trial that failed the second one knows nothing
+    one_wins = (gain >= 0.0) | (s.gain > 0.0)
+    stands = counts & (one_wins | (s.gain + gain >= -(s.errors * torch.sqrt(s.gain_var + own_var))))
+    once_more = verdict & known & ~wins & (s.again == 0.0) & ~s.is_late(2.0)
+    taken = verdict & ~once_more & (wins | (known & stands))
     ends, failed = failed & ~known, failed & known  # above the starting LR a trial must win
     s.put(ends, phase=float(Phase.FROZEN))
     s.forget(failed)

@@ -18,13 +18,12 @@ class Climb(LevelSearch):
     The LR of a step is the starting LR, times a level that all groups share, times the curve of `base`. A round of the
     search is two windows of equal length: a trial at `factor` times the level; then, with parameters and optimizer
     state put back, the same number of steps at the level itself, the control. Both end in an anneal to 0, and the mean
-    losses at their ends are compared. Above the starting LR a trial must win by `z` standard errors of the difference.
-    Up to it a level needs no proof, and is taken unless its trial loses by `z / 2` of them. If it does, a second round
-    tries the same level, and that is the end if the second trial loses so, too, and both together by `z`; without time
-    for one, the first trial decides, by `z`. There a trial's losses scatter, for the error, at most as its control's
-    do: one that explodes loses. With a level that is taken a next round begins, otherwise the search is over and the
-    level stays. The control's steps are kept: a round costs one window of the run. Parameters and state are kept once
-    more meanwhile.
+    losses at their ends are compared. A level is taken if its trial wins by `z` standard errors of the difference, and
+    above the starting LR only then. Up to it a level needs no proof: after a trial that does not win so, a second round
+    tries the same level, and it is taken unless both lose, and together by `z`; without time for a second, unless the
+    first loses by `z`. There a trial's losses scatter, for the error, at most as its control's do: one that explodes
+    loses. With a level that is taken a next round begins, otherwise the search is over and the level stays. The
+    control's steps are kept: a round costs one window of the run. Parameters and state are kept once more meanwhile.
 
     A step counts once it is made. A trial whose loss is not finite, or whose step is skipped for non-finite gradients,
     has failed: it is put back at once, and above the starting LR that is the end. The step of `base` is never put back,

@@ -154,21 +154,19 @@ class SearchSpec:
         self.phase, self.window_step, self.sums = phase, 0, Sums()
 
     def _judge_mean(self, mean: float, var: float) -> None:
-        """Compare the control's losses with those of the trial before it. Above the starting LR a trial must win; up to
-        it, the level is taken unless two trials speak against it, or one where there is no time for a second.
+        """Compare the control's losses with those of the trial before it. A trial that wins is taken. Up to the
+        starting LR another one is, too, unless a second one loses with it, or there is no time for that and it loses.
         """
-        gain, z = mean - self.kept, self.config.z
-        if self.trial_level > 1.0 + ROUNDING:
-            taken = gain > z * math.sqrt(var + self.kept_var)
-        else:
+        gain, z, failed = mean - self.kept, self.config.z, math.isnan(mean - self.kept)
+        taken = gain > z * math.sqrt(var + self.kept_var)
+        if self.trial_level <= 1.0 + ROUNDING and not taken:
             var += self.kept_var if self.kept_var < var else var  # a trial that explodes is no excuse for itself
-            lost = not gain >= -(z / 2.0 * math.sqrt(var))
-            if lost and not self.again and not self._late(2):
-                failed = math.isnan(gain)  # of which the second trial knows nothing
+            if not self.again and not self._late(2):  # of a trial that failed the second one knows nothing
                 self.again, self.gain, self.gain_var = 1, 0.0 if failed else gain, 0.0 if failed else var
                 self._try_higher()
                 return
-            taken = not lost or self.gain + gain >= -(z * math.sqrt(self.gain_var + var))
+            one_wins = gain >= 0.0 or self.gain > 0.0
+            taken = not failed and (one_wins or self.gain + gain >= -(z * math.sqrt(self.gain_var + var)))
         if taken:
             self.level, self.again, self.gain, self.gain_var = self.trial_level, 0, 0.0, 0.0
             self._try_higher()

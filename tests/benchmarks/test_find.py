@@ -82,7 +82,7 @@ def test_a_search_on_the_host_has_the_bits_of_the_device(monkeypatch, name):
     assert (device["curve"], device["train"]) == (host["curve"], host["train"])
 
 
-@pytest.mark.parametrize(("name", "plain"), [("climb replay", "climb"), ("adalrs undecided=undone", "adalrs")])
+@pytest.mark.parametrize(("name", "plain"), [("climb replay", "climb"), ("adalrs trigger=always", "adalrs")])
 def test_a_variant_on_the_host_trains_otherwise(name, plain):
     one, other = (training.execute(Run("mlp", own, 1e-2, 7, "clean", 400), CPU, None, None) for own in (name, plain))
     assert one["train"] != other["train"]

@@ -92,18 +92,17 @@ class Run:
                 return
             trial, control = found
             gain = math.nan if trial is None else control[0] - trial[0]
-            if self.tried > 1.0 + 1e-9:
-                if not (trial and gain > z * math.sqrt(control[1] + trial[1])):
+            if not (trial and gain > z * math.sqrt(control[1] + trial[1])):
+                if self.tried > 1.0 + 1e-9:
                     return
-            else:
                 var = control[1] + min(control[1], trial[1]) if trial else math.nan
-                if not gain >= -(z / 2 * math.sqrt(var)):
-                    if first is None and self.room(2):
-                        first = (0.0, 0.0) if math.isnan(gain) else (gain, var)
-                        continue
-                    before = first or (0.0, 0.0)
-                    if not before[0] + gain >= -(z * math.sqrt(before[1] + var)):
-                        return
+                if first is None and self.room(2):
+                    first = (0.0, 0.0) if math.isnan(gain) else (gain, var)
+                    continue
+                before = first or (0.0, 0.0)
+                both_lose = not gain >= 0.0 and before[0] <= 0.0
+                if math.isnan(gain) or (both_lose and before[0] + gain < -(z * math.sqrt(before[1] + var))):
+                    return
             self.level, first = self.tried, None
 
     def adalrs(self):

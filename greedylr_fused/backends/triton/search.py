@@ -161,18 +161,19 @@ def _is_above_start(c):
 
 @triton.jit
 def _judge_mean(c, mean, var):
-    """Compare the control's losses with those of the trial before it: above the starting LR a trial must win, up to it
-    the level is taken unless two trials speak against it, or one where there is no time for a second.
+    """Compare the control's losses with those of the trial before it. A trial that wins is taken. Up to the starting LR
+    another one is, too, unless a second one loses with it, or there is no time for that and it loses.
     """
     gain, kept_var = mean - tl.load(c + _KEPT), tl.load(c + _KEPT_VAR)
     errors, trial_level = tl.load(c + _ERRORS), tl.load(c + _TRIAL_LEVEL)
     known = _is_above_start(c) == 0
     wins = gain > errors * tl.sqrt(var + kept_var)
     var += tl.where(kept_var < var, kept_var, var)  # a trial that explodes is no excuse for itself
-    lost = (gain >= -(errors / 2 * tl.sqrt(var))) == 0
-    stands = (lost == 0) | (tl.load(c + _GAIN) + gain >= -(errors * tl.sqrt(tl.load(c + _GAIN_VAR) + var)))
-    once_more = known & lost & (tl.load(c + _AGAIN) == 0) & (_is_late(c, 2) == 0)
-    taken = (once_more == 0) & ((known & stands) | ((known == 0) & wins))
+    before, before_var = tl.load(c + _GAIN), tl.load(c + _GAIN_VAR)
+    one_wins = (gain >= 0) | (before > 0)
+    stands = (gain == gain) & (one_wins | (before + gain >= -(errors * tl.sqrt(before_var + var))))
+    once_more = known & (wins == 0) & (tl.load(c + _AGAIN) == 0) & (_is_late(c, 2) == 0)
+    taken = (once_more == 0) & (wins | (known & stands))
     if taken:
         tl.store(c + _SEARCH_LEVEL, trial_level)
     if taken | once_more:
