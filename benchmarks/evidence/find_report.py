@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.evidence import find_tables, tables
 from benchmarks.evidence.comparison import FACTOR_NAMES, FACTORS, Evidence
-from benchmarks.evidence.finders import FINDERS
+from benchmarks.evidence.finders import ADALRS_CHOICES, FINDERS
 from benchmarks.evidence.found import Found
 from benchmarks.evidence.pictures import available, logarithmic, panels, save
 from benchmarks.evidence.schedules import ABOUT
@@ -18,6 +18,12 @@ from benchmarks.markdown import rewritten
 CONCLUSIONS = "CONCLUSIONS.md"
 #: Of the marks between which other documents have the summary.
 MARKS = "evidence of finding"
+#: What was asked afterwards, with results of the first part seen: of what, its variants.
+VARIANTS = {
+    "Windows paired on the same batches": ("climb", ("climb replay", "climb paired")),
+    "What AdaLRS leaves open": ("adalrs", tuple(ADALRS_CHOICES)),
+    "Weight decay that follows the LR": ("linear", ("linear adamc",)),
+}
 #: Tasks of the first part, by which it is decided what is run further.
 FIRST = ("gpt-tiny", "convnet", "finetune", "mlp")
 
@@ -67,6 +73,10 @@ def _parts(folder: Path, found: Found, drawn: bool) -> Iterator[str]:
     yield "Each at its own LR times the factor, or under the disturbance, against `linear` in the same place; tasks."
     yield find_tables.first(found)
     yield f"By the plan's rule: {', '.join(found.first()) or '`linear` with a warm-up'}."
+    for title, (of, names) in VARIANTS.items():
+        yield f"## {title}"
+        yield f"Held-out loss less that of `{of}`: at the LR, at a third and at 3 times it. Bold is told from 0."
+        yield find_tables.variants(found, of, names)
     for share in found.shares:
         yield f"## {share.task}: {TASKS[share.task].about}"
         yield find_tables.task(found, share)
@@ -80,6 +90,7 @@ def _parts(folder: Path, found: Found, drawn: bool) -> Iterator[str]:
 def about(evidence: Evidence) -> dict[str, str]:
     """What the schedules and controllers of a preset are."""
     used = {name for share in evidence.plan.preset.shares for name in share.schedules}
+    used |= {name for share in evidence.plan.preset.shares for name in share.ablations}
     used |= {name for share in evidence.plan.preset.shares for _, name in share.disturbed}
     every = ABOUT | {name: finder.about for name, finder in FINDERS.items()}
     return {name: text for name, text in every.items() if name in used}

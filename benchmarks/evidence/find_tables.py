@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from benchmarks.evidence.comparison import FACTOR_NAMES
 from benchmarks.evidence.found import BASE, DISTURBED, OFF, SCHEDULES, Found
 from benchmarks.evidence.presets import Share
-from benchmarks.evidence.statistics import Interval
+from benchmarks.evidence.statistics import Interval, Paired
 from benchmarks.evidence.tables import difference, interval, markdown, signed
 
 WIDE = (0.1, *OFF, 10.0)
@@ -72,10 +73,10 @@ def _short(found: Found, task: Share, name: str) -> str:
     pair = found.evidence.against(task, name, BASE)
     if pair is None:
         return ""
-    right = signed(pair.difference.median)
+    right = _told(pair)
     shares = [found.recovered(task, name, factor) for factor in OFF]
     goal = found.goal(task, name)
-    cells = [f"**{right}**" if pair.verdict in ("better", "worse") else right]
+    cells = [right]
     if goal is not None:
         cells.append(", ".join(percent(own.median) if own else "-" for own in shares))
     return "; ".join(cells)
@@ -93,6 +94,28 @@ def task(found: Found, share: Share) -> str:
         rows.append([name, f"{cell.lr:g}", interval(cell.interval), difference(pair), *shares])
     heads = [f"share at {FACTOR_NAMES[factor]} x LR" for factor in WIDE]
     return markdown(["controller", "LR", "held-out loss", "less linear's, seeds with less", *heads], rows)
+
+
+def variants(found: Found, of: str, names: Iterable[str]) -> str:
+    """Variants against what they vary, at the LR and at 1/3 and 3 times it on each task: the median difference, bold
+    where it is told from 0; and how often better, tie and worse.
+    """
+    factors = (1.0, *OFF)
+    tasks = [task for task in found.shares if any(found.evidence.cell(task, name) for name in names)]
+    rows = []
+    for name in names:
+        pairs = [[found.evidence.against(task, name, of, factor) for factor in factors] for task in tasks]
+        verdicts = [pair.verdict for own in pairs for pair in own if pair is not None]
+        counts = "-".join(str(verdicts.count(word)) for word in ("better", "tie", "worse"))
+        rows.append([name, *(", ".join(map(_told, own)) for own in pairs), counts])
+    return markdown([f"less {of}", *(task.task for task in tasks), "better-tie-worse"], rows)
+
+
+def _told(pair: Paired | None) -> str:
+    if pair is None:
+        return "-"
+    text = signed(pair.difference.median)
+    return f"**{text}**" if pair.verdict in ("better", "worse") else text
 
 
 def first(found: Found) -> str:
