@@ -1,5 +1,6 @@
-"""A level search that the host decides and copies, after each step: what the package does on the device, to the bit,
-and what it does not: windows paired on the same batches, and other answers to what the paper of AdaLRS leaves open.
+"""A level search that the host decides and copies, after each step: what the package does on the device, to the bit as
+long as all gradients are finite, and what it does not: windows paired on the same batches, and other answers to what
+the paper of AdaLRS leaves open.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Undone(SearchSpec):
     def _judge_trial(self, speed: float, var: float) -> None:
         level = self.level
         super()._judge_trial(speed, var)
-        if self.level == level:
+        if self.level == level and not math.isnan(self.kept):  # as after a cut
             self.backup = Backup.PUT_BACK
 
 

@@ -83,8 +83,8 @@ HOST_DEVICE inline bool is_above_start(const double* c) { return c[slot::trial_l
 HOST_DEVICE inline void try_higher(double* c) {
     c[slot::trial_level] = c[slot::search_level] * c[slot::raise_by];
     if (c[slot::trial_level] > c[slot::highest] || is_late(c, 2.0)) {
-        // Out of time below the starting LR: nothing spoke against that.
-        c[slot::search_level] = at_least(c[slot::search_level], 1.0);
+        // Out of time below the starting LR, against which no trial has spoken.
+        if (c[slot::again] == 0.0) c[slot::search_level] = at_least(c[slot::search_level], 1.0);
         c[slot::phase] = double(Phase::FROZEN);
         return;
     }

@@ -13,7 +13,7 @@ from greedylr_fused.schedules import HUGE_LOSS, ROUNDING, Backup, Event, Kind, P
 _STATE = (*SEARCH_STATE, "backup", "event")
 _OPTIONS = (
     *SEARCH_WINDOWS,
-    *("kind", "search_begin", "search_until", "raise_by", "cut_by", "fade", "lowest", "highest", "errors", "step"),
+    *("kind", "search_begin", "search_until", "cut_by", "fade", "lowest", "highest", "errors", "step"),
 )
 
 
@@ -137,7 +137,7 @@ def _climb(s: State, failed: Tensor, back: Tensor, verdict: Tensor, begins: Tens
     tries = begins | taken | once_more
     s.put(tries, trial_level=s.search_level * s.raise_by)
     over = tries & ((s.trial_level > s.highest) | s.is_late(2.0))
-    s.put(over, search_level=_at_least(1.0, s.search_level))
+    s.put(over & (s.again == 0.0), search_level=_at_least(1.0, s.search_level))
     s.put(over | (verdict & ~taken & ~once_more), phase=float(Phase.FROZEN))
     s.put(tries & ~over, backup=float(Backup.TAKE))
     s.open(tries & ~over, float(Phase.TRIAL))

@@ -42,8 +42,8 @@ def bounds_of_saved(schedule: Schedule | None, groups: Sequence[Mapping[str, Any
         level = saved["initial_lr"] * saved["search_level"] if "search_level" in saved else saved["level"]
         if not low <= level <= high:
             raise ValueError(
-                f"checkpoint: learning rate of parameter group {group}: expected {low} to {high} (min_lr to max_lr "
-                f"of this schedule), got {level}; construct {type(schedule).__name__} with bounds "
-                "that enclose it"
+                f"checkpoint: learning rate of parameter group {group}: expected {low} to {high} (bounds of this "
+                f"schedule, such as max_lr or top), got {level}; construct {type(schedule).__name__} with bounds that "
+                "enclose it"
             )
     return bounds

@@ -92,7 +92,7 @@ def without_trial(groups: Sequence[dict[str, Any]], *, other_windows: bool = Fal
     Args:
         groups: the numbers.
         other_windows: whether the search that goes on has other windows; then a control begins anew as well, and what
-            was measured before counts no more.
+            was measured before counts no more, but that a first trial has spoken against the level.
     """
     opened = (Phase.TRIAL, Phase.CONTROL, Phase.WAIT) if other_windows else (Phase.TRIAL,)
     if groups[0].get("phase") not in opened:
@@ -100,7 +100,7 @@ def without_trial(groups: Sequence[dict[str, Any]], *, other_windows: bool = Fal
     zeros = ("window_step", "search_losses", "first_loss", "sum_y", "sum_yy", "sum_xy")
     undone = {"phase": float(Phase.WAIT), "multiplier": groups[0]["search_level"]} | dict.fromkeys(zeros, 0.0)
     undone |= {"kept": math.nan, "kept_var": math.nan}
-    undone |= dict.fromkeys(("again", "gain", "gain_var"), 0.0) if other_windows else {}
+    undone |= dict.fromkeys(("gain", "gain_var", "rising"), 0.0) if other_windows else {}
     levels = [own["initial_lr"] * own["search_level"] for own in groups]
     return [
         own | undone | {"level": level, "lr": level * own["curve_value"]}

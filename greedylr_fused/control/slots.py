@@ -124,8 +124,8 @@ SAVED = (
     *("warmup_left", "resets_left", "forget_left", "window_sum", "decay_start", "decay_steps", "curve_value"),
     *("grad_norm", "event"),
 )
-#: Of a search: what its windows are, which the configuration says, and its state.
-SEARCH_WINDOWS = ("window_size", "settle", "anneal")
+#: Of a search: what its windows and trials are, which the configuration says, and its state.
+SEARCH_WINDOWS = ("window_size", "settle", "anneal", "raise_by")
 SEARCH_STATE = (
     *("phase", "window_step", "search_level", "trial_level", "multiplier", "search_losses", "first_loss", "sum_y"),
     *("sum_yy", "sum_xy", "kept", "kept_var", "again", "gain", "gain_var", "rising", "faded"),

@@ -20,10 +20,11 @@ class Climb(LevelSearch):
     state put back, the same number of steps at the level itself, the control. Both end in an anneal to 0, and the mean
     losses at their ends are compared. A level is taken if its trial wins by `z` standard errors of the difference, and
     above the starting LR only then. Up to it a level needs no proof: after a trial that does not win so, a second round
-    tries the same level, and it is taken unless both lose, and together by `z`; without time for a second, unless the
-    first loses by `z`. There a trial's losses scatter, for the error, at most as its control's do: one that explodes
-    loses. With a level that is taken a next round begins, otherwise the search is over and the level stays. The
-    control's steps are kept: a round costs one window of the run. Parameters and state are kept once more meanwhile.
+    tries the same level, and it is taken unless that one fails, or both lose, and together by `z` (one that failed
+    counts for nothing there); without time for a second, unless the first fails or loses by `z`. There a trial's
+    losses scatter, for the error, at most as its control's do: one that explodes loses. With a level that is taken a
+    next round begins, otherwise the search is over and the level stays. The control's steps are kept: a round costs one
+    window of the run. Parameters and state are kept once more meanwhile.
 
     A step counts once it is made. A trial whose loss is not finite, or whose step is skipped for non-finite gradients,
     has failed: it is put back at once, and above the starting LR that is the end. The step of `base` is never put back,

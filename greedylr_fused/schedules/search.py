@@ -153,10 +153,12 @@ class LevelSearch(LossSchedule):
             longer = self._plan(steps, warmup)
             return longer.begin + self.round_windows * longer.length <= longer.until
 
-        most = min(
-            checks.MAX_STEPS, 100 * (total + plan.length)
-        )  # in which all that is not a share of the run vanishes
-        fitting = next((steps for steps in range(total, most) if fits(steps)), None)
+        low, fitting = total, None  # not a bisection: with all the rounding some lengths beyond one that fits do not
+        while fitting is None and low < checks.MAX_STEPS:
+            high = low + max(64, low // 64)
+            if fits(high):
+                fitting = next(steps for steps in range(low, high + 1) if fits(steps))
+            low = high
         remedy = f"write total_steps={fitting}" if fitting else "write a smaller window or begin, or larger until"
         needed = f"room for a round, {self.round_windows} x {plan.length} steps after {plan.begin}"
         checks.refuse(self, "until", f"{plan.until} of {total} steps", needed, remedy)

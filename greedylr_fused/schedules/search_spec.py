@@ -176,7 +176,8 @@ class SearchSpec:
     def _try_higher(self) -> None:
         self.trial_level = self.level * self.options["raise_by"]
         if self._late(2) or self.trial_level > self.config.levels[1]:
-            self.level = max(self.level, 1.0)  # out of time below the starting LR: nothing spoke against that
+            if not self.again:  # out of time below the starting LR, against which no trial has spoken
+                self.level = max(self.level, 1.0)
             self.phase = Phase.FROZEN
         else:
             self.backup = Backup.TAKE

@@ -137,11 +137,10 @@ class Engine:
 
     def back_up(self) -> None:
         """Do, after `release`, what a search's control asks the device for: take the backup, put it back or, at nearly
-        every step, nothing. The host does not know which. After a step that failed before its control, the last copy is
-        made once more, which changes nothing.
+        every step, nothing. The host does not know which. After a step that failed before its control nothing is asked.
         """
         table = None if self.backup is None else self.backup.table
-        if table is not None and self.backend is not None:
+        if table is not None and self.backend is not None and self.backend.table.closes:
             table.refresh()
             self.backend.backup(table)
             table.release()

@@ -81,6 +81,7 @@ def run(
         grad_scale: the loss scale; None if GradScaler has set none for this step.
         found_inf: whether GradScaler found a non-finite gradient; None if it has not looked.
     """
+    backend.table.closes = False
     scaled = control.set_amp(grad_scale, found_inf)
     reads, shared = control.reads_gradients, ranks.shared(control, scaled)
     in_place = observed_or_in_place(loss, backend, control, shared)
@@ -90,6 +91,7 @@ def run(
             backend.measure(then_clip=not spikes)
         if spikes or (scaled and not reads):
             backend.clip()
+        backend.table.closes = True
         backend.update(loss=in_place)
         return
     if reads:
@@ -98,10 +100,12 @@ def run(
     if reads or scaled:
         sums.wait()
         backend.clip()
+        backend.table.closes = True
         backend.update()
     else:  # nothing but the next learning rate depends on the sums: they travel while memory is busy
         try:
             backend.update(then_control=False)
         finally:
             sums.wait()
+        backend.table.closes = True
         backend.control()

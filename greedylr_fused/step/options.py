@@ -76,7 +76,7 @@ def warn_of_low_lr(lrs: Sequence[float], *, tuned: bool, loaded: bool = False) -
             remedy = 'before loading delete "control" and "initial_lr" from its groups and write "lr": 1.0 there'
         warn(
             "tuner: expected a base lr of about 1, whose scale the tuner finds, got "
-            f"{min(lrs):g}{' from the checkpoint' if loaded else ''}; {remedy}"
+            f"{min(filter(None, lrs)):g}{' from the checkpoint' if loaded else ''}; {remedy}"
         )
 
 

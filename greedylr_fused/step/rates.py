@@ -182,8 +182,6 @@ class Rates:
                 f"max_lr), got {lr!r}; write one within, or construct the schedule with bounds that enclose it"
             )
         at = self._mirror.slot("curve_value") if self._control.follows_steps else 0.0
-        if self._control.searches:
-            at *= self._mirror.slot("multiplier") / self._mirror.slot("search_level")
         if at > 0.0 and not low * (1 - _SLACK) <= lr / at <= high * (1 + _SLACK):
             raise ValueError(
                 f"learning rate of parameter group {index}: expected a peak of {low:g} to {high:g}, got {lr!r} where "

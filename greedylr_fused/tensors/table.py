@@ -48,6 +48,7 @@ class TensorTable:
         spike_window: values in each ring of spikes, 0 for none.
         tuned: the tuner's part of the control vector.
         searches: whether the schedule is a level search.
+        closes: whether this step has got as far as its control, which may ask for a backup.
         captured: whether there is a graph that reads and writes all this memory at each replay; from then on every
             step sends all its values, since a replay may have come between.
         sharded: whether a parameter is a DTensor.
@@ -61,7 +62,7 @@ class TensorTable:
         self.chunk, self._copies = chunk, copies
         self.control, self.curve, self.l1 = control.vector, control.curve.values, control.measures_l1
         self.n_groups, self.snapshot, self.spike_window = control.n_groups, control.snapshot, control.spike_window
-        self.tuned, self.searches = control.tuned, control.searches
+        self.tuned, self.searches, self.closes = control.tuned, control.searches, False
         self.device = self.control.device
         rows = {row: [0] * len(self.entries) for row in Row} | copies.place(self.entries, copies_in_kernel)
         rows[Row.PARAM] = [real(e.target).data_ptr() for e in self.entries]

@@ -5,41 +5,12 @@ import math
 
 import pytest
 import torch
-from support.oracle import Driven
-from support.searches import BASE, COMPARED, STEPS, golden, random_runs, state, take
+from support.search_traces import LRS, assert_same, trace, wanted
+from support.searches import BASE, COMPARED, STEPS, golden, random_runs
 
 from greedylr_fused import FusedAdamW, GreedyLR, Linear
 from greedylr_fused.control import without_trial
-from greedylr_fused.schedules import AdaLRS, Backup, Climb, Phase, SearchSpec
-
-LRS = [0.1, 0.003]
-
-
-def trace(backend, device, config, losses):
-    """LRs and the slots of a search after each step; of a skipped step with a loss that must not count."""
-    driven, found = Driven(backend, device, config, LRS, COMPARED), []
-    for loss in losses:
-        driven.control.slot("skip").fill_(float(loss is None))
-        pending = torch.tensor([7.0 if loss is None else loss, 1.0], dtype=torch.float64, device=device)
-        found.append(driven.observe(pending))
-    return torch.stack(found).tolist()
-
-
-def wanted(config, losses, saved_at=None):
-    """The same of the specification, saved and loaded after the step with that index, if any."""
-    spec, curve, found = SearchSpec(config), config.base.curve(), []
-    for step, loss in enumerate(losses):
-        take(spec, loss)
-        value = curve[min(spec.step, len(curve) - 1)]
-        found.append([*(lr * spec.multiplier * value for lr in LRS), *state(spec)])
-        if step == saved_at:
-            spec.resume()
-    return found
-
-
-def assert_same(got, want, config):
-    for step, (a, b) in enumerate(zip(got, want, strict=True)):
-        assert repr(a) == repr(b), f"step {step} of {config}: {dict(zip(COMPARED, a[2:], strict=True))}, not {b}"
+from greedylr_fused.schedules import AdaLRS, Backup, Climb, Phase
 
 
 @pytest.mark.parametrize("name", golden())
@@ -144,7 +115,7 @@ def test_a_saved_trial_has_no_verdict(backend, device):
     assert float(other._control.slot("backup")) == Backup.TAKE, "of the parameters as they are"
 
 
-@pytest.mark.parametrize("other", [dict(min_window=4), dict(min_window=12), dict(tail=1.0), dict(anneal=0.5)])
+@pytest.mark.parametrize("other", [dict(min_window=4), dict(min_window=12), dict(tail=1.0), dict(factor=2.0)])
 def test_a_run_in_other_windows_measures_anew(other):
     """Losses of a window of another length, or of another part of it, do not compare."""
     case = golden()["climb, raises to the top"]
@@ -218,12 +189,35 @@ def test_an_lr_of_0_holds_for_one_step(backend, device, phase, at):
     assert opt.read_lr() == other.read_lr()
 
 
-def test_an_lr_far_above_all_others_is_refused_in_an_anneal():
+def test_an_lr_far_above_all_others_is_brought_down_to_the_top(backend, device):
+    """In an anneal any usual LR is; the host does not know of the anneal, so that it cannot refuse it."""
     case = golden()["climb, raises to the top"]
-    opt = optimizer(case["config"], "cpu", torch.device("cpu"))
+    opt = optimizer(case["config"], backend, device)
     run_to(opt, case, Phase.CONTROL, 9)
-    with pytest.raises(ValueError, match="so that its peak would be"):
-        opt.set_lr(0.03)
+    opt.set_lr(0.02)
+    outside = [own["initial_lr"] * own["search_level"] for own in opt._control.numbers()]
+    assert outside == pytest.approx([lr * 9.0 for lr in LRS])
+
+
+@pytest.mark.parametrize("other", [{}, dict(tail=1.0)])
+def test_a_resume_too_late_for_another_trial_keeps_the_word_of_the_first(other):
+    """Each trial is worse by far. Within the second the run is saved, and there is no time to begin that anew."""
+    config = Climb(base=Linear(250, warmup_steps=10))
+    opt = optimizer(config, "cpu", torch.device("cpu"))
+    control, at = opt._control, 20.0
+    while (float(control.slot("again")), float(control.slot("phase")), float(control.slot("window_step"))) != (
+        1.0,
+        Phase.TRIAL,
+        12.0,
+    ):
+        trial = float(control.slot("phase")) == Phase.TRIAL
+        step(opt, 7.0 if trial else 2.0)
+    resumed = optimizer(Climb(base=config.base, **other), "cpu", torch.device("cpu"))
+    resumed.load_state_dict(opt.state_dict())
+    for _ in range(int(at)):
+        step(resumed, 2.0)
+    assert float(resumed._control.slot("phase")) == Phase.FROZEN
+    assert float(resumed._control.slot("search_level")) == pytest.approx(1 / 3)
 
 
 def test_a_group_added_later_has_the_level_too(backend, device):

@@ -44,6 +44,26 @@ def test_an_interrupt_after_the_update_loses_no_copy(monkeypatch, backend, devic
     assert interrupted
 
 
+def test_a_step_that_fails_before_its_control_copies_nothing(monkeypatch, backend, device):
+    """What the last control asked for is done: weights written since are the user's."""
+    training = search(backend, device, max_grad_norm=1.0)
+    for loss in golden()[CASE]["losses"]:
+        training.step(loss)
+        if float(training.opt._control.slot("backup")) == Backup.PUT_BACK:
+            break
+    with torch.no_grad():
+        for param in training.params():
+            param.fill_(7.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        patch.setattr(type(training.opt._engine.backend), "measure", interrupt)
+        training.step(1.0)
+    assert all(bool((param == 7.0).all()) for param in training.params())
+
+
 def test_a_lack_of_memory_ends_one_step_and_no_other(monkeypatch, backend, device):
     if backend == "triton":
         pytest.skip("the host's business, and the interpreter takes too long")

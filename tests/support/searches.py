@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 from greedylr_fused import Linear
-from greedylr_fused.schedules import AdaLRS, Climb
+from greedylr_fused.schedules import AdaLRS, Climb, Phase, SearchSpec
 
 #: Slots that every form must have after each step, and the same of the specification.
 COMPARED = (
@@ -105,3 +105,35 @@ def random_runs(seed, count):
     rng = random.Random(seed)
     for _ in range(count):
         yield random_config(rng), random_losses(rng)
+
+
+#: What happens in the trials of a Climb, whose losses outside them are 2 and some noise: of each trial in turn the loss
+#: at a step of its window.
+VERDICTS = {
+    "explodes": (lambda at: 2.0 * 1.5**at,) * 4,
+    "a spike in the first": (lambda at: 1e6 if at == 6 else 2.0, lambda at: 1.9999, lambda at: 3.0),
+    "both lose, together by enough": (lambda at: 2.012,) * 2,
+    "both lose, and not by enough": (lambda at: 2.002,) * 3,
+    "the first wins by little, the second loses": (lambda at: 1.9999, lambda at: 2.2, lambda at: 3.0),
+    "a tie, and a tie": (lambda at: 2.0,) * 3,
+    "the first fails, the second loses": (lambda at: math.nan, lambda at: 2.2),
+    "the first fails, the second ties": (lambda at: math.inf, lambda at: 2.0, lambda at: 3.0),
+    "the second fails": (lambda at: 2.001, lambda at: math.nan),
+    "all win": (lambda at: 1.5,) * 4,
+    "the third fails": (lambda at: 1.5, lambda at: math.nan),
+}
+
+
+def verdict(name, *, late=False):
+    """The configuration and the losses of one of `VERDICTS`; `late`: there is time for one trial alone."""
+    config = Climb(base=Linear(80 if late else STEPS, warmup_steps=4), window=0.0, min_window=10)
+    spec, trials, losses, number = SearchSpec(config), VERDICTS[name], [], -1
+    for step in range(min(110, config.base.total_steps)):
+        noise = 0.003 * ((step * 7) % 5 - 2)
+        if spec.phase is Phase.TRIAL:
+            number += spec.window_step == 0
+            losses.append(trials[min(number, len(trials) - 1)](spec.window_step) + noise)
+        else:
+            losses.append(2.0 + noise)
+        spec.observe(losses[-1])
+    return config, losses

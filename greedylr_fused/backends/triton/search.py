@@ -192,7 +192,7 @@ def _try_higher(c):
     trial_level = level * tl.load(c + _RAISE_BY)
     tl.store(c + _TRIAL_LEVEL, trial_level)
     if (trial_level > tl.load(c + _HIGHEST)) | _is_late(c, 2):
-        tl.store(c + _SEARCH_LEVEL, _not_below(level, 1.0))
+        tl.store(c + _SEARCH_LEVEL, tl.where(tl.load(c + _AGAIN) == 0, _not_below(level, 1.0), level))
         tl.store(c + _PHASE, tl.full((), _FROZEN, tl.float64))
     else:
         _copy_after(c, _TAKE)
