@@ -194,7 +194,7 @@ def test_an_lr_far_above_all_others_is_brought_down_to_the_top(backend, device):
     case = golden()["climb, raises to the top"]
     opt = optimizer(case["config"], backend, device)
     run_to(opt, case, Phase.CONTROL, 9)
-    opt.set_lr(0.02)
+    opt.set_lr(LRS)
     outside = [own["initial_lr"] * own["search_level"] for own in opt._control.numbers()]
     assert outside == pytest.approx([lr * 9.0 for lr in LRS])
 
