@@ -92,8 +92,9 @@ HOST_DEVICE inline void try_higher(double* c) {
     open_window(c, Phase::TRIAL);
 }
 
-// Climb: the control's losses beside those of the trial before it. A trial that wins is taken. Up to the starting
-// LR another one is, too, unless a second one loses with it, or there is no time for that and it loses.
+// Climb: the control's losses beside those of the trial before it. A trial that wins is taken. Up to the
+// starting LR another one is, too, unless a second one loses with it, or there is no time for that and it
+// loses.
 HOST_DEVICE inline void judge_mean(double* c) {
     const Estimate found = mean_loss(c);
     const double gain = found.value - c[slot::kept], z = c[slot::errors];
