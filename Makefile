@@ -23,7 +23,7 @@ help:
 	@echo "make train    pretrain a small GPT on real text, beside the unfused baseline (about 3 minutes on 2 cores)"
 	@echo "              Ctrl-C saves; go on with: make train ARGS='--resume runs/train'"
 	@echo "              other options (--data FILE_OR_DIR, --steps N, ...): make train ARGS=--help"
-	@echo "make test     run the tests, on all cores: each property on every backend (6 minutes on 2 cores)"
+	@echo "make test     run the tests, on all cores, each on every backend (8 minutes on 2 cores)"
 	@echo "make test-all the same in all combinations, with more random numbers and longer runs"
 	@echo "make torchtitan   the tests of its integration, in $(VENV)-torchtitan: it brings many packages (minutes)"
 	@echo "make compat   conformance, checkpoints, ranks and Triton on torch 2.9.1 to 2.14.1: hours, and gigabytes for each"

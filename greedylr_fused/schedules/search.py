@@ -49,6 +49,10 @@ class Windows:
     begin: int
     until: int
 
+    def have_room(self, count: int, step: int = 0) -> bool:
+        """Return whether so many windows end in time that begin after the step which follows this one, or later."""
+        return max(step + 1, self.begin) + count * self.length <= self.until
+
 
 class LevelSearch(LossSchedule):
     """A schedule that tries other levels over windows of steps, and puts parameters and optimizer state back after a
@@ -84,9 +88,8 @@ class LevelSearch(LossSchedule):
         raise NotImplementedError
 
     def has_room(self, step: int) -> bool:
-        """Return whether a round that begins after the step that follows, or later, ends in time."""
-        plan = self.windows
-        return max(step + 1, plan.begin) + self.round_windows * plan.length <= plan.until
+        """Return whether a round may still end in time after this step."""
+        return self.windows.have_room(self.round_windows, step)
 
     def bounds(self, lr: float, group: int) -> tuple[float, float]:
         """Return `(0, highest level)` of a group with that starting LR: within a window the level may fall to 0."""
@@ -150,8 +153,7 @@ class LevelSearch(LossSchedule):
         """Refuse a run in which no round ends, with the least length that has room for one."""
 
         def fits(steps: int) -> bool:
-            longer = self._plan(steps, warmup)
-            return longer.begin + self.round_windows * longer.length <= longer.until
+            return self._plan(steps, warmup).have_room(self.round_windows)
 
         low, fitting = total, None  # not a bisection: with all the rounding some lengths beyond one that fits do not
         while fitting is None and low < checks.MAX_STEPS:

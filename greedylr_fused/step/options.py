@@ -248,7 +248,7 @@ def check_outside_backward() -> None:
         raise RuntimeError(
             "FusedAdamW.step(): expected a call after backward(), since max_grad_norm, skip_nonfinite, skip_spikes, "
             "tuner and Recorder(grad_norms=True) need all gradients, got one from a hook within backward(); call "
-            "step() after it, or leave them out to step parameters one by one"
+            "step() after it, or turn them off to step parameters one by one"
         )
 
 

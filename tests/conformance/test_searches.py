@@ -160,12 +160,19 @@ def test_another_schedule_starts_from_the_level_outside_trials():
     assert greedy.read_lr() == other.read_lr()
 
 
-@pytest.mark.parametrize(("phase", "at"), [(Phase.WAIT, 0), (Phase.TRIAL, 8), (Phase.CONTROL, 3)])
-def test_half_the_lr_halves_all_that_follow(backend, device, phase, at):
+at_any_phase = pytest.mark.parametrize(("phase", "at"), [(Phase.WAIT, 0), (Phase.TRIAL, 8), (Phase.CONTROL, 3)])
+
+
+def reached(backend, device, phase, at):
     case = golden()["climb, raises to the top"]
-    opt, other = (optimizer(case["config"], backend, device) for _ in range(2))
-    for each in (opt, other):
-        run_to(each, case, phase, at)
+    opt = optimizer(case["config"], backend, device)
+    run_to(opt, case, phase, at)
+    return opt
+
+
+@at_any_phase
+def test_half_the_lr_halves_all_that_follow(backend, device, phase, at):
+    opt, other = (reached(backend, device, phase, at) for _ in range(2))
     opt.set_lr([lr / 2.0 for lr in opt.read_lr()])
     for loss in [1.0] * 12:
         assert opt.read_lr() == pytest.approx([lr / 2.0 for lr in other.read_lr()], rel=1e-12)
@@ -174,16 +181,13 @@ def test_half_the_lr_halves_all_that_follow(backend, device, phase, at):
     assert float(opt._control.slot("search_level")) == float(other._control.slot("search_level"))
 
 
-@pytest.mark.parametrize(("phase", "at"), [(Phase.WAIT, 0), (Phase.TRIAL, 8), (Phase.CONTROL, 3)])
+@at_any_phase
 def test_an_lr_of_0_holds_for_one_step(backend, device, phase, at):
-    case = golden()["climb, raises to the top"]
-    opt, other = (optimizer(case["config"], backend, device) for _ in range(2))
-    for each in (opt, other):
-        run_to(each, case, phase, at)
+    opt, other = (reached(backend, device, phase, at) for _ in range(2))
     opt.set_lr(0.0)
     assert opt.read_lr() == [0.0, 0.0]
     copy.deepcopy(opt)
-    optimizer(case["config"], backend, device).load_state_dict(copy.deepcopy(opt.state_dict()))
+    reached(backend, device, phase, at).load_state_dict(copy.deepcopy(opt.state_dict()))
     step(opt, 1.0)
     step(other, 1.0)
     assert opt.read_lr() == other.read_lr()
@@ -204,17 +208,12 @@ def test_a_resume_too_late_for_another_trial_keeps_the_word_of_the_first(other):
     """Each trial is worse by far. Within the second the run is saved, and there is no time to begin that anew."""
     config = Climb(base=Linear(250, warmup_steps=10))
     opt = optimizer(config, "cpu", torch.device("cpu"))
-    control, at = opt._control, 20.0
-    while (float(control.slot("again")), float(control.slot("phase")), float(control.slot("window_step"))) != (
-        1.0,
-        Phase.TRIAL,
-        12.0,
-    ):
-        trial = float(control.slot("phase")) == Phase.TRIAL
-        step(opt, 7.0 if trial else 2.0)
+    at = {"again": 1.0, "phase": Phase.TRIAL, "window_step": 12.0}
+    while any(float(opt._control.slot(name)) != value for name, value in at.items()):
+        step(opt, 7.0 if float(opt._control.slot("phase")) == Phase.TRIAL else 2.0)
     resumed = optimizer(Climb(base=config.base, **other), "cpu", torch.device("cpu"))
     resumed.load_state_dict(opt.state_dict())
-    for _ in range(int(at)):
+    for _ in range(20):
         step(resumed, 2.0)
     assert float(resumed._control.slot("phase")) == Phase.FROZEN
     assert float(resumed._control.slot("search_level")) == pytest.approx(1 / 3)
