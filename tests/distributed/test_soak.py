@@ -19,7 +19,7 @@ WORLD, LR = 2, 0.01
 SCHEDULE = GreedyLR(patience=2, factor=0.9, smooth=True, window_size=20, cooldown=1, warmup=1, reset_start=3)
 WARM_UP, STRETCHES = 500, 2
 #: Full steps: how often the optimizer is made anew, and the steps of each.
-GENERATIONS, STEPS = 3, 1000
+GENERATIONS, STEPS = 3, 1700
 #: Where all is counted. From the first of these on, an optimizer has all its groups; the first stretches of the first
 #: one do not count: PyTorch keeps a record of the last 2000 collectives, which has to fill.
 STRETCH = 350
@@ -57,10 +57,10 @@ def control(rank, steps):
 
 
 def test_control_steps(request):
-    """100,000 with `--control-steps 100000 --timeout 0`: gloo takes longer to wake its threads than a step takes."""
-    usual = (
-        12_000 if request.config.getoption("--exhaustive") else 8_000
-    )  # in less the noise of a count hides a step in a hundred
+    """100,000 with `--control-steps 100000 --timeout 0`: gloo takes longer to wake its threads than a step takes. In
+    much less than 8,000 the noise of a count hides a step in a hundred.
+    """
+    usual = 12_000 if request.config.getoption("--exhaustive") else 8_000
     steps = request.config.getoption("--control-steps") or usual
     (trace, growth, last), (other_trace, other_growth, other_last) = run(
         control, WORLD, steps, timeout=100 + steps / 500
